@@ -1,0 +1,105 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""The public function: checks, autocast and the choice of a backend."""
+
+from typing import Callable, Dict, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from ..errors import UpgradeError
+from . import eager, reference
+from .geometry import Geometry, IntPair, describe
+
+BACKENDS = ('auto', 'reference', 'eager', 'triton')
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Optional[Tensor] = None,
+    stride: IntPair = 1,
+    padding: IntPair = 0,
+    dilation: IntPair = 1,
+    mask: Optional[Tensor] = None,
+    *,
+    backend: str = 'auto',
+) -> Tensor:
+    """Deformable convolution, version 1 or (with ``mask``) version 2; torchvision's meaning and signature.
+
+    Args:
+        input: Map (N, C, H, W) in any memory format; N may be 0.
+        offset: (N, 2*G*kh*kw, Ho, Wo), in input pixels, ordered deform group, tap, ``(dy, dx)``. G, the
+            number of deform groups, is inferred from it.
+        weight: (O, C // groups, kh, kw); the groups of the convolution are inferred from it.
+        bias: (O,) or None.
+        stride: One integer or ``(h, w)``, as ``padding`` and ``dilation``.
+        padding: Zeros around the input.
+        dilation: Distance of neighbouring taps.
+        mask: Modulation (N, G*kh*kw, Ho, Wo) that each sample is multiplied by, or None.
+        backend: ``'reference'`` (slow specification), ``'eager'`` (plain PyTorch, any device), ``'triton'``
+            (optional GPU kernels) or ``'auto'``.
+
+    Returns:
+        The map (N, O, Ho, Wo) in the dtype of ``input`` (under autocast: in the autocast dtype). A sample is
+        the bilinear interpolation of the zero-extended map; its derivative at integer coordinates is the one
+        from the right. Coordinates are computed in float32 at least. Samples far outside, infinitely far
+        included, are 0; a NaN offset gives NaN outputs where it is used.
+
+    Raises:
+        ShapeError: The shapes do not fit together.
+        UpgradeError: A dtype, a device or the backend cannot be used.
+
+    References:
+        Dai et al., Deformable Convolutional Networks, 2017, section 2.1; Zhu et al., Deformable ConvNets v2,
+        2018, section 3.2 (the mask).
+    """
+    geo = describe(input, offset, weight, bias, mask, stride, padding, dilation)
+    input, weight, bias = _autocast(input, weight, bias)
+    _check_types(input, offset, weight, bias, mask)
+    run = _backend(backend, input)
+    with torch.autocast(input.device.type, enabled=False):
+        return run(input, offset, weight, bias, mask, geo)
+
+
+def _autocast(input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+    """Under autocast, values (not coordinates) go to its dtype, as for any convolution."""
+    dtype = _autocast_dtype(input.device.type)
+    if dtype is None or input.dtype == torch.float64:
+        return input, weight, bias
+    return input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+
+
+def _autocast_dtype(device_type: str) -> Optional[torch.dtype]:
+    if device_type == 'cuda':
+        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+    if device_type == 'cpu':
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return None
+
+
+def _check_types(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Optional[Tensor], mask: Optional[Tensor]
+) -> None:
+    named = {'input': input, 'offset': offset, 'weight': weight, 'bias': bias, 'mask': mask}
+    for name, tensor in named.items():
+        if tensor is None:
+            continue
+        if tensor.dtype not in _FLOATS:
+            raise UpgradeError(f'{name} is {tensor.dtype}; expected float16, bfloat16, float32 or float64.')
+        if tensor.device != input.device:
+            raise UpgradeError(f'{name} is on {tensor.device} and input on {input.device}; move them to one device.')
+        if name in ('weight', 'bias') and tensor.dtype != input.dtype:
+            raise UpgradeError(f'{name} is {tensor.dtype} and input {input.dtype}; cast one of them, or use autocast.')
+
+
+Backend = Callable[[Tensor, Tensor, Tensor, Optional[Tensor], Optional[Tensor], Geometry], Tensor]
+
+
+def _backend(name: str, input: Tensor) -> Backend:
+    if name == 'auto' or name == 'eager':
+        return eager.deform_conv2d
+    if name == 'reference':
+        return reference.deform_conv2d
+    raise UpgradeError(f'backend {name!r} is unknown; expected one of {", ".join(BACKENDS)}.')

@@ -1,0 +1,118 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""The sampling plan of plain PyTorch: which rows of a padded channels-last table, with which weights.
+
+The input map becomes a table with one row of channels per pixel and deform group, with two zero columns after
+each image row and two zero rows after each image. A corner up to two pixels outside the map then lands on
+zeros, so no bounds have to be tested: coordinates are clamped once and every index is valid.
+"""
+
+from typing import NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from .geometry import Geometry
+
+BORDER = 2  # zero rows (columns) shared by neighbouring images (image rows)
+LEAD = BORDER + 1  # zero rows before the first image, so that corner (-2, -2) exists
+
+
+class Plan(NamedTuple):
+    """Where every sample comes from; B = number of samples, ordered (N, L, K, G)."""
+
+    base: Tensor  # (B,) int32 or int64: table row of the upper left corner
+    ly: Tensor  # (B,) distance from the upper corner, in [0, 1)
+    lx: Tensor  # (B,) distance from the left corner, in [0, 1)
+    mask: Optional[Tensor]  # (B,)
+
+
+def table_size(geo: Geometry) -> Tuple[int, int]:
+    """Rows of pixels, and pixels a row, of the padded table."""
+    return LEAD + geo.N * (geo.H + BORDER), geo.W + BORDER
+
+
+def to_table(input: Tensor, geo: Geometry, dtype: torch.dtype) -> Tensor:
+    """The padded channels-last copy of the map, (rows * cols * G, C // G)."""
+    rows, cols = table_size(geo)
+    table = input.new_zeros((rows, cols, geo.C), dtype=dtype)
+    _interior(table, geo).copy_(input.permute(0, 2, 3, 1))
+    return table.view(rows * cols * geo.G, geo.C // geo.G)
+
+
+def from_table(table: Tensor, geo: Geometry) -> Tensor:
+    """The map (N, C, H, W) in a padded table; a channels-last view."""
+    rows, cols = table_size(geo)
+    return _interior(table.view(rows, cols, geo.C), geo).permute(0, 3, 1, 2)
+
+
+def _interior(table: Tensor, geo: Geometry) -> Tensor:
+    images = table[LEAD:].view(geo.N, geo.H + BORDER, geo.W + BORDER, geo.C)
+    return images[:, : geo.H, : geo.W]
+
+
+def make_plan(offset: Tensor, mask: Optional[Tensor], geo: Geometry, dtype: torch.dtype) -> Plan:
+    """Turn offsets into table rows and weights; coordinates in the dtype of ``offset`` or float32 at least."""
+    coord = torch.promote_types(torch.promote_types(offset.dtype, torch.float32), dtype)
+    shift = offset.reshape(geo.N, geo.G, geo.K, 2, geo.L).permute(3, 0, 4, 2, 1).to(coord)  # (2, N, L, K, G)
+    base_y, base_x = _tap_grid(geo, coord, offset.device)
+    y = (shift[0] + base_y).clamp_(-BORDER, geo.H)
+    x = (shift[1] + base_x).clamp_(-BORDER, geo.W)
+    y0, x0 = y.floor(), x.floor()
+    ly, lx = (y - y0).to(dtype), (x - x0).to(dtype)
+    base = _table_rows(y0, x0, geo)
+    m = None
+    if mask is not None:
+        m = mask.reshape(geo.N, geo.G, geo.K, geo.L).permute(0, 3, 2, 1).to(dtype).reshape(-1)
+    return Plan(base.reshape(-1), ly.reshape(-1), lx.reshape(-1), m)
+
+
+def _tap_grid(geo: Geometry, dtype: torch.dtype, device: torch.device) -> Tuple[Tensor, Tensor]:
+    """Undeformed coordinates (L, K, 1) of every tap."""
+    rows = torch.arange(geo.Ho, device=device, dtype=dtype) * geo.stride_h - geo.pad_h
+    cols = torch.arange(geo.Wo, device=device, dtype=dtype) * geo.stride_w - geo.pad_w
+    taps_y = torch.arange(geo.kh, device=device, dtype=dtype) * geo.dil_h
+    taps_x = torch.arange(geo.kw, device=device, dtype=dtype) * geo.dil_w
+    shape = (geo.Ho, geo.Wo, geo.kh, geo.kw)
+    y = (rows.view(-1, 1, 1, 1) + taps_y.view(1, 1, -1, 1)).expand(shape)
+    x = (cols.view(1, -1, 1, 1) + taps_x.view(1, 1, 1, -1)).expand(shape)
+    return y.reshape(geo.L, geo.K, 1), x.reshape(geo.L, geo.K, 1)
+
+
+def _table_rows(y0: Tensor, x0: Tensor, geo: Geometry) -> Tensor:
+    """Table row of pixel (y0, x0), (N, L, K, G); never outside the table, even for NaN."""
+    rows, cols = table_size(geo)
+    index = torch.int32 if rows * cols * geo.G < 2**31 else torch.int64
+    y = y0.nan_to_num_(0.0).to(index)
+    x = x0.nan_to_num_(0.0).to(index)
+    image = torch.arange(geo.N, device=y.device, dtype=index).view(-1, 1, 1, 1) * (geo.H + BORDER) + LEAD
+    base = (y + image) * cols + x
+    if geo.G == 1:
+        return base
+    return base * geo.G + torch.arange(geo.G, device=y.device, dtype=index)
+
+
+def corner_rows(base: Tensor, geo: Geometry) -> Tensor:
+    """Table rows (B, 4) of the corners in the order upper left, upper right, lower left, lower right."""
+    cols = table_size(geo)[1]
+    steps = torch.tensor([0, geo.G, cols * geo.G, (cols + 1) * geo.G], device=base.device, dtype=base.dtype)
+    return base.unsqueeze(1) + steps
+
+
+def corner_weights(plan: Plan) -> Tensor:
+    """Interpolation weights (B, 4) of the corners, the modulation included."""
+    upper = 1 - plan.ly if plan.mask is None else (1 - plan.ly) * plan.mask
+    lower = plan.ly if plan.mask is None else plan.ly * plan.mask
+    left = 1 - plan.lx
+    return torch.stack((upper * left, upper * plan.lx, lower * left, lower * plan.lx), dim=1)
+
+
+def plan_gradients(plan: Plan, dots: Tensor) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+    """Gradients (B,) of y, x and mask from ``dots`` (B, 4): each corner's row times the column's gradient."""
+    d00, d01, d10, d11 = dots.unbind(1)
+    top, bottom = d00 + (d01 - d00) * plan.lx, d10 + (d11 - d10) * plan.lx
+    left, right = d01 - d00, d11 - d10
+    grad_y = bottom - top
+    grad_x = left + (right - left) * plan.ly
+    if plan.mask is None:
+        return grad_y, grad_x, None
+    return grad_y * plan.mask, grad_x * plan.mask, top + grad_y * plan.ly
