@@ -1,7 +1,9 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """The public function: checks, autocast and the choice of a backend."""
 
-from typing import Callable, Dict, Optional, Tuple
+from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,11 +20,11 @@ def deform_conv2d(
     input: Tensor,
     offset: Tensor,
     weight: Tensor,
-    bias: Optional[Tensor] = None,
+    bias: Tensor | None = None,
     stride: IntPair = 1,
     padding: IntPair = 0,
     dilation: IntPair = 1,
-    mask: Optional[Tensor] = None,
+    mask: Tensor | None = None,
     *,
     backend: str = 'auto',
 ) -> Tensor:
@@ -63,7 +65,7 @@ def deform_conv2d(
         return run(input, offset, weight, bias, mask, geo)
 
 
-def _autocast(input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
+def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Under autocast, values (not coordinates) go to its dtype, as for any convolution."""
     dtype = _autocast_dtype(input.device.type)
     if dtype is None or input.dtype == torch.float64:
@@ -71,7 +73,7 @@ def _autocast(input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tuple[Te
     return input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-def _autocast_dtype(device_type: str) -> Optional[torch.dtype]:
+def _autocast_dtype(device_type: str) -> torch.dtype | None:
     if device_type == 'cuda':
         return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
     if device_type == 'cpu':
@@ -80,7 +82,7 @@ def _autocast_dtype(device_type: str) -> Optional[torch.dtype]:
 
 
 def _check_types(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Optional[Tensor], mask: Optional[Tensor]
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None
 ) -> None:
     named = {'input': input, 'offset': offset, 'weight': weight, 'bias': bias, 'mask': mask}
     for name, tensor in named.items():
@@ -94,7 +96,7 @@ def _check_types(
             raise UpgradeError(f'{name} is {tensor.dtype} and input {input.dtype}; cast one of them, or use autocast.')
 
 
-Backend = Callable[[Tensor, Tensor, Tensor, Optional[Tensor], Optional[Tensor], Geometry], Tensor]
+Backend = Callable[..., Tensor]
 
 
 def _backend(name: str, input: Tensor) -> Backend:

@@ -6,7 +6,9 @@ Vocabulary of this folder: ``N, C, H, W`` the input map; ``O, Ho, Wo`` the outpu
 convolution. Offsets are in input pixels, ``(dy, dx)`` per tap.
 """
 
-from typing import NamedTuple, Optional, Tuple, Union
+from __future__ import annotations
+
+from typing import NamedTuple, Tuple, Union
 
 from torch import Tensor
 
@@ -47,7 +49,7 @@ class Geometry(NamedTuple):
         return self.Ho * self.Wo
 
 
-def pair(value: IntPair, name: str, least: int) -> Tuple[int, int]:
+def pair(value: IntPair, name: str, least: int) -> tuple[int, int]:
     """``3`` or ``(3, 1)`` as ``(h, w)``, refusing anything below ``least``."""
     values = (value, value) if isinstance(value, int) else tuple(value)
     if len(values) != 2 or any(v < least for v in values):
@@ -59,8 +61,8 @@ def describe(
     input: Tensor,
     offset: Tensor,
     weight: Tensor,
-    bias: Optional[Tensor],
-    mask: Optional[Tensor],
+    bias: Tensor | None,
+    mask: Tensor | None,
     stride: IntPair,
     padding: IntPair,
     dilation: IntPair,
@@ -119,6 +121,6 @@ def _deform_groups(offset: Tensor, C: int, K: int) -> int:
     return G
 
 
-def _check_shape(name: str, tensor: Tensor, expected: Tuple[int, ...]) -> None:
+def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != expected:
         raise ShapeError(f'{name} has shape {tuple(tensor.shape)}; expected {expected}.')

@@ -6,7 +6,7 @@ extended by zeros to the infinite plane. The weights of its four corners come fr
 interpolant has a kink (integer coordinates) its derivative is the one from the right, everywhere.
 """
 
-from typing import Optional
+from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from .geometry import Geometry
 
 
 def deform_conv2d(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Optional[Tensor], mask: Optional[Tensor], geo: Geometry
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, geo: Geometry
 ) -> Tensor:
     """Deformable convolution as it is written in the paper: sample, modulate, contract."""
     work = torch.promote_types(input.dtype, torch.float32)

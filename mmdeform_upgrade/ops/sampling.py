@@ -6,7 +6,9 @@ each image row and two zero rows after each image. A corner up to two pixels out
 zeros, so no bounds have to be tested: coordinates are clamped once and every index is valid.
 """
 
-from typing import NamedTuple, Optional, Tuple
+from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,17 +20,31 @@ LEAD = BORDER + 1  # zero rows before the first image, so that corner (-2, -2) e
 
 
 class Plan(NamedTuple):
-    """Where every sample comes from; B = number of samples, ordered (N, L, K, G)."""
+    """Where every sample comes from; all (N*L, K, G)."""
 
-    base: Tensor  # (B,) int32 or int64: table row of the upper left corner
-    ly: Tensor  # (B,) distance from the upper corner, in [0, 1)
-    lx: Tensor  # (B,) distance from the left corner, in [0, 1)
-    mask: Optional[Tensor]  # (B,)
+    base: Tensor  # int32 or int64: table row of the upper left corner
+    ly: Tensor  # distance from the upper corner, in [0, 1)
+    lx: Tensor  # distance from the left corner, in [0, 1)
+    mask: Tensor | None
+
+    def part(self, positions: slice, taps: slice) -> Plan:
+        """The flat plan of some output positions and some taps."""
+        mask = None if self.mask is None else self.mask[positions, taps].reshape(-1)
+        base, ly, lx = (t[positions, taps].reshape(-1) for t in self[:3])
+        return Plan(base, ly, lx, mask)
 
 
-def table_size(geo: Geometry) -> Tuple[int, int]:
+def table_size(geo: Geometry) -> tuple[int, int]:
     """Rows of pixels, and pixels a row, of the padded table."""
     return LEAD + geo.N * (geo.H + BORDER), geo.W + BORDER
+
+
+def table_span(images: slice, geo: Geometry) -> slice:
+    """The table rows that samples of some images can touch, the borders included."""
+    _, cols = table_size(geo)
+    first = images.start * (geo.H + BORDER)
+    last = LEAD + images.stop * (geo.H + BORDER)
+    return slice(first * cols * geo.G, last * cols * geo.G)
 
 
 def to_table(input: Tensor, geo: Geometry, dtype: torch.dtype) -> Tensor:
@@ -50,7 +66,7 @@ def _interior(table: Tensor, geo: Geometry) -> Tensor:
     return images[:, : geo.H, : geo.W]
 
 
-def make_plan(offset: Tensor, mask: Optional[Tensor], geo: Geometry, dtype: torch.dtype) -> Plan:
+def make_plan(offset: Tensor, mask: Tensor | None, geo: Geometry, dtype: torch.dtype) -> Plan:
     """Turn offsets into table rows and weights; coordinates in the dtype of ``offset`` or float32 at least."""
     coord = torch.promote_types(torch.promote_types(offset.dtype, torch.float32), dtype)
     shift = offset.reshape(geo.N, geo.G, geo.K, 2, geo.L).permute(3, 0, 4, 2, 1).to(coord)  # (2, N, L, K, G)
@@ -62,11 +78,13 @@ def make_plan(offset: Tensor, mask: Optional[Tensor], geo: Geometry, dtype: torc
     base = _table_rows(y0, x0, geo)
     m = None
     if mask is not None:
-        m = mask.reshape(geo.N, geo.G, geo.K, geo.L).permute(0, 3, 2, 1).to(dtype).reshape(-1)
-    return Plan(base.reshape(-1), ly.reshape(-1), lx.reshape(-1), m)
+        m = mask.reshape(geo.N, geo.G, geo.K, geo.L).permute(0, 3, 2, 1).to(dtype)
+        m = m.reshape(geo.N * geo.L, geo.K, geo.G)
+    shape = (geo.N * geo.L, geo.K, geo.G)
+    return Plan(base.reshape(shape), ly.reshape(shape), lx.reshape(shape), m)
 
 
-def _tap_grid(geo: Geometry, dtype: torch.dtype, device: torch.device) -> Tuple[Tensor, Tensor]:
+def _tap_grid(geo: Geometry, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Undeformed coordinates (L, K, 1) of every tap."""
     rows = torch.arange(geo.Ho, device=device, dtype=dtype) * geo.stride_h - geo.pad_h
     cols = torch.arange(geo.Wo, device=device, dtype=dtype) * geo.stride_w - geo.pad_w
@@ -91,28 +109,43 @@ def _table_rows(y0: Tensor, x0: Tensor, geo: Geometry) -> Tensor:
     return base * geo.G + torch.arange(geo.G, device=y.device, dtype=index)
 
 
-def corner_rows(base: Tensor, geo: Geometry) -> Tensor:
-    """Table rows (B, 4) of the corners in the order upper left, upper right, lower left, lower right."""
+class Corners(NamedTuple):
+    """The four corners of each sample, both (samples, 4): upper left, upper right, lower left, lower right."""
+
+    rows: Tensor  # table rows
+    weights: Tensor  # interpolation weights, the modulation included
+
+
+def corners(plan: Plan, geo: Geometry) -> Corners:
+    """The corners of a flat plan."""
     cols = table_size(geo)[1]
-    steps = torch.tensor([0, geo.G, cols * geo.G, (cols + 1) * geo.G], device=base.device, dtype=base.dtype)
-    return base.unsqueeze(1) + steps
+    like = {'device': plan.base.device, 'dtype': plan.base.dtype}
+    rows = plan.base.unsqueeze(1) + torch.tensor([0, geo.G, cols * geo.G, (cols + 1) * geo.G], **like)
+    upper, lower = 1 - plan.ly, plan.ly
+    if plan.mask is not None:
+        upper, lower = upper * plan.mask, lower * plan.mask
+    left, right = 1 - plan.lx, plan.lx
+    weights = torch.stack((upper * left, upper * right, lower * left, lower * right), dim=1)
+    return Corners(rows, weights)
 
 
-def corner_weights(plan: Plan) -> Tensor:
-    """Interpolation weights (B, 4) of the corners, the modulation included."""
-    upper = 1 - plan.ly if plan.mask is None else (1 - plan.ly) * plan.mask
-    lower = plan.ly if plan.mask is None else plan.ly * plan.mask
-    left = 1 - plan.lx
-    return torch.stack((upper * left, upper * plan.lx, lower * left, lower * plan.lx), dim=1)
+def plan_gradients(plan: Plan, dots: Tensor, geo: Geometry) -> tuple[Tensor, Tensor | None]:
+    """Gradients of offset and mask.
 
-
-def plan_gradients(plan: Plan, dots: Tensor) -> Tuple[Tensor, Tensor, Optional[Tensor]]:
-    """Gradients (B,) of y, x and mask from ``dots`` (B, 4): each corner's row times the column's gradient."""
-    d00, d01, d10, d11 = dots.unbind(1)
+    Args:
+        plan: The whole plan.
+        dots: (N*L, K, G, 4), the gradient of each sample's column times each of its corner rows.
+        geo: The sizes.
+    """
+    d00, d01, d10, d11 = dots.unbind(-1)
     top, bottom = d00 + (d01 - d00) * plan.lx, d10 + (d11 - d10) * plan.lx
     left, right = d01 - d00, d11 - d10
-    grad_y = bottom - top
-    grad_x = left + (right - left) * plan.ly
-    if plan.mask is None:
-        return grad_y, grad_x, None
-    return grad_y * plan.mask, grad_x * plan.mask, top + grad_y * plan.ly
+    grad_y, grad_x = bottom - top, left + (right - left) * plan.ly  # (N*L, K, G)
+    grad_mask = None
+    if plan.mask is not None:
+        modulation = (top + grad_y * plan.ly).view(geo.N, geo.L, geo.K, geo.G)
+        grad_mask = modulation.permute(0, 3, 2, 1).reshape(geo.N, geo.G * geo.K, geo.Ho, geo.Wo)
+        grad_y, grad_x = grad_y * plan.mask, grad_x * plan.mask
+    both = torch.stack((grad_y, grad_x)).view(2, geo.N, geo.L, geo.K, geo.G)
+    grad_offset = both.permute(1, 4, 3, 0, 2).reshape(geo.N, 2 * geo.G * geo.K, geo.Ho, geo.Wo)
+    return grad_offset, grad_mask
