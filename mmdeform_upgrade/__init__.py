@@ -1,0 +1,19 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Trained convolutions become deformable ones, in place, computing the same until they are fine-tuned."""
+from .checkpoint import load_baseline
+from .config import upgrade_config
+from .errors import UpgradeError
+from .layers import ZeroOffsetDCN
+from .ops import deform_conv2d
+from .schedule import shorten_schedule
+from .targets import find_targets
+from .upgrade import UpgradeReport, revert_, upgrade_
+
+__version__ = '0.1.0'
+
+__all__ = [
+    'UpgradeError', 'UpgradeReport', 'ZeroOffsetDCN', 'deform_conv2d', 'find_targets', 'load_baseline', 'revert_',
+    'shorten_schedule', 'upgrade_', 'upgrade_config'
+]
+
+from . import plugin as _plugin  # noqa: E402,F401  registers the plugin

@@ -1,0 +1,136 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Baselines: loading one, and pure functions on state dicts."""
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, List, Mapping, Tuple
+
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError
+from .reader import read_checkpoint
+
+StateDict = Dict[str, Tensor]
+
+_OFFSET_KEY = re.compile(r'(?:.*\.)?conv_offset\.(?:weight|bias)')
+_SHOWN = 20
+
+
+def load_baseline(path: str) -> StateDict:
+    """The tensors of a trained baseline, read safely, under the names of the network's modules.
+
+    Args:
+        path: an MMEngine checkpoint, or a file that is a bare state dict.
+
+    Returns:
+        dict: parameter and buffer names (without a leading ``module.``) to CPU tensors.
+
+    Raises:
+        CheckpointError: see :func:`read_checkpoint`; also where the file holds no tensors.
+    """
+    state_dict = read_checkpoint(path)['state_dict']
+    try:
+        return clean_state_dict(state_dict)
+    except CheckpointError as error:
+        raise CheckpointError(f'{path}: {error}') from error
+
+
+def file_sha256(path: str) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(os.path.expanduser(path), 'rb') as file:
+        for block in iter(lambda: file.read(1 << 20), b''):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def clean_state_dict(state_dict: Any) -> StateDict:
+    """Check that it is names to tensors, and drop the prefix that a distributed wrapper leaves."""
+    if not isinstance(state_dict, Mapping) or not state_dict:
+        found = 'empty' if isinstance(state_dict, Mapping) else f'a {type(state_dict).__name__}'
+        raise CheckpointError(f'the state dict is {found}, expected names and tensors')
+    wrong = [str(key) for key, value in state_dict.items()
+             if not isinstance(key, str) or not isinstance(value, Tensor)]
+    if wrong:
+        raise CheckpointError(f'expected only tensors under the state dict, found others at {_listed(wrong)}: is it a '
+                              'checkpoint with its weights under a key other than state_dict?')
+    return {re.sub(r'^module\.', '', key): value for key, value in state_dict.items()}
+
+
+def is_offset_key(key: str) -> bool:
+    """Whether a state-dict key belongs to an offset branch."""
+    return _OFFSET_KEY.fullmatch(key) is not None
+
+
+@dataclass(frozen=True)
+class Remapped:
+    """A baseline's state dict made complete for the upgraded network.
+
+    Attributes:
+        state_dict: what the network loads strictly.
+        added: offset keys that the baseline lacked; zeros were put there.
+        kept: offset keys that the checkpoint had.
+    """
+
+    state_dict: StateDict
+    added: Tuple[str, ...]
+    kept: Tuple[str, ...]
+
+
+def remap_state_dict(baseline: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> Remapped:
+    """Fit a baseline's state dict to the upgraded network: offsets zero, everything else exactly the baseline's.
+
+    Args:
+        baseline: names to tensors; its tensors are not copied.
+        network: the upgraded network's own ``state_dict()``, for names, shapes and dtypes.
+
+    Raises:
+        CheckpointError: every key that is missing, unexpected or of another shape, in one message.
+    """
+    counters = [key for key in network if key.endswith('num_batches_tracked') and key not in baseline]
+    added = [key for key in network if is_offset_key(key) and key not in baseline]
+    missing = [key for key in network if key not in baseline and key not in added and key not in counters]
+    # Half of an offset branch is a damaged checkpoint, not a baseline.
+    missing += [key for key in added if _twin(key) in baseline]
+    unexpected = [key for key in baseline if key not in network]
+    shapes = [f'{key}: the checkpoint has {tuple(baseline[key].shape)}, the network {tuple(network[key].shape)}'
+              for key in baseline if key in network and baseline[key].shape != network[key].shape]
+    if missing or unexpected or shapes:
+        raise CheckpointError(_misfit(missing, unexpected, shapes, len(network)))
+    state_dict = dict(baseline)
+    for key in added + counters:
+        state_dict[key] = torch.zeros_like(network[key], device='cpu')
+    kept = tuple(key for key in baseline if is_offset_key(key))
+    return Remapped(state_dict, tuple(added), kept)
+
+
+def nonzero_offsets(state_dict: Mapping[str, Tensor]) -> List[str]:
+    """Offset keys that hold anything but zeros."""
+    return [key for key, value in state_dict.items() if is_offset_key(key) and bool(value.any())]
+
+
+def _twin(key: str) -> str:
+    stem, _, last = key.rpartition('.')
+    return f'{stem}.{"bias" if last == "weight" else "weight"}'
+
+
+def _misfit(missing: List[str], unexpected: List[str], shapes: List[str], total: int) -> str:
+    lines = ['the checkpoint does not fit the upgraded network (only offset branches may be new):']
+    for title, keys in (('missing in the checkpoint', missing), ('unexpected in the checkpoint', unexpected),
+                        ('of another shape', shapes)):
+        if keys:
+            lines.append(f'  {title} ({len(keys)}): {_listed(keys)}')
+    if len(missing) > total // 2:
+        lines.append('Most of the network is missing: this is a checkpoint of another architecture.')
+    elif shapes and all('cls' in text or 'fc_' in text or 'conv_seg' in text for text in shapes):
+        lines.append('Only classification layers differ: the checkpoint was trained on another number of classes.')
+    lines.append('Give the checkpoint that the baseline config was trained to, or the config that it was trained with.')
+    return '\n'.join(lines)
+
+
+def _listed(items: List[str]) -> str:
+    return ', '.join(items[:_SHOWN]) + (f' and {len(items) - _SHOWN} more' if len(items) > _SHOWN else '')

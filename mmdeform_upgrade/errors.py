@@ -1,0 +1,29 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""The errors that the package raises on purpose, and nothing else.
+
+Each message says what was found, what was expected and what to do. Catch ``UpgradeError`` to catch them all.
+"""
+
+
+class UpgradeError(Exception):
+    """Base of every error that the package raises on purpose."""
+
+
+class ShapeError(UpgradeError, ValueError):
+    """A tensor's shape, dtype or device does not fit the operation."""
+
+
+class TargetError(UpgradeError, ValueError):
+    """The targets match no convolution, or one that cannot be upgraded."""
+
+
+class CheckpointError(UpgradeError, ValueError):
+    """A file is no readable checkpoint, or does not fit the network."""
+
+
+class ConfigError(UpgradeError, ValueError):
+    """A config or a schedule cannot be upgraded as asked."""
+
+
+class DataError(UpgradeError, ValueError):
+    """A data set cannot be composed or read."""

@@ -1,0 +1,169 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""``DeformUpgradeHook``: owns the checkpoint of an upgrade, never the network."""
+from __future__ import annotations
+
+import os
+import random
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Mapping, Optional
+
+import numpy as np
+import torch
+from mmengine.dist import barrier, get_local_rank, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import find_latest_checkpoint
+from torch import nn
+
+from .checkpoint import StateDict, clean_state_dict, file_sha256, nonzero_offsets, remap_state_dict
+from .errors import CheckpointError, ConfigError
+from .layers import ZeroOffsetDCN
+
+SCHEME = 'baseline://'
+META_KEY = 'deform_upgrade'
+
+
+class DeformUpgradeHook(Hook):
+    """Loads a trained baseline into the upgraded network, verifies it, scores it, and records where it came from.
+
+    The network itself is built by the config (``type='DeformUpgrade'`` or a ``dcn`` switch); see
+    ``mmdeform_upgrade.plugin``. Checkpoints are read without running anything that they hold.
+
+    Args:
+        val_before_train: validate the untouched upgrade before the first step. The score is logged, stored in every
+            checkpoint's ``meta['deform_upgrade']`` and counts for ``save_best``, so that the best checkpoint of a run
+            is never below the baseline. The random state of the training is not touched by it.
+
+    Raises (from the runner's calls):
+        ConfigError: the network has no ``ZeroOffsetDCN``, or there is nothing to load.
+        CheckpointError: the checkpoint does not fit; every key that is missing, unexpected or of another shape is
+            named.
+    """
+
+    # Before EMAHook and CheckpointHook, which work on what this hook makes of the checkpoint.
+    priority = 'VERY_HIGH'
+
+    def __init__(self, val_before_train: bool = True):
+        self.val_before_train = val_before_train
+        self.provenance: Dict[str, Any] = {}
+        self._loaded: Optional[StateDict] = None
+        self._fresh = False
+
+    def before_run(self, runner) -> None:
+        """Check that there is something to do, and have MMEngine read through the safe reader."""
+        if not upgraded_layers(_network(runner)):
+            raise ConfigError("DeformUpgradeHook: the model has no ZeroOffsetDCN; set model.backbone=dict("
+                              "type='DeformUpgrade', base_type=..., targets=...), or take the hook out")
+        path = runner._load_from
+        if runner._resume and path is None:
+            path = find_latest_checkpoint(runner.work_dir)
+            if path is None:
+                raise ConfigError(f'resume: there is no checkpoint in {runner.work_dir}, and training would start from '
+                                  'random weights; run without resume, with load_from the baseline')
+        if path is not None:
+            runner._load_from = SCHEME + local_path(path)
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Make a baseline complete with zero offsets; take an upgraded checkpoint as it is."""
+        given = clean_state_dict(checkpoint['state_dict'])
+        remapped = remap_state_dict(given, _network(runner).state_dict())
+        if remapped.added and runner._resume:
+            raise CheckpointError('resume: the checkpoint has no offsets, so it is a baseline and not an interrupted '
+                                  'upgrade; give it as load_from, with resume=False')
+        checkpoint['state_dict'] = remapped.state_dict
+        self._loaded, self._fresh = remapped.state_dict, bool(remapped.added)
+        self.provenance = dict((checkpoint.get('meta') or {}).get(META_KEY) or {})
+        if self._fresh:
+            self.provenance = self._describe(runner)
+            runner.logger.info(f'Baseline of {len(given)} tensors fits; {len(remapped.added)} offset tensors added as '
+                               'zeros.')
+        elif not runner._resume:
+            runner.logger.info('The checkpoint is upgraded already and was loaded as it is.')
+
+    def before_train(self, runner) -> None:
+        """Verify that the network holds exactly what was loaded."""
+        if self._loaded is None:
+            raise ConfigError('DeformUpgradeHook: no checkpoint was loaded, and an upgrade starts from a trained '
+                              'baseline; set load_from, or take the hook out to train from scratch')
+        network = _network(runner).state_dict()
+        changed = [key for key, value in self._loaded.items() if not _same(network[key], value)]
+        if changed:
+            raise CheckpointError('the network does not hold the loaded values at ' + ', '.join(changed[:20]))
+        if self._fresh and (moved := nonzero_offsets(network)):
+            raise CheckpointError('offsets are not zero before the first step: ' + ', '.join(moved))
+        self._loaded = None  # frees the copy
+
+    def before_train_epoch(self, runner) -> None:
+        """Score the untouched upgrade once, after every hook's ``before_train``."""
+        if not (self._fresh and self.val_before_train and runner.iter == 0 and runner.val_loop is not None):
+            return
+        self._fresh = False
+        runner.logger.info('Validating the upgraded network before its first step.')
+        with _kept_random_state():
+            metrics = runner.val_loop.run()
+        self.provenance['before_training'] = _numbers(metrics)
+        runner.logger.info('Before its first step the upgrade scores, as the baseline does: '
+                           + ', '.join(f'{key} {value:.4f}' for key, value in _numbers(metrics).items()))
+
+    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Record the upgrade's provenance in what is saved."""
+        if self.provenance:
+            checkpoint['meta'][META_KEY] = dict(self.provenance)
+
+    def _describe(self, runner) -> Dict[str, Any]:
+        from . import __version__
+        path = runner._load_from.replace(SCHEME, '') if runner._load_from else None
+        known = is_main_process() and path is not None and os.path.isfile(path)
+        return {
+            'baseline': os.path.basename(path) if path else None,
+            'baseline_sha256': file_sha256(path) if known else None,
+            'layers': {name: layer.deform_groups for name, layer in upgraded_layers(_network(runner)).items()},
+            'versions': {'mmdeform_upgrade': __version__, 'torch': torch.__version__},
+        }
+
+
+def upgraded_layers(model: nn.Module) -> Dict[str, ZeroOffsetDCN]:
+    """The deformable layers of a network by dotted name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, ZeroOffsetDCN)}
+
+
+def local_path(path: str) -> str:
+    """A file on this machine for a ``load_from``: a path as it is, an http(s) address downloaded once a machine.
+
+    Raises:
+        ConfigError: another scheme, which only MMEngine's own readers know.
+    """
+    path = os.path.expanduser(path[len(SCHEME):] if path.startswith(SCHEME) else path)
+    if path.startswith(('http://', 'https://')):
+        target = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(path))
+        if get_local_rank() == 0 and not os.path.isfile(target):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            torch.hub.download_url_to_file(path, target)
+        barrier()
+        return target
+    if '://' in path:
+        raise ConfigError(f'load_from={path!r}: a baseline is read from a local file or an http(s) address; download '
+                          'it first')
+    return path
+
+
+def _network(runner) -> nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _same(held: torch.Tensor, loaded: torch.Tensor) -> bool:
+    return torch.equal(held, loaded.to(device=held.device, dtype=held.dtype))
+
+
+def _numbers(metrics: Mapping[str, Any]) -> Dict[str, float]:
+    return {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float, np.number))}
+
+
+@contextmanager
+def _kept_random_state() -> Iterator[None]:
+    devices: List[int] = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=devices):
+        yield
+    random.setstate(python)
+    np.random.set_state(numpy)

@@ -1,0 +1,108 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""What ``tools/train.py`` and ``tools/test.py`` share: the flags of the MM repositories, and a runner from them."""
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable, List, Optional
+
+from .errors import ConfigError, UpgradeError
+from .schedule import type_name
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags that every MM tool has."""
+    from mmengine.config import DictAction
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument('config', help='config file')
+    result.add_argument('--work-dir', help='folder for logs and checkpoints')
+    result.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings to override, as key=value pairs')
+    result.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    result.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return result
+
+
+def load_config(args: argparse.Namespace) -> 'Config':
+    """The config that the common flags ask for."""
+    from mmengine.config import Config
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not os.path.isfile(args.config):
+        raise ConfigError(f'there is no config file {args.config!r}')
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
+    return cfg
+
+
+def set_amp(cfg: 'Config') -> None:
+    """``--amp``: train with automatic mixed precision."""
+    wrapper = cfg.optim_wrapper
+    if wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ConfigError(f'--amp knows OptimWrapper, the config has {wrapper.type}')
+    wrapper.type = 'AmpOptimWrapper'
+    wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def set_auto_scale_lr(cfg: 'Config') -> None:
+    """``--auto-scale-lr``: the rate follows the number of pictures in a step."""
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise ConfigError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config, the batch size '
+                          'that its learning rate was chosen for')
+    cfg.auto_scale_lr.enable = True
+
+
+def set_resume(cfg: 'Config', resume: Optional[str]) -> None:
+    """``--resume``: 'auto' takes the latest checkpoint of the work directory, or starts anew where there is none."""
+    from mmengine.runner import find_latest_checkpoint
+    if resume is None:
+        return
+    latest = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+    if latest:
+        cfg.resume, cfg.load_from = True, latest
+
+
+def set_visualization(cfg: 'Config', show: bool, show_dir: Optional[str], wait_time: float) -> None:
+    """``--show`` and ``--show-dir``: draw the predictions of the test."""
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
+    if hook is None:
+        raise ConfigError('--show and --show-dir need default_hooks.visualization in the config')
+    hook.update(draw=True, show=show, wait_time=wait_time)
+    if show_dir and type_name(hook.type) == 'DetVisualizationHook':
+        hook.test_out_dir = show_dir
+    elif show_dir:
+        cfg.visualizer.save_dir = show_dir
+
+
+def set_tta(cfg: 'Config') -> None:
+    """``--tta``: test with the augmentations that the config describes."""
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        raise ConfigError('--tta needs tta_model and tta_pipeline in the config')
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+
+
+def dump_predictions(runner, path: str) -> None:
+    """``--out``: also write the predictions of the test to a pickle file."""
+    from mmengine.evaluator import DumpResults
+    if not path.endswith(('.pkl', '.pickle')):
+        raise ConfigError(f'--out {path!r}: a file of predictions ends in .pkl')
+    runner.test_evaluator.metrics.append(DumpResults(out_file_path=path))
+
+
+def run(main: Callable[[Optional[List[str]]], None], argv: Optional[List[str]] = None) -> None:
+    """Call a tool's ``main``; the package's own errors become one message and exit status 2."""
+    try:
+        main(argv)
+    except UpgradeError as error:
+        print(f'{type(error).__name__}: {error}', file=sys.stderr)
+        sys.exit(2)

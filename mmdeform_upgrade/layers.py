@@ -1,0 +1,174 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""``ZeroOffsetDCN``: a deformable convolution (DCNv1) that starts as the plain convolution it replaces.
+
+Vocabulary: N, C, H, W; K = kh * kw taps; G = deform groups; offsets in pixels, ``(dy, dx)`` per tap.
+"""
+from __future__ import annotations
+
+from typing import Optional, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import TargetError, UpgradeError
+from .ops import deform_conv2d
+
+_Size = Union[int, Tuple[int, int]]
+
+
+class OffsetBranch(nn.Module):
+    """The convolution that predicts offsets, all zeros until it is trained.
+
+    It is no ``nn.Conv2d`` on purpose: initialisers that look for one (``init_cfg`` with ``layer='Conv2d'``, loops over
+    ``isinstance(m, nn.Conv2d)``) would overwrite the zeros (mmdetection PR #6625).
+
+    Input (N, C, H, W), output (N, 2GK, Ho, Wo).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Tuple[int, int], device=None, dtype=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(out_channels, in_channels, *kernel_size, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
+
+    def forward(self, input: Tensor, stride, padding, dilation) -> Tensor:
+        return F.conv2d(input, self.weight, self.bias, stride, padding, dilation)
+
+    def is_zero(self) -> bool:
+        """Whether every offset is exactly zero on any input."""
+        return not (bool(self.weight.any()) or bool(self.bias.any()))
+
+    def extra_repr(self) -> str:
+        out_channels, in_channels, *kernel_size = self.weight.shape
+        return f'{in_channels}, {out_channels}, kernel_size={tuple(kernel_size)}'
+
+
+class ZeroOffsetDCN(nn.Conv2d):
+    """Deformable convolution (DCNv1, Dai et al. 2017, eq. 2) whose offsets start at exactly zero.
+
+    With zero offsets it computes what ``nn.Conv2d`` with the same arguments computes, and gradients reach its offsets
+    from the first step on. The parameters are ``weight``, ``bias``, ``conv_offset.weight`` and ``conv_offset.bias``:
+    the names and the layout of mmcv's ``DCN``, so the keys of a plain convolution are kept.
+
+    Args:
+        in_channels: C of the input.
+        out_channels: C of the output.
+        kernel_size: int or (kh, kw).
+        stride: int or (sh, sw).
+        padding: int, (ph, pw), ``'same'`` or ``'valid'``.
+        dilation: int or (dh, dw).
+        groups: groups of the convolution.
+        bias: whether the output gets a bias.
+        padding_mode: as in ``nn.Conv2d``; other modes than ``'zeros'`` pad first and sample from the padded map.
+        deform_groups: G, groups of input channels that share offsets; divides ``in_channels``.
+
+    Shapes: input (N, C, H, W) or (C, H, W), output as ``nn.Conv2d``'s.
+    """
+
+    def __init__(self,
+                 in_channels: int,
+                 out_channels: int,
+                 kernel_size: _Size,
+                 stride: _Size = 1,
+                 padding: Union[str, _Size] = 0,
+                 dilation: _Size = 1,
+                 groups: int = 1,
+                 bias: bool = True,
+                 padding_mode: str = 'zeros',
+                 deform_groups: int = 1,
+                 device=None,
+                 dtype=None):
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
+                         device=device, dtype=dtype)
+        if deform_groups < 1 or in_channels % deform_groups:
+            raise UpgradeError(f'deform_groups={deform_groups} does not divide in_channels={in_channels}: '
+                               'give a divisor, or 1')
+        self.deform_groups = deform_groups
+        kh, kw = self.kernel_size
+        self.conv_offset = OffsetBranch(in_channels, 2 * deform_groups * kh * kw, (kh, kw), device=device, dtype=dtype)
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, deform_groups: int = 1) -> 'ZeroOffsetDCN':
+        """The deformable twin of ``conv``, holding the very same ``weight`` and ``bias`` parameters.
+
+        Device, dtype, training flag and ``requires_grad`` are carried over; a frozen convolution gets a frozen offset
+        branch.
+
+        Raises:
+            TargetError: ``conv`` is not exactly an ``nn.Conv2d``, or carries something that would be lost.
+        """
+        reason = why_not_upgradable(conv, deform_groups)
+        if reason:
+            raise TargetError(f'{type(conv).__name__} cannot become a ZeroOffsetDCN: {reason}')
+        layer = cls(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
+                    conv.groups, conv.bias is not None, conv.padding_mode, deform_groups, device='meta')
+        weight = conv.weight
+        layer.weight, layer.bias = weight, conv.bias
+        layer.conv_offset.to_empty(device=weight.device).to(weight.dtype)
+        for parameter in layer.conv_offset.parameters():
+            nn.init.zeros_(parameter)
+            parameter.requires_grad_(weight.requires_grad)
+        return layer.train(conv.training)
+
+    def to_conv(self, *, force: bool = False) -> nn.Conv2d:
+        """The plain convolution with the same ``weight`` and ``bias`` parameters.
+
+        Args:
+            force: drop the offset branch even where it is not zero, which changes the output.
+
+        Raises:
+            UpgradeError: the offset branch is not exactly zero and ``force`` is not given.
+        """
+        if not (force or self.conv_offset.is_zero()):
+            largest = max(float(p.detach().abs().max()) for p in self.conv_offset.parameters())
+            raise UpgradeError(f'the offset branch is not zero (largest parameter {largest:.3g}), so a plain '
+                               'convolution would compute something else: pass force=True to drop it all the same')
+        conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding,
+                         self.dilation, self.groups, self.bias is not None, self.padding_mode, device='meta')
+        conv.weight, conv.bias = self.weight, self.bias
+        return conv.train(self.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.weight, self.bias)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+        # MMEngine's efficient_conv_bn_eval calls this with weights of its own.
+        if input.dim() == 3:
+            return self._conv_forward(input.unsqueeze(0), weight, bias).squeeze(0)
+        if self.padding_mode != 'zeros':
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding: Tuple[int, ...] = (0, 0)
+        elif isinstance(self.padding, str):
+            input, padding = self._pad_by_name(input)
+        else:
+            padding = self.padding
+        offset = self.conv_offset(input, self.stride, padding, self.dilation)  # (N, 2GK, Ho, Wo)
+        return deform_conv2d(input, offset, weight, bias, self.stride, padding, self.dilation)
+
+    def _pad_by_name(self, input: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
+        # 'same' pads an even kernel more on one side, which a symmetric padding argument cannot say.
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        if left == right and top == bottom:
+            return input, (top, left)
+        return F.pad(input, (left, right, top, bottom)), (0, 0)
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return text if self.deform_groups == 1 else f'{text}, deform_groups={self.deform_groups}'
+
+
+def why_not_upgradable(module: nn.Module, deform_groups: int = 1) -> Optional[str]:
+    """Why ``module`` cannot become a ``ZeroOffsetDCN`` without a change of its meaning, or None if it can."""
+    if isinstance(module, ZeroOffsetDCN):
+        return 'it is deformable already'
+    if type(module) is not nn.Conv2d:
+        if isinstance(module, nn.Conv2d):
+            return f'it is a subclass of Conv2d ({type(module).__qualname__}) with a forward of its own'
+        return f'it is a {type(module).__qualname__}, not a Conv2d'
+    if 'weight' not in module._parameters or module._forward_pre_hooks or module._forward_hooks:
+        return 'it has forward hooks or a computed weight (weight_norm, spectral_norm), which would be lost'
+    if module.weight.is_complex():
+        return f'its dtype is {module.weight.dtype}'
+    if deform_groups < 1 or module.in_channels % deform_groups:
+        return f'deform_groups={deform_groups} does not divide its {module.in_channels} input channels'
+    return None

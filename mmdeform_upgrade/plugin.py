@@ -1,0 +1,83 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""The only registration. Everything stands in MMEngine's root registries, so that every scope finds it."""
+from __future__ import annotations
+
+from typing import Any, Callable, Dict
+
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS, MODELS
+from mmengine.runner import CheckpointLoader
+from torch import nn
+
+from .config import BUILDER
+from .errors import ConfigError, TargetError
+from .hooks import SCHEME, DeformUpgradeHook
+from .layers import ZeroOffsetDCN
+from .reader import read_checkpoint
+from .targets import Targets
+from .upgrade import upgrade_
+
+
+def deform_upgrade(base_type: Any = None,
+                   targets: Targets = 'last:3',
+                   exclude: Targets = (),
+                   deform_groups: int = 1,
+                   **kwargs: Any) -> nn.Module:
+    """Build the component that a config inherited and swap its targeted convolutions for ``ZeroOffsetDCN``.
+
+    In a config: ``backbone=dict(type='DeformUpgrade', base_type='ResNet', targets='last:3')``. The result is an object
+    of ``base_type`` itself: same class, same parameter names. Backbones, necks and heads alike.
+
+    Args:
+        base_type: the component's own ``type``.
+        targets: see :func:`find_targets`; names are those inside the component.
+        exclude: convolutions to leave alone.
+        deform_groups: groups of channels that share offsets.
+        **kwargs: all other settings of the component.
+
+    Raises:
+        ConfigError: ``base_type`` is not given or not registered.
+        TargetError: no match, or a match that cannot be upgraded.
+    """
+    if base_type is None:
+        raise ConfigError(f"{BUILDER} needs base_type, the type that the component had before: "
+                          f"dict(type='{BUILDER}', base_type='ResNet', ...)")
+    with MODELS.switch_scope_and_registry(None) as registry:
+        if isinstance(base_type, str) and registry.get(base_type) is None:
+            raise ConfigError(f"{BUILDER}: base_type {base_type!r} is not registered in the scope {registry.scope!r}; "
+                              "set default_scope in the config, or name it with its scope, as in 'mmdet.ResNet'")
+    module = MODELS.build(dict(type=base_type, **kwargs))
+    # Some backbones (Darknet) apply frozen_stages in train() only, and frozen targets must be seen now.
+    module.train(module.training)
+    try:
+        report = upgrade_(module, targets, exclude=exclude, deform_groups=deform_groups)
+    except TargetError as error:
+        frozen = kwargs.get('frozen_stages')
+        where = f' (frozen_stages={frozen})' if isinstance(frozen, int) and frozen >= 0 else ''
+        raise TargetError(f'{BUILDER} of {type(module).__name__}{where}: {error}') from error
+    print_log(f'{type(module).__name__}: {report}', logger='current')
+    return module
+
+
+def load_from_baseline(filename: str, map_location: Any = None) -> Dict[str, Any]:
+    """MMEngine checkpoint scheme ``baseline://PATH``: the file, read without running anything that it holds."""
+    return read_checkpoint(filename[len(SCHEME):], map_location or 'cpu')
+
+
+def _imported_when_built(name: str) -> Callable[..., nn.Module]:
+    """A registry entry for a module that needs mmdet, which mmseg's users may not have."""
+
+    def build(**kwargs: Any) -> nn.Module:
+        from .models import ssd
+        return getattr(ssd, name)(**kwargs)
+
+    build.__name__ = build.__qualname__ = name
+    return build
+
+
+MODELS.register_module(name=BUILDER, module=deform_upgrade)
+MODELS.register_module(module=ZeroOffsetDCN)
+for _name in ('WideSSDNeck', 'PredictableSSDHead'):
+    MODELS.register_module(name=_name, module=_imported_when_built(_name))
+HOOKS.register_module(module=DeformUpgradeHook)
+CheckpointLoader.register_scheme(SCHEME, load_from_baseline)

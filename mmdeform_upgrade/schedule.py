@@ -1,0 +1,200 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""A config's schedule, shortened: pure functions from config to config.
+
+The paper (section 4) fine-tunes for a quarter of the baseline's epochs and multiplies the learning rate by 0.1 at 2/3
+and at 5/6 of them: 240 -> 60 epochs with decays at 40 and 50. Schedules of another kind keep their shape.
+"""
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional
+
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+DECAY_AT = (2 / 3, 5 / 6)
+DECAY_FACTOR = 0.1
+
+# Arguments of hooks that count epochs or iterations of the training.
+_HOOK_EPOCHS = ('switch_epoch', 'num_last_epochs', 'begin_epoch', 'stop_epoch')
+_HOOK_ITERS = ('switch_iter', 'begin_iter', 'stop_iter')
+# Arguments of schedulers, besides begin and end, that count steps.
+_STEP_COUNTS = ('T_max', 'total_steps', 'step_size')
+_STEP_LISTS = ('milestones', 'periods')
+
+
+def shorten_schedule(cfg: 'Config', epoch_ratio: float = 0.25) -> 'Config':
+    """A copy of ``cfg`` that trains ``epoch_ratio`` of its epochs or iterations.
+
+    Step schedules (``MultiStepLR``, ``StepLR``) decay by 0.1 at 2/3 and 5/6 of the new length, in whole epochs; a
+    decay that would fall on the end is left out. All other schedulers, warm-up included, keep their shape in
+    proportion. Validation and checkpoint intervals and hooks that switch at an epoch are scaled alike.
+
+    Args:
+        cfg: any MMEngine config with a ``train_cfg``; it is not changed.
+        epoch_ratio: new length over old, in (0, 1].
+
+    Raises:
+        ConfigError: ``epoch_ratio`` is out of range or the config has no length to shorten.
+    """
+    short = copy.deepcopy(cfg)
+    short.merge_from_dict(schedule_changes(cfg, epoch_ratio))
+    return short
+
+
+def schedule_changes(cfg: Mapping[str, Any], epoch_ratio: float) -> Dict[str, Any]:
+    """What :func:`shorten_schedule` changes, as a dict that merges into ``cfg``."""
+    length = Length.of(cfg)
+    scale = _Scale.of(length, epoch_ratio)
+    changes: Dict[str, Any] = {'train_cfg': _train_cfg(cfg['train_cfg'], length, scale)}
+    if cfg.get('param_scheduler'):
+        changes['param_scheduler'] = _schedulers(cfg['param_scheduler'], length, scale)
+    hooks = {name: changed for name, hook in (cfg.get('default_hooks') or {}).items()
+             if (changed := _hook_changes(hook, length, scale))}
+    if hooks:
+        changes['default_hooks'] = hooks
+    custom = cfg.get('custom_hooks') or []
+    if any(_hook_changes(hook, length, scale) for hook in custom):
+        changes['custom_hooks'] = [{**hook, **_hook_changes(hook, length, scale)} for hook in custom]
+    return changes
+
+
+def describe_schedule(cfg: Mapping[str, Any]) -> str:
+    """One line a person can check: length, schedulers and their boundaries."""
+    length = Length.of(cfg)
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
+    parts = [f'{length.total} {length.unit}']
+    if 'lr' in optimizer:
+        parts.append(f'{type_name(optimizer.get("type", "optimizer"))} lr {optimizer["lr"]}')
+    for scheduler in _as_list(cfg.get('param_scheduler')):
+        unit = 'epochs' if scheduler.get('by_epoch', True) else 'iters'
+        numbers = [f'{key} {scheduler[key]}' for key in (*_STEP_LISTS, *_STEP_COUNTS, 'gamma', 'begin', 'end')
+                   if scheduler.get(key) is not None]
+        parts.append(f'{type_name(scheduler["type"])} ({unit}: {", ".join(numbers)})')
+    return '; '.join(parts)
+
+
+def type_name(type_: Any) -> str:
+    """Last part of a config's ``type``, be it a string with a scope, a class or a lazily imported object."""
+    return (type_ if isinstance(type_, str) else getattr(type_, '__name__', str(type_))).rpartition('.')[2]
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a config trains: ``total`` in ``unit`` ('epochs' or 'iters')."""
+
+    total: int
+    unit: str
+
+    @classmethod
+    def of(cls, cfg: Mapping[str, Any]) -> 'Length':
+        train_cfg = cfg.get('train_cfg') or {}
+        for unit in ('epochs', 'iters'):
+            total = train_cfg.get(f'max_{unit}')
+            if isinstance(total, int) and total > 0:
+                return cls(total, unit)
+        raise ConfigError('the config has neither train_cfg.max_epochs nor train_cfg.max_iters: there is no schedule '
+                          'to shorten; give the config that the baseline was trained with')
+
+    def counts(self, scheduler: Mapping[str, Any]) -> bool:
+        """Whether a scheduler counts in the unit of the training loop."""
+        return bool(scheduler.get('by_epoch', True)) == (self.unit == 'epochs')
+
+
+@dataclass(frozen=True)
+class _Scale:
+    total: int
+    ratio: float
+
+    @classmethod
+    def of(cls, length: Length, epoch_ratio: float) -> '_Scale':
+        number = isinstance(epoch_ratio, (int, float)) and not isinstance(epoch_ratio, bool)
+        if not number or not 0 < epoch_ratio <= 1:
+            raise ConfigError(f'epoch_ratio={epoch_ratio!r} is not in (0, 1]: it is the new length over the old, 0.25 '
+                              'in the paper')
+        total = max(1, _round(length.total * epoch_ratio))
+        return cls(total, total / length.total)
+
+    def __call__(self, steps: int) -> int:
+        return max(1, _round(steps * self.ratio)) if steps > 0 else steps
+
+
+def _round(number: float) -> int:
+    return math.floor(number + 0.5)  # halves up; round() takes them to even
+
+
+def _train_cfg(train_cfg: Mapping[str, Any], length: Length, scale: _Scale) -> Dict[str, Any]:
+    changes: Dict[str, Any] = {f'max_{length.unit}': scale.total}
+    for key in ('val_interval', 'val_begin'):
+        if isinstance(train_cfg.get(key), int):
+            changes[key] = scale(train_cfg[key])
+    if train_cfg.get('dynamic_intervals'):
+        changes['dynamic_intervals'] = [(scale(start), scale(step)) for start, step in train_cfg['dynamic_intervals']]
+    return changes
+
+
+def _schedulers(schedulers: Any, length: Length, scale: _Scale) -> Any:
+    if isinstance(schedulers, Mapping) and 'type' not in schedulers:  # one list for each of several optimizers
+        return {name: _schedulers(part, length, scale) for name, part in schedulers.items()}
+    shortened = (_scheduler(dict(scheduler), length, scale) for scheduler in _as_list(schedulers))
+    return [scheduler for scheduler in shortened if scheduler is not None]
+
+
+def _scheduler(scheduler: Dict[str, Any], length: Length, scale: _Scale) -> Optional[Dict[str, Any]]:
+    begin, end = scheduler.get('begin', 0), scheduler.get('end')
+    full_cycle = end is not None and scheduler.get('T_max') == end - begin
+    if begin:
+        scheduler['begin'] = scale(begin)
+    if isinstance(end, int):
+        scheduler['end'] = scale(end)
+        if scheduler['end'] <= scheduler.get('begin', 0):
+            return None  # shorter than one step now
+    if type_name(scheduler['type']) in ('MultiStepLR', 'StepLR') and length.counts(scheduler):
+        return _paper_steps(scheduler, scale)
+    for key in _STEP_COUNTS:
+        if isinstance(scheduler.get(key), int):
+            scheduler[key] = scale(scheduler[key])
+    for key in _STEP_LISTS:
+        if scheduler.get(key) is not None:
+            scheduler[key] = [scale(step) for step in scheduler[key]]
+    if full_cycle:
+        scheduler['T_max'] = scheduler['end'] - scheduler.get('begin', 0)
+    if type_name(scheduler['type']).startswith('Exponential') and 'gamma' in scheduler:
+        scheduler['gamma'] = scheduler['gamma']**(1 / scale.ratio)
+    return scheduler
+
+
+def _paper_steps(scheduler: Dict[str, Any], scale: _Scale) -> Dict[str, Any]:
+    # Milestones count from the scheduler's own begin.
+    begin = scheduler.get('begin', 0)
+    milestones = sorted({_round(scale.total * part) for part in DECAY_AT})
+    scheduler['milestones'] = [step - begin for step in milestones if begin < step < scale.total]
+    scheduler['gamma'] = DECAY_FACTOR
+    scheduler.pop('step_size', None)
+    if type_name(scheduler['type']) == 'StepLR':
+        scheduler['type'] = 'MultiStepLR'
+    return scheduler
+
+
+def _hook_changes(hook: Optional[Mapping[str, Any]], length: Length, scale: _Scale) -> Dict[str, Any]:
+    if not isinstance(hook, Mapping):
+        return {}
+    keys: List[str] = [*(_HOOK_EPOCHS if length.unit == 'epochs' else _HOOK_ITERS)]
+    if type_name(hook.get('type', '')) in ('CheckpointHook', 'EvalHook') and length.counts(hook):
+        keys.append('interval')
+    changes = {key: scale(hook[key]) for key in keys if isinstance(hook.get(key), int)}
+    return {key: value for key, value in changes.items() if value != hook[key]}
+
+
+def _as_list(schedulers: Any) -> List[Mapping[str, Any]]:
+    if not schedulers:
+        return []
+    if not isinstance(schedulers, Mapping):
+        return list(schedulers)
+    if 'type' in schedulers:
+        return [schedulers]
+    return [scheduler for part in schedulers.values() for scheduler in _as_list(part)]

@@ -1,0 +1,124 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Which convolutions: matching only, nothing is changed here."""
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Dict, Iterable, List, Sequence, Union
+
+from torch import nn
+
+from .errors import TargetError
+from .layers import why_not_upgradable
+
+Targets = Union[str, Sequence[str]]
+
+_LAST = re.compile(r'last:(.*)')
+_SHOWN = 24
+
+
+def find_targets(model: nn.Module, targets: Targets = 'last:3', exclude: Targets = ()) -> List[str]:
+    """Dotted names of the convolutions that ``targets`` selects in ``model``, in registration order.
+
+    Args:
+        model: any module; nothing in it is changed.
+        targets: ``'last:N'``, the last N convolutions with a spatial kernel (larger than 1x1) that can be upgraded;
+            any other string, a regular expression that must match a whole dotted name; a sequence of strings, dotted
+            names or dotted suffixes (``'layer4.2.conv2'``, ``'2.conv2'``).
+        exclude: a regular expression or a sequence of names, taken out before ``last:N`` counts.
+
+    Returns:
+        The names, each convolution once even if it is used in several places.
+
+    Raises:
+        TargetError: nothing matches, an entry of a sequence or ``exclude`` matches nothing, or a match cannot be
+            upgraded; the message lists what could be.
+    """
+    modules = dict(model.named_modules())
+    modules.pop('', None)
+    excluded = _names(modules, exclude, 'exclude') if exclude else set()
+    last = _LAST.fullmatch(targets) if isinstance(targets, str) else None
+    if last:
+        return _last(modules, last.group(1), excluded)
+    chosen = _names(modules, targets, 'targets')
+    convs = [name for name in modules if name in chosen - excluded and is_convolution(modules[name])]
+    if not convs:
+        raise TargetError(f'targets={targets!r} match no convolution{_after(excluded)}. {_candidates(modules)}')
+    refused = [f'{name}: {why}' for name in convs if (why := why_not_upgradable(modules[name]))]
+    if refused:
+        raise TargetError(f'targets={targets!r} include convolutions that cannot be upgraded:\n  '
+                          + '\n  '.join(refused) + '\nTake them out with exclude, or name others. '
+                          + _candidates(modules))
+    return convs
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Whether ``module`` is some kind of 2-D convolution, upgradable or not."""
+    # mmcv's deformable and other packages' convolutions are no subclasses of Conv2d.
+    return isinstance(module, nn.Conv2d) or bool(re.search(r'Conv2d|Conv2D|DeformConv', type(module).__name__))
+
+
+def upgradable_names(modules: Dict[str, nn.Module]) -> List[str]:
+    """Names of the convolutions that ``last:N`` counts: upgradable, with a spatial kernel, no offset predictors."""
+    return [name for name, module in modules.items()
+            if why_not_upgradable(module) is None and max(module.kernel_size) > 1
+            and name.rpartition('.')[2] != 'conv_offset']
+
+
+def _last(modules: Dict[str, nn.Module], count_text: str, excluded: set) -> List[str]:
+    if not (count_text.isdecimal() and int(count_text) > 0):
+        raise TargetError(f"targets='last:{count_text}' is not understood: write last:N with a whole number N of at "
+                          "least 1, such as 'last:3'")
+    names = [name for name in upgradable_names(modules) if name not in excluded]
+    if len(names) < int(count_text):
+        raise TargetError(f"targets='last:{count_text}' asks for {count_text} convolutions, and there are "
+                          f'{len(names)}{_after(excluded)}. {_candidates(modules)}')
+    return names[-int(count_text):]
+
+
+def _names(modules: Dict[str, nn.Module], patterns: Targets, argument: str) -> set:
+    if isinstance(patterns, str):
+        return _by_regex(modules, patterns, argument)
+    if not isinstance(patterns, Iterable) or not all(isinstance(p, str) and p for p in patterns):
+        raise TargetError(f'{argument}={patterns!r} is neither a string nor a sequence of names')
+    found, unknown = set(), []
+    for pattern in patterns:
+        matches = [pattern] if pattern in modules else [n for n in modules if n.endswith('.' + pattern)]
+        convs = [name for name in matches if is_convolution(modules[name])]
+        if not convs:
+            unknown.append(_unknown(modules, pattern, matches))
+        found.update(convs)
+    if unknown:
+        raise TargetError(f'{argument}: ' + '; '.join(unknown) + f'. {_candidates(modules)}')
+    return found
+
+
+def _by_regex(modules: Dict[str, nn.Module], pattern: str, argument: str) -> set:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise TargetError(f'{argument}={pattern!r} is neither last:N nor a regular expression: {error}') from error
+    found = {name for name, module in modules.items() if compiled.fullmatch(name) and is_convolution(module)}
+    if not found:
+        raise TargetError(f'{argument}={pattern!r} match no convolution (a string is a regular expression for the '
+                          f'whole dotted name). {_candidates(modules)}')
+    return found
+
+
+def _unknown(modules: Dict[str, nn.Module], pattern: str, matches: Sequence[str]) -> str:
+    if matches:
+        return f'{pattern!r} is a {type(modules[matches[0]]).__name__}, not a convolution'
+    close = difflib.get_close_matches(pattern, upgradable_names(modules), n=1)
+    return f'{pattern!r} names no module' + (f' (did you mean {close[0]!r}?)' if close else '')
+
+
+def _after(excluded: set) -> str:
+    return f' after {len(excluded)} excluded' if excluded else ''
+
+
+def _candidates(modules: Dict[str, nn.Module]) -> str:
+    names = upgradable_names(modules)
+    if not names:
+        return 'The model has no upgradable convolution (exactly nn.Conv2d with a kernel larger than 1x1).'
+    more = f' and {len(names) - _SHOWN} more before them' if len(names) > _SHOWN else ''
+    return f'Upgradable, in order: {", ".join(names[-_SHOWN:])}{more}.'

@@ -1,0 +1,144 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Plan, check everything, replace, report; and back. Works on any ``nn.Module``."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Dict, List, Optional, Tuple
+
+from torch import nn
+
+from .errors import TargetError, UpgradeError
+from .layers import ZeroOffsetDCN, why_not_upgradable
+from .targets import Targets, find_targets
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """One replaced convolution, in numbers of parameters."""
+
+    name: str
+    in_channels: int
+    out_channels: int
+    kernel_size: Tuple[int, int]
+    stride: Tuple[int, int]
+    dilation: Tuple[int, int]
+    groups: int
+    deform_groups: int
+    weights_before: int
+    weights_after: int
+    offset_biases: int
+
+    @classmethod
+    def of(cls, name: str, conv: nn.Conv2d, deform_groups: int) -> 'LayerChange':
+        kh, kw = conv.kernel_size
+        offset_channels = 2 * deform_groups * kh * kw
+        return cls(name, conv.in_channels, conv.out_channels, (kh, kw), conv.stride, conv.dilation,  # type: ignore
+                   conv.groups, deform_groups, conv.weight.numel(),
+                   conv.weight.numel() + offset_channels * conv.in_channels * kh * kw, offset_channels)
+
+    @property
+    def added(self) -> int:
+        return self.weights_after - self.weights_before + self.offset_biases
+
+
+@dataclass(frozen=True)
+class UpgradeReport:
+    """What ``upgrade_`` did: the layers in registration order and the model's parameters before and after."""
+
+    layers: Tuple[LayerChange, ...]
+    parameters_before: int
+    parameters_after: int
+
+    @property
+    def names(self) -> List[str]:
+        """Dotted names of the upgraded layers."""
+        return [layer.name for layer in self.layers]
+
+    def __str__(self) -> str:
+        width = max(len(layer.name) for layer in self.layers)
+        lines = [f'{len(self.layers)} convolution{"s" * (len(self.layers) > 1)} to ZeroOffsetDCN:']
+        for layer in self.layers:
+            shape = (f'{layer.in_channels}->{layer.out_channels} {layer.kernel_size[0]}x{layer.kernel_size[1]}'
+                     f' stride {layer.stride[0]} dilation {layer.dilation[0]}')
+            lines.append(f'  {layer.name:<{width}}  {shape:<34} weights {_thousands(layer.weights_before)} -> '
+                         f'{_thousands(layer.weights_after)}, offset biases {layer.offset_biases}')
+        growth = 100 * (self.parameters_after / self.parameters_before - 1)
+        lines.append(f'parameters in all: {_thousands(self.parameters_before)} -> '
+                     f'{_thousands(self.parameters_after)} (+{growth:.2f} %)')
+        return '\n'.join(lines)
+
+
+def upgrade_(model: nn.Module,
+             targets: Targets = 'last:3',
+             *,
+             exclude: Targets = (),
+             deform_groups: int = 1,
+             allow_frozen: bool = False) -> UpgradeReport:
+    """Replace convolutions of ``model``, in place, by deformable ones that compute the same (paper, section 3).
+
+    Everything is checked first: a refused call leaves the model untouched. The new layers hold the very parameters of
+    the old ones, so optimizers, tied weights and state-dict keys stay valid; build the optimizer afterwards all the
+    same, or it will not know the offset branches.
+
+    Args:
+        model: any module; a convolution used in several places is replaced in all of them.
+        targets: see :func:`find_targets`.
+        exclude: see :func:`find_targets`.
+        deform_groups: G, groups of channels that share offsets.
+        allow_frozen: accept targets whose weight does not require a gradient; their offset branch is frozen as well.
+
+    Returns:
+        UpgradeReport: the layers and the parameter counts; ``print`` it.
+
+    Raises:
+        TargetError: no match, a match that cannot be upgraded, or a frozen target.
+    """
+    names = find_targets(model, targets, exclude)
+    modules = dict(model.named_modules())
+    problems = [f'{name}: {why}' for name in names if (why := why_not_upgradable(modules[name], deform_groups))]
+    if not allow_frozen:
+        problems += [f'{name}: its weight is frozen (requires_grad=False), so its offsets would never train; lower '
+                     'frozen_stages or exclude it' for name in names if not modules[name].weight.requires_grad]
+    if problems:
+        raise TargetError('nothing was upgraded:\n  ' + '\n  '.join(problems))
+    before = count_parameters(model)
+    layers = tuple(LayerChange.of(name, modules[name], deform_groups) for name in names)
+    _replace(model, {modules[name]: ZeroOffsetDCN.from_conv(modules[name], deform_groups) for name in names})
+    return UpgradeReport(layers, before, count_parameters(model))
+
+
+def revert_(model: nn.Module, *, keep: Optional[Callable[[str, ZeroOffsetDCN], bool]] = None) -> List[str]:
+    """Turn deformable layers whose offsets are exactly zero back into plain convolutions, in place.
+
+    Args:
+        model: any module.
+        keep: ``keep(name, layer)`` says which of them to leave deformable; none by default.
+
+    Returns:
+        Names of the reverted layers.
+
+    Raises:
+        UpgradeError: the model has no ``ZeroOffsetDCN`` at all.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, ZeroOffsetDCN)}
+    if not layers:
+        raise UpgradeError(f'{type(model).__name__} has no ZeroOffsetDCN: there is nothing to revert')
+    chosen = {name: m for name, m in layers.items() if m.conv_offset.is_zero() and not (keep and keep(name, m))}
+    _replace(model, {layer: layer.to_conv() for layer in chosen.values()})
+    return list(chosen)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of elements of all parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _replace(model: nn.Module, new: Dict[nn.Module, nn.Module]) -> None:
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child in new:
+                parent._modules[name] = new[child]
+
+
+def _thousands(number: int) -> str:
+    return f'{number:,}'.replace(',', ' ')

@@ -1,0 +1,60 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Print the plan of an upgrade, after checking all of it, and write the short config that does it."""
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mmdeform_upgrade import launch
+from mmdeform_upgrade.config import inheriting_text, is_lazy, upgrade_changes, upgrade_config
+from mmdeform_upgrade.errors import ConfigError
+from mmdeform_upgrade.preflight import plan_upgrade
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config that the baseline was trained with')
+    parser.add_argument('checkpoint', help='the trained baseline')
+    parser.add_argument('--targets', nargs='+', default=['last:3'],
+                        help="last:N, one regular expression, or several names (default: last:3)")
+    parser.add_argument('--exclude', nargs='+', default=[], help='names to leave alone')
+    parser.add_argument('--part', default='backbone', help='component of the model to upgrade (default: backbone)')
+    parser.add_argument('--deform-groups', type=int, default=1, help='groups of channels that share offsets')
+    parser.add_argument('--epoch-ratio', type=float, default=0.25, help='new training length over the old')
+    parser.add_argument('--out', help='config to write (default: CONFIG with -upgrade before its ending)')
+    parser.add_argument('--dry-run', action='store_true', help='print the plan, write nothing')
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if not os.path.isfile(args.config):
+        raise ConfigError(f'there is no config file {args.config!r}')
+    out = args.out or str(Path(args.config).with_name(Path(args.config).stem + '-upgrade.py'))
+    if not out.endswith('.py'):
+        raise ConfigError(f'--out {out!r}: a config file ends in .py')
+    if os.path.abspath(out) == os.path.abspath(args.config):
+        raise ConfigError(f'--out {out!r} is the baseline\'s own config; name another file')
+    baseline = Config.fromfile(args.config)
+    settings = dict(
+        load_from=args.checkpoint,
+        targets=args.targets[0] if len(args.targets) == 1 else args.targets,
+        exclude=args.exclude,
+        part=args.part,
+        deform_groups=args.deform_groups,
+        epoch_ratio=args.epoch_ratio)
+    upgraded = upgrade_config(baseline, **settings)
+    print(plan_upgrade(baseline, upgraded, args.checkpoint))
+    if args.dry_run:
+        print('dry run: nothing was written')
+        return
+    lazy = is_lazy(args.config)
+    text = upgraded.pretty_text if lazy else inheriting_text(args.config, out, upgrade_changes(baseline, **settings))
+    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
+    Path(out).write_text(text, encoding='utf8')
+    print(f'written: {out}\nnext: python tools/train.py {out}')
+
+
+if __name__ == '__main__':
+    launch.run(main)
