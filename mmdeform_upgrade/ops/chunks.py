@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from .geometry import Geometry
@@ -13,41 +12,33 @@ DEFAULT_COLUMN_BYTES = 256 * 2**20  # other devices: few launches, yet bounded
 SMALL_KERNEL_BYTES = 2**20  # a kernel matrix that is cheap to read again for each chunk
 
 
-class Chunk(NamedTuple):
-    """A range of the N*L output positions, and a range of the K taps."""
+class Cuts(NamedTuple):
+    """Ranges of the K taps (outer loop) and of the N*L output positions (inner loop)."""
 
-    positions: slice
-    taps: slice
-
-    def images(self, geo: Geometry) -> slice:
-        """The images that its positions belong to."""
-        return slice(self.positions.start // geo.L, -(-self.positions.stop // geo.L))
+    taps: list[slice]
+    positions: list[slice]
 
 
-def chunks(geo: Geometry, itemsize: int, device_type: str) -> Iterator[Chunk]:
+def cut(geo: Geometry, itemsize: int, device_type: str) -> Cuts:
     """Cut the columns into pieces of at most the budget, unless one row of one tap takes more.
 
-    A small kernel is multiplied for all taps at once and the positions are cut. A large one is better read
-    only once, so there the taps are cut first.
+    A small kernel is multiplied for all taps at once and only the positions are cut. Of a large one, some taps
+    at a time are multiplied with as many positions as there are, so that it is read once.
     """
-    positions, taps = chunk_size(geo, itemsize, device_type)
-    for p in _ranges(geo.N * geo.L, positions):
-        for k in _ranges(geo.K, taps):
-            yield Chunk(p, k)
-
-
-def chunk_size(geo: Geometry, itemsize: int, device_type: str) -> tuple[int, int]:
-    """Largest number of positions and taps of one chunk."""
     total = geo.N * geo.L
     cells = COLUMN_BYTES.get(device_type, DEFAULT_COLUMN_BYTES) // (geo.C * itemsize)
     kernel_bytes = geo.K * geo.C // geo.groups * geo.O * itemsize
     taps = geo.K if kernel_bytes <= SMALL_KERNEL_BYTES else cells // max(total, 1)
     taps = min(max(taps, 1), geo.K)
-    return max(1, min(total, cells // taps)), taps
+    return Cuts(_ranges(geo.K, taps), _ranges(total, max(1, cells // taps)))
 
 
-def _ranges(total: int, largest: int) -> Iterator[slice]:
+def images(positions: slice, geo: Geometry) -> slice:
+    """The images that some output positions belong to."""
+    return slice(positions.start // geo.L, -(-positions.stop // geo.L))
+
+
+def _ranges(total: int, largest: int) -> list[slice]:
     """Cut ``range(total)`` into pieces of nearly equal length, none longer than ``largest``."""
     pieces = -(-total // largest)
-    for i in range(pieces):
-        yield slice(i * total // pieces, (i + 1) * total // pieces)
+    return [slice(i * total // pieces, (i + 1) * total // pieces) for i in range(pieces)]

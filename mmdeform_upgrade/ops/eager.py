@@ -17,13 +17,18 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import matrices, sampling
-from .chunks import Chunk, chunks
+from .chunks import cut, images
 from .geometry import Geometry
-from .sampling import Plan
+from .sampling import Corners
 
 
 def deform_conv2d(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, geo: Geometry
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    geo: Geometry,
 ) -> Tensor:
     """Deformable convolution; see :func:`mmdeform_upgrade.ops.deform_conv2d`."""
     tensors = (input, offset, weight, bias, mask)
@@ -35,23 +40,30 @@ def deform_conv2d(
 
 class _DeformConv2d(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, geo: Geometry
-    ) -> Tensor:
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        input, offset, weight, _, mask, geo = args
         ctx.save_for_backward(input, offset, weight, mask)
         ctx.geo = geo
-        return forward(input, offset, weight, bias, mask, geo)
+        return forward(*args)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, offset, weight, mask = ctx.saved_tensors
         need_input, need_offset, need_weight, need_bias, need_mask, _ = ctx.needs_input_grad
-        wanted = (need_input, need_offset or need_mask, need_weight)
+        wanted = Wanted(need_input, need_offset or need_mask, need_weight)
         with torch.autocast(input.device.type, enabled=False):
             grads = backward(input, offset, weight, mask, grad_output, ctx.geo, wanted)
             grad_bias = grad_output.sum((0, 2, 3)) if need_bias else None
         return grads.input, grads.offset, grads.weight, grad_bias, grads.mask, None
+
+
+class Wanted(NamedTuple):
+    """Which gradients the backward pass has to make."""
+
+    input: bool
+    plan: bool  # offset and mask
+    weight: bool
 
 
 class Grads(NamedTuple):
@@ -64,19 +76,25 @@ class Grads(NamedTuple):
 
 
 def forward(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, geo: Geometry
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    geo: Geometry,
 ) -> Tensor:
     """The output map, in the dtype and memory format of the input."""
     work = torch.promote_types(input.dtype, torch.float32)
+    weight = matrices.dense(weight)
     table = sampling.to_table(input, geo, work)
     plan = sampling.make_plan(offset, mask, geo, work)
-    kernel = matrices.kernel_to_matrix(weight.to(work), geo)
     output = table.new_empty((geo.N * geo.L, geo.O))
-    for chunk in chunks(geo, work.itemsize, input.device.type):
-        corners = sampling.corners(plan.part(*chunk), geo)
-        columns = _sample(table, corners, geo, chunk)
-        taps = matrices.kernel_taps(kernel, chunk.taps, geo)
-        matrices.project(output[chunk.positions], columns, taps, geo, first=chunk.taps.start == 0)
+    cuts = cut(geo, work.itemsize, input.device.type)
+    for taps in cuts.taps:
+        kernel = matrices.kernel_matrix(weight, taps, geo, work)
+        for positions in cuts.positions:
+            columns = _sample(table, sampling.corners(plan.part(positions, taps), geo), taps, geo)
+            matrices.project(output[positions], columns, kernel, geo, first=taps.start == 0)
     if bias is not None:
         output += bias
     return matrices.rows_to_map(output, geo, like=input)
@@ -89,91 +107,100 @@ def backward(
     mask: Tensor | None,
     grad_output: Tensor,
     geo: Geometry,
-    wanted: tuple[bool, bool, bool],
+    wanted: Wanted,
 ) -> Grads:
-    """Gradients of (input, offset and mask, weight), as ``wanted``."""
-    need_input, need_plan, need_weight = wanted
+    """The gradients that are ``wanted``, in the dtypes and memory formats of what they belong to."""
     work = torch.promote_types(input.dtype, torch.float32)
+    weight = matrices.dense(weight)
     table = sampling.to_table(input, geo, work)
     plan = sampling.make_plan(offset, mask, geo, work)
-    kernel = matrices.kernel_to_matrix(weight.to(work), geo)
-    grad_rows = matrices.map_to_rows(grad_output, geo, work)
-    grad_table = torch.zeros_like(table) if need_input else None
-    grad_kernel = torch.zeros_like(kernel) if need_weight else None
-    dots = table.new_empty((*plan.base.shape, 4)) if need_plan else None
-    for chunk in chunks(geo, work.itemsize, input.device.type):
-        grad_part = grad_rows[chunk.positions]
-        corners = sampling.corners(plan.part(*chunk), geo)
-        columns = None
-        if grad_kernel is not None:
-            columns = _sample(table, corners, geo, chunk)
-            taps = matrices.kernel_taps(grad_kernel, chunk.taps, geo)
-            matrices.grad_kernel(taps, columns, grad_part, geo, first=chunk.positions.start == 0)
-        if grad_table is None and dots is None:
-            continue
-        columns = columns if columns is not None else table.new_empty(_column_shape(chunk, geo))
-        matrices.grad_columns(columns, grad_part, matrices.kernel_taps(kernel, chunk.taps, geo), geo)
-        if dots is not None:
-            dots[chunk] = _corner_dots(table, corners, columns, geo).view(dots[chunk].shape)
-        if grad_table is not None:
-            _add_to_table(grad_table, corners, columns, chunk, geo)
-    return _finish(grad_table, grad_kernel, dots, plan, (input, offset, weight, mask), geo)
+    rows = matrices.map_to_rows(grad_output, geo, work)
+    sums = Sums(
+        torch.zeros_like(table) if wanted.input else None,
+        table.new_empty((*plan.base.shape, 4)) if wanted.plan else None,
+        torch.empty_like(weight) if wanted.weight else None,
+    )
+    cuts = cut(geo, work.itemsize, input.device.type)
+    for taps in cuts.taps:
+        kernel = matrices.kernel_matrix(weight, taps, geo, work)
+        grad_kernel = torch.zeros_like(kernel) if sums.weight is not None else None
+        for positions in cuts.positions:
+            corners = sampling.corners(plan.part(positions, taps), geo)
+            if grad_kernel is not None:
+                columns = _sample(table, corners, taps, geo)
+                matrices.add_grad_kernel(grad_kernel, columns, rows[positions], geo)
+            _add_sample_grads(sums, table, corners, rows[positions], kernel, positions, taps, geo)
+        if sums.weight is not None and grad_kernel is not None:
+            matrices.store_kernel(sums.weight, grad_kernel, taps, geo)
+    return _finish(sums, plan, input, offset, mask, geo)
 
 
-def _finish(
-    grad_table: Tensor | None,
-    grad_kernel: Tensor | None,
-    dots: Tensor | None,
-    plan: Plan,
-    tensors: tuple[Tensor, Tensor, Tensor, Tensor | None],
+class Sums(NamedTuple):
+    """Results of the backward pass while they are being filled in."""
+
+    table: Tensor | None  # like the table
+    dots: Tensor | None  # (N*L, K, G, 4): each sample's gradient times each of its corner rows
+    weight: Tensor | None  # like the weight
+
+
+def _add_sample_grads(
+    sums: Sums,
+    table: Tensor,
+    corners: Corners,
+    grad_rows: Tensor,
+    kernel: Tensor,
+    positions: slice,
+    taps: slice,
     geo: Geometry,
-) -> Grads:
-    """Bring the gradients into the shapes, dtypes and memory format of the tensors they belong to."""
-    input, offset, weight, mask = tensors
-    grad_input = grad_offset = grad_weight = grad_mask = None
-    if grad_table is not None:
-        grad_input = sampling.from_table(grad_table, geo).to(input.dtype)
+) -> None:
+    """Bring the gradient of some samples to the input and to the coordinates."""
+    if sums.table is None and sums.dots is None:
+        return
+    columns = matrices.grad_columns(grad_rows, kernel, geo).reshape(-1, geo.C // geo.G)
+    if sums.dots is not None:
+        target = sums.dots[positions, taps]
+        target.copy_(_corner_dots(table, corners, columns).view(target.shape))
+    if sums.table is not None:
+        _add_to_table(sums.table, corners, columns, sampling.table_span(images(positions, geo), geo))
+
+
+def _finish(sums: Sums, plan: sampling.Plan, input: Tensor, offset: Tensor, mask: Tensor | None, geo: Geometry) -> Grads:
+    grad_input = grad_offset = grad_mask = None
+    if sums.table is not None:
+        grad_input = sampling.from_table(sums.table, geo).to(input.dtype)
         grad_input = grad_input.contiguous(memory_format=matrices.format_of(input))
-    if grad_kernel is not None:
-        grad_weight = matrices.matrix_to_kernel(grad_kernel, geo).to(weight.dtype)
-    if dots is not None:
-        grad_offset, grad_mask = sampling.plan_gradients(plan, dots, geo)
+    if sums.dots is not None:
+        grad_offset, grad_mask = sampling.plan_gradients(plan, sums.dots, geo)
         grad_offset = grad_offset.to(offset.dtype)
         grad_mask = None if mask is None or grad_mask is None else grad_mask.to(mask.dtype)
-    return Grads(grad_input, grad_offset, grad_weight, grad_mask)
+    return Grads(grad_input, grad_offset, sums.weight, grad_mask)
 
 
-def _column_shape(chunk: Chunk, geo: Geometry) -> tuple[int, int]:
-    return chunk.positions.stop - chunk.positions.start, (chunk.taps.stop - chunk.taps.start) * geo.C
-
-
-def _sample(table: Tensor, corners: sampling.Corners, geo: Geometry, chunk: Chunk) -> Tensor:
-    """The columns (p, k*C) of a chunk."""
+def _sample(table: Tensor, corners: Corners, taps: slice, geo: Geometry) -> Tensor:
+    """The columns (p, k*C) of some taps."""
     columns = F.embedding_bag(corners.rows, table, mode='sum', per_sample_weights=corners.weights)
-    return columns.view(_column_shape(chunk, geo))
+    return columns.view(-1, (taps.stop - taps.start) * geo.C)
 
 
-def _corner_dots(table: Tensor, corners: sampling.Corners, grad_columns: Tensor, geo: Geometry) -> Tensor:
-    """For each sample, its column gradient times each of the four corner rows, (samples, 4)."""
-    rows = corners.rows
-    count = len(rows)
-    like = {'device': rows.device, 'dtype': rows.dtype}
+def _corner_dots(table: Tensor, corners: Corners, grads: Tensor) -> Tensor:
+    """For each sample, its gradient (samples, C/G) times each of the four corner rows, (samples * 4,)."""
+    count = len(grads)
+    like = {'device': grads.device, 'dtype': corners.rows.dtype}
     starts = torch.arange(0, 4 * count, 4, **like)
     owner = torch.arange(count, **like).repeat_interleave(4)
-    grad = grad_columns.view(count, geo.C // geo.G)
-    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(grad, table, rows.view(-1), starts, owner, 0)
-    return dots.view(count, 4)
+    dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        grads, table, corners.rows.view(-1), starts, owner, 0
+    )
+    return dots
 
 
-def _add_to_table(
-    grad_table: Tensor, corners: sampling.Corners, grad_columns: Tensor, chunk: Chunk, geo: Geometry
-) -> None:
-    """Bring the columns' gradients to the pixels they came from: sort by pixel, then sum each segment."""
-    span = sampling.table_span(chunk.images(geo), geo)
+def _add_to_table(grad_table: Tensor, corners: Corners, grads: Tensor, span: slice) -> None:
+    """Bring the samples' gradients to the pixels they came from: sort by pixel, then sum each segment."""
     pixels, order = torch.sort(corners.rows.view(-1), stable=True)
     weights = corners.weights.view(-1)[order]
     source = (order // 4).to(pixels.dtype)
+    if pixels.device.type == 'cpu':  # reading two values costs nothing there
+        span = slice(int(pixels[0]), int(pixels[-1]) + 1)
     wanted = torch.arange(span.start, span.stop, device=pixels.device, dtype=pixels.dtype)
     starts = torch.searchsorted(pixels, wanted, out_int32=pixels.dtype == torch.int32)
-    grad = grad_columns.view(-1, geo.C // geo.G)
-    grad_table[span] += F.embedding_bag(source, grad, starts, mode='sum', per_sample_weights=weights)
+    grad_table[span] += F.embedding_bag(source, grads, starts, mode='sum', per_sample_weights=weights)

@@ -1,8 +1,8 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Maps and kernels as matrices, and the products that a column-based convolution is made of.
 
-A column matrix is (p, k*C): ``p`` output positions, the channels of ``k`` taps. A kernel matrix is
-(groups, K*C/groups, O/groups), its rows in the order of a column, so some taps are a slice of its rows.
+A column matrix is (p, k*C): ``p`` output positions, the channels of ``k`` taps. The kernel matrix of some taps
+is (groups, O/groups, k*C/groups), each row in the order of a column.
 """
 
 from __future__ import annotations
@@ -13,22 +13,27 @@ from torch import Tensor
 from .geometry import Geometry
 
 
-def kernel_to_matrix(weight: Tensor, geo: Geometry) -> Tensor:
-    """The kernel (O, C/groups, kh, kw) as (groups, K*C/groups, O/groups)."""
-    w = weight.reshape(geo.groups, geo.O // geo.groups, geo.C // geo.groups, geo.K)
-    return w.permute(0, 3, 2, 1).reshape(geo.groups, -1, geo.O // geo.groups)
+def kernel_matrix(weight: Tensor, taps: slice, geo: Geometry, dtype: torch.dtype) -> Tensor:
+    """Some taps of the kernel (O, C/groups, kh, kw) as (groups, O/groups, k*C/groups)."""
+    part = _taps(weight, taps, geo).transpose(2, 3).to(dtype)
+    return part.reshape(geo.groups, geo.O // geo.groups, -1)
 
 
-def matrix_to_kernel(matrix: Tensor, geo: Geometry) -> Tensor:
-    """The inverse of :func:`kernel_to_matrix`."""
-    w = matrix.view(geo.groups, geo.K, geo.C // geo.groups, geo.O // geo.groups)
-    return w.permute(0, 3, 2, 1).reshape(geo.O, geo.C // geo.groups, geo.kh, geo.kw)
+def store_kernel(weight: Tensor, matrix: Tensor, taps: slice, geo: Geometry) -> None:
+    """Write a kernel matrix to where its taps are in ``weight``; the inverse of :func:`kernel_matrix`."""
+    part = _taps(weight, taps, geo).transpose(2, 3)
+    part.copy_(matrix.view(part.shape))
 
 
-def kernel_taps(matrix: Tensor, taps: slice, geo: Geometry) -> Tensor:
-    """The rows of a kernel matrix that belong to some taps; a view."""
-    channels = geo.C // geo.groups
-    return matrix[:, taps.start * channels : taps.stop * channels]
+def dense(weight: Tensor) -> Tensor:
+    """The kernel, contiguous in one of the two memory formats."""
+    return weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous()
+
+
+def _taps(weight: Tensor, taps: slice, geo: Geometry) -> Tensor:
+    """(groups, O/groups, C/groups, k); a view, whatever the memory format."""
+    flat = weight.flatten(2) if weight.is_contiguous() else weight.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2)
+    return flat.unflatten(0, (geo.groups, -1))[..., taps]
 
 
 def map_to_rows(tensor: Tensor, geo: Geometry, dtype: torch.dtype) -> Tensor:
@@ -51,40 +56,34 @@ def format_of(tensor: Tensor) -> torch.memory_format:
 def project(out: Tensor, columns: Tensor, kernel: Tensor, geo: Geometry, first: bool) -> None:
     """``out`` (p, O) = columns times kernel; added to it unless ``first``."""
     if geo.groups == 1:
-        torch.addmm(out, columns, kernel[0], beta=0 if first else 1, out=out)
+        torch.addmm(out, columns, kernel[0].t(), beta=0 if first else 1, out=out)
         return
-    product = torch.bmm(_split_columns(columns, geo), kernel)  # (groups, p, O/groups)
+    product = torch.bmm(_split_columns(columns, geo), kernel.transpose(1, 2))  # (groups, p, O/groups)
     target = _split_outputs(out, geo)
     target.copy_(product) if first else target.add_(product)
 
 
-def grad_kernel(out: Tensor, columns: Tensor, grad_rows: Tensor, geo: Geometry, first: bool) -> None:
-    """``out``, a part of the kernel matrix, = columns transposed times grad_rows; added unless ``first``."""
+def add_grad_kernel(out: Tensor, columns: Tensor, grad_rows: Tensor, geo: Geometry) -> None:
+    """``out``, a kernel matrix, += grad_rows transposed times columns."""
     if geo.groups == 1:
-        torch.addmm(out[0], columns.t(), grad_rows, beta=0 if first else 1, out=out[0])
+        out[0].addmm_(grad_rows.t(), columns)
         return
-    split = _split_columns(columns, geo).transpose(1, 2)
-    product = torch.bmm(split, _split_outputs(grad_rows, geo))
-    out.copy_(product) if first else out.add_(product)
+    out.baddbmm_(_split_outputs(grad_rows, geo).transpose(1, 2), _split_columns(columns, geo))
 
 
-def grad_columns(out: Tensor, grad_rows: Tensor, kernel: Tensor, geo: Geometry) -> None:
-    """``out`` (p, k*C) = grad_rows (p, O) times kernel transposed."""
+def grad_columns(grad_rows: Tensor, kernel: Tensor, geo: Geometry) -> Tensor:
+    """Gradient (p, k*C) of the columns: grad_rows (p, O) times kernel."""
     if geo.groups == 1:
-        torch.mm(grad_rows, kernel[0].t(), out=out)
-        return
-    product = torch.bmm(_split_outputs(grad_rows, geo), kernel.transpose(1, 2))
-    _unsplit_columns(out, geo).copy_(product.view(geo.groups, len(out), -1, geo.C // geo.groups))
+        return grad_rows @ kernel[0]
+    product = torch.bmm(_split_outputs(grad_rows, geo), kernel)  # (groups, p, k*C/groups)
+    split = product.view(geo.groups, len(grad_rows), -1, geo.C // geo.groups)
+    return split.permute(1, 2, 0, 3).reshape(len(grad_rows), -1)
 
 
 def _split_columns(columns: Tensor, geo: Geometry) -> Tensor:
     """Columns (p, k*C) as one matrix per convolution group, (groups, p, k*C/groups)."""
-    return _unsplit_columns(columns, geo).reshape(geo.groups, len(columns), -1)
-
-
-def _unsplit_columns(columns: Tensor, geo: Geometry) -> Tensor:
-    """Columns (p, k*C) as (groups, p, k, C/groups); a view."""
-    return columns.view(len(columns), -1, geo.groups, geo.C // geo.groups).permute(2, 0, 1, 3)
+    split = columns.view(len(columns), -1, geo.groups, geo.C // geo.groups).permute(2, 0, 1, 3)
+    return split.reshape(geo.groups, len(columns), -1)
 
 
 def _split_outputs(rows: Tensor, geo: Geometry) -> Tensor:
