@@ -1,7 +1,15 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Composes detection and segmentation sets from cut-outs or procedural shapes."""
 
-from .compose import compose, compose_shapes
+from .debian import collect_debian_cutouts
+from .recipes import compose_cutouts, compose_shapes
 from .scene import SceneOptions
 from .shapes import SHAPE_CLASSES
 
-__all__ = ['SHAPE_CLASSES', 'SceneOptions', 'compose', 'compose_shapes']
+__all__ = [
+    'SHAPE_CLASSES',
+    'SceneOptions',
+    'collect_debian_cutouts',
+    'compose_cutouts',
+    'compose_shapes',
+]

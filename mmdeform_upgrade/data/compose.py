@@ -1,22 +1,21 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Composes whole data sets: splits, progress, counts and provenance."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from mmdeform_upgrade.errors import DataError
 
 from .output import refuse_occupied, staged_folder
 from .scene import Scene, SceneOptions, compose_scene
-from .sources import ShapeSource, Source
-from .writers import DatasetWriter
+from .sources import Source
+from .writers import VOC_DIR, DatasetWriter
 
-SPLITS = ('train', 'val', 'test')
 META = 'meta.json'
 _FORMAT = 1  # raise when the same plan would give other pictures
 
@@ -38,6 +37,8 @@ def _check_options(options: SceneOptions, images: Mapping[str, int], seed: int) 
         problems.append(f'object_size is {(first, last)}, expected 0 < least <= most <= 1')
     if not 0 < options.min_visible <= 1:
         problems.append(f'min_visible is {options.min_visible}, expected above 0 and at most 1')
+    if not 0 <= options.max_angle <= 180:
+        problems.append(f'max_angle is {options.max_angle}, expected 0 to 180 degrees')
     if not 0 <= options.border < 32:
         problems.append(f'border is {options.border}, expected 0 to 31 pixels')
     if problems:
@@ -50,7 +51,10 @@ def _already_composed(out: Path, plan: dict[str, Any]) -> dict[str, Any] | None:
         meta = json.loads((out / META).read_text())
     except (OSError, ValueError):
         return None
-    return meta if isinstance(meta, dict) and meta.get('plan') == plan else None
+    if not isinstance(meta, dict) or meta.get('plan') != plan:
+        return None
+    pictures = len(list((out / VOC_DIR / 'JPEGImages').glob('*.jpg')))
+    return meta if pictures == sum(plan['options']['images'].values()) else None
 
 
 def _count(counts: dict[str, Any], scene: Scene, classes: tuple[str, ...]) -> None:
@@ -98,60 +102,17 @@ def compose(
         return found
     refuse_occupied(out)
     with staged_folder(out) as folder:
-        writer = DatasetWriter(folder, classes, options.border)
-        counts = {}
+        writer = DatasetWriter(folder, classes, list(images), options.border)
+        counts: dict[str, Any] = {}
+        hidden = None if progress else True  # None: hidden unless on a terminal
         for number, (split, total) in enumerate(images.items()):
             zeros = dict.fromkeys(classes, 0)
             counts[split] = {'images': 0, 'instances': 0, 'difficult': 0, 'per_class': zeros}
-            # disable=None shows the bar on terminals only
-            for i in tqdm(range(total), desc=split, unit='picture', disable=None if progress else True):
-                entropy = [seed, number, i]
-                scene = compose_scene(sources[split], options, entropy)
-                quality = np.random.default_rng([*entropy, 0]).integers(
-                    options.jpeg_quality[0], options.jpeg_quality[1] + 1
-                )
-                writer.add(split, scene, int(quality))
+            for i in tqdm(range(total), desc=split, unit='picture', disable=hidden):
+                scene = compose_scene(sources[split], options, [seed, number, i])
+                writer.add(split, scene)
                 _count(counts[split], scene, classes)
         writer.finish()
         meta = {'plan': plan, 'counts': counts}
         (folder / META).write_text(json.dumps(meta, indent=1) + '\n')
     return meta
-
-
-def compose_shapes(
-    out: str | Path,
-    *,
-    train: int = 600,
-    val: int = 150,
-    test: int = 150,
-    size: int = 160,
-    seed: int = 0,
-    warp: bool = True,
-    options: SceneOptions | None = None,
-    progress: bool = False,
-) -> dict[str, Any]:
-    """Composes textured procedural shapes (``SHAPE_CLASSES``); nothing is read or downloaded.
-
-    Args:
-        out: Folder to write.
-        train: Number of training pictures.
-        val: Number of validation pictures.
-        test: Number of test pictures.
-        size: Side of the pictures, in pixels.
-        seed: The same seed gives the same bytes.
-        warp: Whether shapes are rotated and warped.
-        options: The remaining options; its ``size`` and ``warp`` are replaced.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        The content of ``meta.json``.
-
-    Raises:
-        DataError: An option is out of range, or ``out`` exists with other content.
-    """
-    options = replace(options or SceneOptions(), size=size, warp=warp)
-    source = ShapeSource(max(32, round(size * options.object_size[1] * 1.1)))
-    images = dict(zip(SPLITS, (train, val, test), strict=True))
-    provenance = {'kind': 'procedural shapes'}
-    sources = dict.fromkeys(SPLITS, source)
-    return compose(out, sources, images, options, seed, provenance, progress)

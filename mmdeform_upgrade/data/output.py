@@ -1,3 +1,4 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """A folder that appears complete or not at all."""
 
 import os

@@ -1,3 +1,4 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Composes one picture: background, cut-outs that may hide one another, and what stays visible.
 
 Vocabulary: ``S`` is the picture's side in pixels; a *layer* is a cut-out placed on the picture.
@@ -9,7 +10,7 @@ import cv2
 import numpy as np
 
 from .sources import Source
-from .warps import crop_visible, warp_cutout
+from .warps import crop_visible, resize_cutout, warp_cutout
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class SceneOptions:
         distractors: Least and most unannotated objects.
         object_size: Least and greatest long side of an object, as a fraction of ``size``.
         warp: Whether cut-outs are rotated and warped; otherwise only scaled and mirrored.
+        max_angle: Bound of the rotation in degrees; only with ``warp``.
         min_visible: No object is placed where less than this fraction of any would be seen.
         difficult_below: An object of which less than this fraction is seen is ``difficult``.
         jpeg_quality: Least and greatest JPEG quality.
@@ -33,6 +35,7 @@ class SceneOptions:
     distractors: tuple[int, int] = (0, 3)
     object_size: tuple[float, float] = (0.2, 0.6)
     warp: bool = True
+    max_angle: float = 180
     min_visible: float = 0.3
     difficult_below: float = 0.5
     jpeg_quality: tuple[int, int] = (60, 95)
@@ -62,6 +65,7 @@ class Scene:
 
     image: np.ndarray
     instances: list[Instance]
+    jpeg_quality: int
 
 
 @dataclass
@@ -90,15 +94,10 @@ def _prepare(
     cutout: np.ndarray, look: np.random.Generator, target: float, mirror: bool
 ) -> np.ndarray:
     """Scales to a long side of ``target`` pixels, varies the light, feathers; float32."""
-    cutout = crop_visible(cutout)
-    height, width = cutout.shape[:2]
-    scale = target / max(height, width)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    cutout = cv2.resize(cutout, size, interpolation=method)
+    cutout = resize_cutout(crop_visible(cutout), target)
     if mirror:
         cutout = cutout[:, ::-1]
-    soft = _feather(cutout, look.uniform(0.4, 1.1))
+    soft = _feather(cutout, look.uniform(0.3, 0.9))
     color = soft[..., :3] * look.uniform(0.8, 1.15) + look.uniform(-15, 15)
     soft[..., :3] = np.clip(color, 0, 255)
     return soft
@@ -146,7 +145,7 @@ def _add_layer(
     mirror = bool(look.random() < 0.5)
     cutout = source.distractor(look) if label is None else source.cutout(look, label)
     if options.warp:
-        cutout = warp_cutout(cutout, warp, source.max_angle(label))
+        cutout = warp_cutout(cutout, warp, np.deg2rad(options.max_angle))
     soft = _prepare(cutout, look, target, mirror)
     area = int((soft[..., 3] >= 0.5).sum())
     for _ in range(_TRIES):
@@ -154,6 +153,14 @@ def _add_layer(
         if _all_seen([*layers, layer], options.min_visible):
             layers.append(layer)
             return
+
+
+def _paint(background: np.ndarray, layers: list[_Layer]) -> np.ndarray:
+    image = background.astype(np.float32)
+    for layer in layers:
+        alpha = layer.image[..., 3:]
+        image = image * (1 - alpha) + layer.image[..., :3] * alpha
+    return image
 
 
 def compose_scene(source: Source, options: SceneOptions, seed: list[int]) -> Scene:
@@ -168,25 +175,19 @@ def compose_scene(source: Source, options: SceneOptions, seed: list[int]) -> Sce
         The picture and its annotated objects.
     """
     rng = np.random.default_rng(seed)
-    labels: list[int | None] = [
-        int(label)
-        for label in rng.integers(
-            len(source.classes), size=rng.integers(options.objects[0], options.objects[1] + 1)
-        )
-    ]
+    quality = int(rng.integers(options.jpeg_quality[0], options.jpeg_quality[1] + 1))
+    count = rng.integers(options.objects[0], options.objects[1] + 1)
+    labels: list[int | None] = rng.integers(len(source.classes), size=count).tolist()
     labels += [None] * int(rng.integers(options.distractors[0], options.distractors[1] + 1))
     order = rng.permutation(len(labels))
     layers: list[_Layer] = []
     for i in order:
         _add_layer(layers, labels[i], source, options, [*seed, int(i)])
-    image = source.background(rng, options.size).astype(np.float32)
-    for layer in layers:
-        alpha = layer.image[..., 3:]
-        image = image * (1 - alpha) + layer.image[..., :3] * alpha
+    image = _paint(source.background(rng, options.size), layers)
     image += rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(0, 5)
     instances = [
         Instance(layer.label, mask, seen := mask.sum() / layer.area, seen < options.difficult_below)
         for layer, mask in zip(layers, _visible_masks(layers), strict=True)
         if layer.label is not None
     ]
-    return Scene(np.clip(np.round(image), 0, 255).astype(np.uint8), instances)
+    return Scene(np.clip(np.round(image), 0, 255).astype(np.uint8), instances, quality)

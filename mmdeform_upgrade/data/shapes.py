@@ -1,3 +1,4 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Outlines of the procedural shape classes, as alpha masks.
 
 Vocabulary: ``S`` is the side of a square canvas in pixels; outlines live in units where the
@@ -73,9 +74,7 @@ def _arrow(rng: np.random.Generator) -> list[Outline]:
 
 def _blob(rng: np.random.Generator) -> list[Outline]:
     turn = np.linspace(0, 2 * np.pi, 72, endpoint=False)
-    waves = sum(
-        rng.uniform(0, 0.14) * np.cos(k * turn + rng.uniform(0, 2 * np.pi)) for k in (2, 3)
-    )
+    waves = sum(rng.uniform(0, 0.14) * np.cos(k * turn + rng.uniform(0, 2 * np.pi)) for k in (2, 3))
     return [np.stack([np.cos(turn), np.sin(turn)], axis=1) * (0.72 * (1 + waves))[:, None]]
 
 

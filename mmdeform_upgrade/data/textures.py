@@ -1,3 +1,4 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Procedural colour textures. All classes share them, so that none is told by its texture.
 
 Vocabulary: ``S`` is the side in pixels; images are (S, S, 3) uint8, BGR as OpenCV has it.

@@ -1,3 +1,4 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Geometric warps of a cut-out: rotation, stretch, shear, perspective, bend and elastic noise.
 
 A warp is an inverse map: where each pixel of the result looks in the cut-out. Units are
@@ -27,6 +28,28 @@ def crop_visible(image: np.ndarray) -> np.ndarray:
     if rows.size == 0:
         return image
     return image[rows[0] : rows[-1] + 1, cols[0] : cols[-1] + 1]
+
+
+def _premultiplied(image: np.ndarray) -> np.ndarray:
+    """Multiplies colours by alpha, so that mixing pixels lets nothing bleed in from outside."""
+    mixed = image.astype(np.float32)
+    mixed[..., :3] *= mixed[..., 3:] / 255
+    return mixed
+
+
+def _straight(mixed: np.ndarray) -> np.ndarray:
+    alpha = mixed[..., 3:]
+    color = mixed[..., :3] * (255 / np.maximum(alpha, 1e-3))
+    return np.clip(np.round(np.dstack([color, alpha])), 0, 255).astype(np.uint8)
+
+
+def resize_cutout(image: np.ndarray, long_side: float) -> np.ndarray:
+    """Scales a cut-out (H, W, 4) uint8 to a long side in pixels."""
+    height, width = image.shape[:2]
+    scale = long_side / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    return _straight(cv2.resize(_premultiplied(image), size, interpolation=method))
 
 
 def _linear(rng: np.random.Generator, max_angle: float) -> np.ndarray:
@@ -71,12 +94,9 @@ def warp_cutout(
     Returns:
         BGRA cut-out cropped to what is visible of it, (H', W', 4) uint8.
     """
-    square = pad_square(image).astype(np.float32)
+    square = _premultiplied(pad_square(image))
     side = square.shape[0]
-    # Colours are multiplied by alpha while they are mixed: nothing bleeds in from outside.
-    square[..., :3] *= square[..., 3:] / 255
     canvas = int(np.ceil(side * _MARGIN))
     pixels = (_inverse_map(rng, canvas, max_angle) + 1) * (side / 2) - 0.5
     warped = cv2.remap(square, pixels[0], pixels[1], cv2.INTER_LINEAR, borderValue=(0, 0, 0, 0))
-    warped[..., :3] /= np.maximum(warped[..., 3:], 1) / 255
-    return crop_visible(np.clip(np.round(warped), 0, 255).astype(np.uint8))
+    return crop_visible(_straight(warped))

@@ -1,3 +1,4 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Writes scenes as VOC detection XML, VOC segmentation masks and COCO JSON.
 
 ``VOC2007/`` holds JPEGImages, Annotations, SegmentationClass, SegmentationObject and ImageSets;
@@ -97,24 +98,30 @@ class DatasetWriter:
     Args:
         root: The folder.
         classes: Class names; a label is an index into them.
+        splits: Names of the splits, also of those that stay empty.
         border: Width in pixels of the ignored band in ``SegmentationClass``; 0 for none.
     """
 
-    def __init__(self, root: Path, classes: Sequence[str], border: int = 0) -> None:
+    def __init__(
+        self, root: Path, classes: Sequence[str], splits: Sequence[str], border: int = 0
+    ) -> None:
         self._root, self._classes, self._border = root, classes, border
         self._palette = [value for color in voc_palette() for value in color]
-        self._coco: dict[str, dict[str, list]] = {}
+        categories = [{'id': i + 1, 'name': name} for i, name in enumerate(classes)]
+        self._coco: dict[str, dict[str, list]] = {
+            split: {'images': [], 'annotations': [], 'categories': categories} for split in splits
+        }
         self._image_id = 0
         self._annotation_id = 0
         for folder in ('JPEGImages', 'Annotations', 'SegmentationClass', 'SegmentationObject'):
             (root / VOC_DIR / folder).mkdir(parents=True)
 
-    def add(self, split: str, scene: Scene, jpeg_quality: int) -> str:
+    def add(self, split: str, scene: Scene) -> str:
         """Writes a picture and its annotations; returns its name (six digits)."""
         self._image_id += 1
         name = f'{self._image_id:06d}'
         voc = self._root / VOC_DIR
-        quality = [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]
+        quality = [cv2.IMWRITE_JPEG_QUALITY, scene.jpeg_quality]
         data = cv2.imencode('.jpg', scene.image, quality)[1].tobytes()
         (voc / 'JPEGImages' / f'{name}.jpg').write_bytes(data)
         (voc / 'Annotations' / f'{name}.xml').write_bytes(_voc_xml(name, scene, self._classes))
@@ -150,10 +157,7 @@ class DatasetWriter:
         picture.save(path)
 
     def _add_coco(self, split: str, scene: Scene, name: str) -> None:
-        categories = [{'id': i + 1, 'name': c} for i, c in enumerate(self._classes)]
-        coco = self._coco.setdefault(
-            split, {'images': [], 'annotations': [], 'categories': categories}
-        )
+        coco = self._coco[split]
         height, width = scene.image.shape[:2]
         image = {'id': self._image_id, 'file_name': f'{name}.jpg', 'height': height, 'width': width}
         coco['images'].append(image)

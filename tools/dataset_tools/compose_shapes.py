@@ -1,3 +1,4 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Composes a data set of deformable shapes: generated, seeded, no download."""
 
 import argparse
