@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .geometry import Geometry
 
-COLUMN_BYTES = {'cpu': 2 * 2**20}  # columns alive at a time: about what stays in a cache
+COLUMN_BYTES = {'cpu': 8 * 2**20}  # columns alive at a time: about what stays in a cache
 DEFAULT_COLUMN_BYTES = 256 * 2**20  # other devices: few launches, yet bounded
 SMALL_KERNEL_BYTES = 2**20  # a kernel matrix that is cheap to read again for each chunk
 

@@ -5,57 +5,29 @@ A sample is a weighted sum of four rows of a padded channels-last table, which i
 computes, vectorised and in parallel, in one pass. Everything else is matrix products. Columns are never
 saved: they are made again in the backward pass, chunk by chunk, within a byte budget. The input's gradient
 is gathered through the sorted plan (no atomics, no scatter), so results are deterministic.
+
+These two functions know nothing of autograd; ``autograd.py`` does.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import matrices, sampling
 from .chunks import cut, images
 from .geometry import Geometry
-from .sampling import Corners
+from .sampling import Corners, Plan
 
 
-def deform_conv2d(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    geo: Geometry,
-) -> Tensor:
-    """Deformable convolution; see :func:`mmdeform_upgrade.ops.deform_conv2d`."""
-    tensors = (input, offset, weight, bias, mask)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        output: Tensor = _DeformConv2d.apply(*tensors, geo)
-        return output
-    return forward(*tensors, geo)
+class Saved(NamedTuple):
+    """What the forward pass leaves to the backward pass."""
 
-
-class _DeformConv2d(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        input, offset, weight, _, mask, geo = args
-        ctx.save_for_backward(input, offset, weight, mask)
-        ctx.geo = geo
-        return forward(*args)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        input, offset, weight, mask = ctx.saved_tensors
-        need_input, need_offset, need_weight, need_bias, need_mask, _ = ctx.needs_input_grad
-        wanted = Wanted(need_input, need_offset or need_mask, need_weight)
-        with torch.autocast(input.device.type, enabled=False):
-            grads = backward(input, offset, weight, mask, grad_output, ctx.geo, wanted)
-            grad_bias = grad_output.sum((0, 2, 3)) if need_bias else None
-        return grads.input, grads.offset, grads.weight, grad_bias, grads.mask, None
+    table: Tensor
+    plan: Plan
 
 
 class Wanted(NamedTuple):
@@ -71,8 +43,8 @@ class Grads(NamedTuple):
 
     input: Tensor | None
     offset: Tensor | None
-    weight: Tensor | None
     mask: Tensor | None
+    weight: Tensor | None
 
 
 def forward(
@@ -82,8 +54,8 @@ def forward(
     bias: Tensor | None,
     mask: Tensor | None,
     geo: Geometry,
-) -> Tensor:
-    """The output map, in the dtype and memory format of the input."""
+) -> tuple[Tensor, Saved]:
+    """The output map, in the dtype and memory format of the input, and what the backward pass needs."""
     work = torch.promote_types(input.dtype, torch.float32)
     weight = matrices.dense(weight)
     table = sampling.to_table(input, geo, work)
@@ -91,48 +63,40 @@ def forward(
     output = table.new_empty((geo.N * geo.L, geo.O))
     cuts = cut(geo, work.itemsize, input.device.type)
     for taps in cuts.taps:
-        kernel = matrices.kernel_matrix(weight, taps, geo, work)
+        kernel = matrices.kernel_matrix(weight, taps, geo, matrices.product_dtype(weight))
         for positions in cuts.positions:
             columns = _sample(table, sampling.corners(plan.part(positions, taps), geo), taps, geo)
             matrices.project(output[positions], columns, kernel, geo, first=taps.start == 0)
     if bias is not None:
         output += bias
-    return matrices.rows_to_map(output, geo, like=input)
+    return matrices.rows_to_map(output, geo, input.dtype, matrices.format_of(input)), Saved(table, plan)
 
 
-def backward(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    grad_output: Tensor,
-    geo: Geometry,
-    wanted: Wanted,
-) -> Grads:
-    """The gradients that are ``wanted``, in the dtypes and memory formats of what they belong to."""
-    work = torch.promote_types(input.dtype, torch.float32)
+def backward(saved: Saved, weight: Tensor, grad_output: Tensor, geo: Geometry, wanted: Wanted) -> Grads:
+    """The gradients that are ``wanted``; a channels-last view of that of the input."""
+    table, plan = saved
     weight = matrices.dense(weight)
-    table = sampling.to_table(input, geo, work)
-    plan = sampling.make_plan(offset, mask, geo, work)
-    rows = matrices.map_to_rows(grad_output, geo, work)
+    product = matrices.product_dtype(weight)
+    rows = matrices.map_to_rows(grad_output, geo, product)
     sums = Sums(
         torch.zeros_like(table) if wanted.input else None,
         table.new_empty((*plan.base.shape, 4)) if wanted.plan else None,
         torch.empty_like(weight) if wanted.weight else None,
     )
-    cuts = cut(geo, work.itemsize, input.device.type)
+    cuts = cut(geo, table.itemsize, table.device.type)
     for taps in cuts.taps:
-        kernel = matrices.kernel_matrix(weight, taps, geo, work)
-        grad_kernel = torch.zeros_like(kernel) if sums.weight is not None else None
+        kernel = matrices.kernel_matrix(weight, taps, geo, product)
+        grad_kernel = None
         for positions in cuts.positions:
             corners = sampling.corners(plan.part(positions, taps), geo)
-            if grad_kernel is not None:
+            if wanted.weight:
                 columns = _sample(table, corners, taps, geo)
-                matrices.add_grad_kernel(grad_kernel, columns, rows[positions], geo)
-            _add_sample_grads(sums, table, corners, rows[positions], kernel, positions, taps, geo)
-        if sums.weight is not None and grad_kernel is not None:
+                grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, rows[positions], geo)
+                del columns  # before the gradients of the columns are made
+            _add_sample_grads(sums, saved, corners, rows[positions], kernel, positions, taps, geo)
+        if sums.weight is not None:
             matrices.store_kernel(sums.weight, grad_kernel, taps, geo)
-    return _finish(sums, plan, input, offset, mask, geo)
+    return _finish(sums, plan, geo)
 
 
 class Sums(NamedTuple):
@@ -145,7 +109,7 @@ class Sums(NamedTuple):
 
 def _add_sample_grads(
     sums: Sums,
-    table: Tensor,
+    saved: Saved,
     corners: Corners,
     grad_rows: Tensor,
     kernel: Tensor,
@@ -156,24 +120,21 @@ def _add_sample_grads(
     """Bring the gradient of some samples to the input and to the coordinates."""
     if sums.table is None and sums.dots is None:
         return
-    columns = matrices.grad_columns(grad_rows, kernel, geo).reshape(-1, geo.C // geo.G)
+    columns = matrices.grad_columns(grad_rows, kernel, geo).to(saved.table.dtype)
+    columns = columns.reshape(-1, geo.C // geo.G)
     if sums.dots is not None:
         target = sums.dots[positions, taps]
-        target.copy_(_corner_dots(table, corners, columns).view(target.shape))
+        target.copy_(_corner_dots(saved.table, corners, columns).view(target.shape))
     if sums.table is not None:
         _add_to_table(sums.table, corners, columns, sampling.table_span(images(positions, geo), geo))
 
 
-def _finish(sums: Sums, plan: sampling.Plan, input: Tensor, offset: Tensor, mask: Tensor | None, geo: Geometry) -> Grads:
-    grad_input = grad_offset = grad_mask = None
-    if sums.table is not None:
-        grad_input = sampling.from_table(sums.table, geo).to(input.dtype)
-        grad_input = grad_input.contiguous(memory_format=matrices.format_of(input))
+def _finish(sums: Sums, plan: Plan, geo: Geometry) -> Grads:
+    grad_input = None if sums.table is None else sampling.from_table(sums.table, geo)
+    grad_offset = grad_mask = None
     if sums.dots is not None:
         grad_offset, grad_mask = sampling.plan_gradients(plan, sums.dots, geo)
-        grad_offset = grad_offset.to(offset.dtype)
-        grad_mask = None if mask is None or grad_mask is None else grad_mask.to(mask.dtype)
-    return Grads(grad_input, grad_offset, sums.weight, grad_mask)
+    return Grads(grad_input, grad_offset, grad_mask, sums.weight)
 
 
 def _sample(table: Tensor, corners: Corners, taps: slice, geo: Geometry) -> Tensor:
@@ -185,12 +146,10 @@ def _sample(table: Tensor, corners: Corners, taps: slice, geo: Geometry) -> Tens
 def _corner_dots(table: Tensor, corners: Corners, grads: Tensor) -> Tensor:
     """For each sample, its gradient (samples, C/G) times each of the four corner rows, (samples * 4,)."""
     count = len(grads)
-    like = {'device': grads.device, 'dtype': corners.rows.dtype}
-    starts = torch.arange(0, 4 * count, 4, **like)
-    owner = torch.arange(count, **like).repeat_interleave(4)
-    dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        grads, table, corners.rows.view(-1), starts, owner, 0
-    )
+    rows = corners.rows.view(-1)
+    starts = torch.arange(0, 4 * count, 4, device=rows.device, dtype=rows.dtype)
+    owner = torch.arange(count, device=rows.device, dtype=rows.dtype).repeat_interleave(4)
+    dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(grads, table, rows, starts, owner, 0)
     return dots
 
 

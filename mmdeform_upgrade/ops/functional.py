@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UpgradeError
-from . import eager, reference
+from . import autograd, reference
 from .geometry import Geometry, IntPair, describe
 
 BACKENDS = ('auto', 'reference', 'eager', 'triton')
@@ -101,7 +101,7 @@ Backend = Callable[..., Tensor]
 
 def _backend(name: str, input: Tensor) -> Backend:
     if name == 'auto' or name == 'eager':
-        return eager.deform_conv2d
+        return autograd.deform_conv2d
     if name == 'reference':
         return reference.deform_conv2d
     raise UpgradeError(f'backend {name!r} is unknown; expected one of {", ".join(BACKENDS)}.')

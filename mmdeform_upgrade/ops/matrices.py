@@ -12,17 +12,15 @@ from torch import Tensor
 
 from .geometry import Geometry
 
-
-def kernel_matrix(weight: Tensor, taps: slice, geo: Geometry, dtype: torch.dtype) -> Tensor:
-    """Some taps of the kernel (O, C/groups, kh, kw) as (groups, O/groups, k*C/groups)."""
-    part = _taps(weight, taps, geo).transpose(2, 3).to(dtype)
-    return part.reshape(geo.groups, geo.O // geo.groups, -1)
+# oneDNN's product is 10 to 25 % faster than that of MKL on the CPUs tried; it is what inductor calls.
+_ONEDNN = getattr(torch.ops.mkldnn, '_linear_pointwise', None) if torch.backends.mkldnn.is_available() else None
 
 
-def store_kernel(weight: Tensor, matrix: Tensor, taps: slice, geo: Geometry) -> None:
-    """Write a kernel matrix to where its taps are in ``weight``; the inverse of :func:`kernel_matrix`."""
-    part = _taps(weight, taps, geo).transpose(2, 3)
-    part.copy_(matrix.view(part.shape))
+def product_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype that products are made in: reduced precision where there are units for it."""
+    if weight.device.type == 'cpu':
+        return torch.promote_types(weight.dtype, torch.float32)
+    return weight.dtype
 
 
 def dense(weight: Tensor) -> Tensor:
@@ -30,9 +28,27 @@ def dense(weight: Tensor) -> Tensor:
     return weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous()
 
 
+def kernel_matrix(weight: Tensor, taps: slice, geo: Geometry, dtype: torch.dtype) -> Tensor:
+    """Some taps of the kernel (O, C/groups, kh, kw) as (groups, O/groups, k*C/groups)."""
+    part = _taps(weight, taps, geo).transpose(2, 3).to(dtype)
+    return part.reshape(geo.groups, geo.O // geo.groups, -1)
+
+
+def store_kernel(weight: Tensor, matrix: Tensor | None, taps: slice, geo: Geometry) -> None:
+    """Write a kernel matrix to where its taps are in ``weight``; the inverse of :func:`kernel_matrix`."""
+    part = _taps(weight, taps, geo).transpose(2, 3)
+    if matrix is None:
+        part.zero_()
+    else:
+        part.copy_(matrix.view(part.shape))
+
+
 def _taps(weight: Tensor, taps: slice, geo: Geometry) -> Tensor:
     """(groups, O/groups, C/groups, k); a view, whatever the memory format."""
-    flat = weight.flatten(2) if weight.is_contiguous() else weight.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2)
+    if weight.is_contiguous():
+        flat = weight.flatten(2)
+    else:
+        flat = weight.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2)
     return flat.unflatten(0, (geo.groups, -1))[..., taps]
 
 
@@ -41,10 +57,10 @@ def map_to_rows(tensor: Tensor, geo: Geometry, dtype: torch.dtype) -> Tensor:
     return tensor.permute(0, 2, 3, 1).to(dtype).reshape(geo.N * geo.L, geo.O)
 
 
-def rows_to_map(rows: Tensor, geo: Geometry, like: Tensor) -> Tensor:
-    """Rows (N*L, O) as a map in the dtype and memory format of ``like``."""
+def rows_to_map(rows: Tensor, geo: Geometry, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+    """Rows (N*L, O) as a map."""
     output = rows.view(geo.N, geo.Ho, geo.Wo, geo.O).permute(0, 3, 1, 2)
-    return output.to(like.dtype).contiguous(memory_format=format_of(like))
+    return output.to(dtype).contiguous(memory_format=memory_format)
 
 
 def format_of(tensor: Tensor) -> torch.memory_format:
@@ -54,30 +70,41 @@ def format_of(tensor: Tensor) -> torch.memory_format:
 
 
 def project(out: Tensor, columns: Tensor, kernel: Tensor, geo: Geometry, first: bool) -> None:
-    """``out`` (p, O) = columns times kernel; added to it unless ``first``."""
+    """``out`` (p, O) = columns times kernel transposed; added to it unless ``first``."""
     if geo.groups == 1:
-        torch.addmm(out, columns, kernel[0].t(), beta=0 if first else 1, out=out)
-        return
-    product = torch.bmm(_split_columns(columns, geo), kernel.transpose(1, 2))  # (groups, p, O/groups)
-    target = _split_outputs(out, geo)
-    target.copy_(product) if first else target.add_(product)
+        product = _times_transposed(columns.to(kernel.dtype), kernel[0])
+    else:
+        grouped = torch.bmm(_split_columns(columns.to(kernel.dtype), geo), kernel.transpose(1, 2))
+        product = grouped.permute(1, 0, 2).reshape(out.shape)
+    out.copy_(product) if first else out.add_(product)
 
 
-def add_grad_kernel(out: Tensor, columns: Tensor, grad_rows: Tensor, geo: Geometry) -> None:
-    """``out``, a kernel matrix, += grad_rows transposed times columns."""
+def add_grad_kernel(total: Tensor | None, columns: Tensor, grad_rows: Tensor, geo: Geometry) -> Tensor:
+    """A kernel matrix, grad_rows transposed times columns, in float32 at least, plus ``total``."""
+    like = columns.dtype
+    columns = columns.to(grad_rows.dtype)
     if geo.groups == 1:
-        out[0].addmm_(grad_rows.t(), columns)
-        return
-    out.baddbmm_(_split_outputs(grad_rows, geo).transpose(1, 2), _split_columns(columns, geo))
+        product = _times_transposed(grad_rows.t(), columns.t()).unsqueeze(0)
+    else:
+        product = torch.bmm(_split_outputs(grad_rows, geo).transpose(1, 2), _split_columns(columns, geo))
+    return product.to(like) if total is None else total.add_(product)
 
 
 def grad_columns(grad_rows: Tensor, kernel: Tensor, geo: Geometry) -> Tensor:
     """Gradient (p, k*C) of the columns: grad_rows (p, O) times kernel."""
     if geo.groups == 1:
-        return grad_rows @ kernel[0]
+        return _times_transposed(grad_rows, kernel[0].t())
     product = torch.bmm(_split_outputs(grad_rows, geo), kernel)  # (groups, p, k*C/groups)
     split = product.view(geo.groups, len(grad_rows), -1, geo.C // geo.groups)
     return split.permute(1, 2, 0, 3).reshape(len(grad_rows), -1)
+
+
+def _times_transposed(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b.t()`` by the fastest product there is."""
+    if _ONEDNN is not None and a.device.type == 'cpu' and a.dtype == torch.float32 and torch.backends.mkldnn.enabled:
+        product: Tensor = _ONEDNN(a, b, None, 'none', [], '')
+        return product
+    return a @ b.t()
 
 
 def _split_columns(columns: Tensor, geo: Geometry) -> Tensor:

@@ -20,23 +20,25 @@ LEAD = BORDER + 1  # zero rows before the first image, so that corner (-2, -2) e
 
 
 class Plan(NamedTuple):
-    """Where every sample comes from; all (N*L, K, G)."""
+    """Where every sample comes from; (N*L, K, G), or the samples of a part of that in one dimension."""
 
     base: Tensor  # int32 or int64: table row of the upper left corner
-    ly: Tensor  # distance from the upper corner, in [0, 1)
-    lx: Tensor  # distance from the left corner, in [0, 1)
-    mask: Tensor | None
+    interp: Tensor  # (2 or 3, ...): distances ly, lx from the upper left corner, in [0, 1); the mask if any
 
     def part(self, positions: slice, taps: slice) -> Plan:
         """The flat plan of some output positions and some taps."""
-        mask = None if self.mask is None else self.mask[positions, taps].reshape(-1)
-        base, ly, lx = (t[positions, taps].reshape(-1) for t in self[:3])
-        return Plan(base, ly, lx, mask)
+        return Plan(self.base[positions, taps].reshape(-1), self.interp[:, positions, taps].flatten(1))
 
 
 def table_size(geo: Geometry) -> tuple[int, int]:
     """Rows of pixels, and pixels a row, of the padded table."""
     return LEAD + geo.N * (geo.H + BORDER), geo.W + BORDER
+
+
+def index_dtype(geo: Geometry) -> torch.dtype:
+    """The narrowest dtype that counts the rows of the table."""
+    rows, cols = table_size(geo)
+    return torch.int32 if rows * cols * geo.G < 2**31 else torch.int64
 
 
 def table_span(images: slice, geo: Geometry) -> slice:
@@ -69,19 +71,16 @@ def _interior(table: Tensor, geo: Geometry) -> Tensor:
 def make_plan(offset: Tensor, mask: Tensor | None, geo: Geometry, dtype: torch.dtype) -> Plan:
     """Turn offsets into table rows and weights; coordinates in the dtype of ``offset`` or float32 at least."""
     coord = torch.promote_types(torch.promote_types(offset.dtype, torch.float32), dtype)
-    shift = offset.reshape(geo.N, geo.G, geo.K, 2, geo.L).permute(3, 0, 4, 2, 1).to(coord)  # (2, N, L, K, G)
+    shift = offset.reshape(geo.N, geo.G, geo.K, 2, geo.L).permute(3, 0, 4, 2, 1)  # (2, N, L, K, G)
     base_y, base_x = _tap_grid(geo, coord, offset.device)
     y = (shift[0] + base_y).clamp_(-BORDER, geo.H)
     x = (shift[1] + base_x).clamp_(-BORDER, geo.W)
     y0, x0 = y.floor(), x.floor()
-    ly, lx = (y - y0).to(dtype), (x - x0).to(dtype)
-    base = _table_rows(y0, x0, geo)
-    m = None
+    parts = [(y - y0).to(dtype), (x - x0).to(dtype)]
     if mask is not None:
-        m = mask.reshape(geo.N, geo.G, geo.K, geo.L).permute(0, 3, 2, 1).to(dtype)
-        m = m.reshape(geo.N * geo.L, geo.K, geo.G)
-    shape = (geo.N * geo.L, geo.K, geo.G)
-    return Plan(base.reshape(shape), ly.reshape(shape), lx.reshape(shape), m)
+        parts.append(mask.reshape(geo.N, geo.G, geo.K, geo.L).permute(0, 3, 2, 1).to(dtype))
+    base = _table_rows(y0, x0, geo)
+    return Plan(base.reshape(geo.N * geo.L, geo.K, geo.G), torch.stack(parts).flatten(1, 2))
 
 
 def _tap_grid(geo: Geometry, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -98,8 +97,7 @@ def _tap_grid(geo: Geometry, dtype: torch.dtype, device: torch.device) -> tuple[
 
 def _table_rows(y0: Tensor, x0: Tensor, geo: Geometry) -> Tensor:
     """Table row of pixel (y0, x0), (N, L, K, G); never outside the table, even for NaN."""
-    rows, cols = table_size(geo)
-    index = torch.int32 if rows * cols * geo.G < 2**31 else torch.int64
+    index, cols = index_dtype(geo), table_size(geo)[1]
     y = y0.nan_to_num_(0.0).to(index)
     x = x0.nan_to_num_(0.0).to(index)
     image = torch.arange(geo.N, device=y.device, dtype=index).view(-1, 1, 1, 1) * (geo.H + BORDER) + LEAD
@@ -121,12 +119,12 @@ def corners(plan: Plan, geo: Geometry) -> Corners:
     cols = table_size(geo)[1]
     like = {'device': plan.base.device, 'dtype': plan.base.dtype}
     rows = plan.base.unsqueeze(1) + torch.tensor([0, geo.G, cols * geo.G, (cols + 1) * geo.G], **like)
-    upper, lower = 1 - plan.ly, plan.ly
-    if plan.mask is not None:
-        upper, lower = upper * plan.mask, lower * plan.mask
-    left, right = 1 - plan.lx, plan.lx
-    weights = torch.stack((upper * left, upper * right, lower * left, lower * right), dim=1)
-    return Corners(rows, weights)
+    ly, lx, *mask = plan.interp.unbind(0)
+    upper, lower = 1 - ly, ly
+    if mask:
+        upper, lower = upper * mask[0], lower * mask[0]
+    left = 1 - lx
+    return Corners(rows, torch.stack((upper * left, upper * lx, lower * left, lower * lx), dim=1))
 
 
 def plan_gradients(plan: Plan, dots: Tensor, geo: Geometry) -> tuple[Tensor, Tensor | None]:
@@ -137,15 +135,16 @@ def plan_gradients(plan: Plan, dots: Tensor, geo: Geometry) -> tuple[Tensor, Ten
         dots: (N*L, K, G, 4), the gradient of each sample's column times each of its corner rows.
         geo: The sizes.
     """
+    ly, lx, *mask = plan.interp.unbind(0)
     d00, d01, d10, d11 = dots.unbind(-1)
-    top, bottom = d00 + (d01 - d00) * plan.lx, d10 + (d11 - d10) * plan.lx
     left, right = d01 - d00, d11 - d10
-    grad_y, grad_x = bottom - top, left + (right - left) * plan.ly  # (N*L, K, G)
+    top = d00 + left * lx
+    grad_y, grad_x = d10 + right * lx - top, left + (right - left) * ly  # (N*L, K, G)
     grad_mask = None
-    if plan.mask is not None:
-        modulation = (top + grad_y * plan.ly).view(geo.N, geo.L, geo.K, geo.G)
+    if mask:
+        modulation = (top + grad_y * ly).view(geo.N, geo.L, geo.K, geo.G)
         grad_mask = modulation.permute(0, 3, 2, 1).reshape(geo.N, geo.G * geo.K, geo.Ho, geo.Wo)
-        grad_y, grad_x = grad_y * plan.mask, grad_x * plan.mask
+        grad_y, grad_x = grad_y * mask[0], grad_x * mask[0]
     both = torch.stack((grad_y, grad_x)).view(2, geo.N, geo.L, geo.K, geo.G)
     grad_offset = both.permute(1, 4, 3, 0, 2).reshape(geo.N, 2 * geo.G * geo.K, geo.Ho, geo.Wo)
     return grad_offset, grad_mask
