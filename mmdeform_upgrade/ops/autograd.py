@@ -7,23 +7,28 @@ see one node, FLOP counters one formula.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
-from . import eager, matrices, sampling
+from ..errors import UpgradeError
+from . import matrices
 from .geometry import Geometry
+from .passes import Wanted, passes
+
+Shape = tuple[int, ...]
 
 _LIBRARY = torch.library.Library('mmdeform_upgrade', 'DEF')
 _LIBRARY.define(
-    'deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, SymInt[] sizes)'
-    ' -> (Tensor output, Tensor table, Tensor base, Tensor interp)'
+    'deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, SymInt[] sizes,'
+    ' str backend) -> (Tensor output, Tensor saved0, Tensor saved1, Tensor saved2)'
 )
 _LIBRARY.define(
-    'deform_conv2d_backward(Tensor table, Tensor base, Tensor interp, Tensor weight, Tensor grad_output,'
-    ' SymInt[] sizes, bool[] wanted, bool channels_last)'
+    'deform_conv2d_backward(Tensor saved0, Tensor saved1, Tensor saved2, Tensor weight, Tensor grad_output,'
+    ' SymInt[] sizes, str backend, bool[] wanted, bool masked, bool channels_last)'
     ' -> (Tensor input, Tensor offset, Tensor mask, Tensor weight)'
 )
 
@@ -35,36 +40,50 @@ def deform_conv2d(
     bias: Tensor | None,
     mask: Tensor | None,
     geo: Geometry,
+    backend: str,
 ) -> Tensor:
     """Deformable convolution; see :func:`mmdeform_upgrade.ops.deform_conv2d`."""
     tensors = (input, offset, weight, bias, mask)
+    if torch.jit.is_tracing():
+        return passes(backend).forward(*tensors, geo)[0]  # a tracer records plain operations
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        output: Tensor = _DeformConv2d.apply(*tensors, geo)
+        output: Tensor = _DeformConv2d.apply(*tensors, geo, backend)
         return output
-    inference: Tensor = torch.ops.mmdeform_upgrade.deform_conv2d(*tensors, list(geo))[0]
+    inference: Tensor = torch.ops.mmdeform_upgrade.deform_conv2d(*tensors, list(geo), backend)[0]
     return inference
 
 
 class _DeformConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        input, offset, weight, bias, mask, geo = args
-        output, *saved = torch.ops.mmdeform_upgrade.deform_conv2d(input, offset, weight, bias, mask, list(geo))
+        input, offset, weight, bias, mask, geo, backend = args
+        run = torch.ops.mmdeform_upgrade.deform_conv2d
+        output, *saved = run(input, offset, weight, bias, mask, list(geo), backend)
         ctx.save_for_backward(*saved, weight)
-        ctx.geo = geo
+        ctx.geo, ctx.backend = geo, backend
         ctx.channels_last = matrices.format_of(input) is torch.channels_last
         ctx.offset_dtype = offset.dtype
         ctx.mask_dtype = None if mask is None else mask.dtype
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        table, base, interp, weight = ctx.saved_tensors
-        need_input, need_offset, need_weight, need_bias, need_mask, _ = ctx.needs_input_grad
+        if torch.is_grad_enabled() and not _is_compiling():  # create_graph=True
+            raise UpgradeError(
+                'deform_conv2d was differentiated with create_graph=True, but its fast backends have no second-order '
+                "gradients. Use backend='reference', which has them."
+            )
+        need_input, need_offset, need_weight, need_bias, need_mask, *_ = ctx.needs_input_grad
         wanted = [need_input, need_offset or need_mask, need_weight]
-        run = torch.ops.mmdeform_upgrade.deform_conv2d_backward
-        grads = run(table, base, interp, weight, grad_output, list(ctx.geo), wanted, ctx.channels_last)
+        grads = torch.ops.mmdeform_upgrade.deform_conv2d_backward(
+            *ctx.saved_tensors,
+            grad_output,
+            list(ctx.geo),
+            ctx.backend,
+            wanted,
+            ctx.mask_dtype is not None,
+            ctx.channels_last,
+        )
         return (
             grads[0] if need_input else None,
             grads[1].to(ctx.offset_dtype) if need_offset else None,
@@ -72,79 +91,109 @@ class _DeformConv2d(torch.autograd.Function):
             grad_output.sum((0, 2, 3)) if need_bias else None,
             grads[2].to(ctx.mask_dtype) if need_mask else None,
             None,
+            None,
         )
 
 
 def _forward(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, sizes: list[int]
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    sizes: list[int],
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with torch.autocast(input.device.type, enabled=False):
-        output, (table, plan) = eager.forward(input, offset, weight, bias, mask, Geometry(*sizes))
-    return output, table, plan.base, plan.interp
+        output, saved = passes(backend).forward(input, offset, weight, bias, mask, Geometry(*sizes))
+    return (output, *saved)
 
 
 def _forward_fake(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, sizes: list[int]
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    sizes: list[int],
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     geo = Geometry(*sizes)
-    work = torch.promote_types(input.dtype, torch.float32)
-    output = torch.empty(
-        (geo.N, geo.O, geo.Ho, geo.Wo), dtype=input.dtype, device=input.device, memory_format=matrices.format_of(input)
-    )
-    rows, cols = sampling.table_size(geo)
-    table = input.new_empty((rows * cols * geo.G, geo.C // geo.G), dtype=work)
-    base = input.new_empty((geo.N * geo.L, geo.K, geo.G), dtype=sampling.index_dtype(geo))
-    interp = table.new_empty((2 if mask is None else 3, geo.N * geo.L, geo.K, geo.G))
-    return output, table, base, interp
+    shape = (geo.N, geo.O, geo.Ho, geo.Wo)
+    output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=matrices.format_of(input))
+    return (output, *passes(backend).like_saved(input, offset, mask, geo))
 
 
 def _backward(
-    table: Tensor,
-    base: Tensor,
-    interp: Tensor,
+    saved0: Tensor,
+    saved1: Tensor,
+    saved2: Tensor,
     weight: Tensor,
     grad_output: Tensor,
     sizes: list[int],
+    backend: str,
     wanted: list[bool],
+    masked: bool,
     channels_last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    geo = Geometry(*sizes)
-    with torch.autocast(table.device.type, enabled=False):
-        saved = eager.Saved(table, sampling.Plan(base, interp))
-        grads = eager.backward(saved, weight, grad_output, geo, eager.Wanted(*wanted))
-    nothing = table.new_empty(0)
-    grad_input = nothing
+    saved = (saved0, saved1, saved2)
+    with torch.autocast(saved0.device.type, enabled=False):
+        grads = passes(backend).backward(saved, weight, grad_output, Geometry(*sizes), Wanted(*wanted))
+    grad_input = saved0.new_empty(0)
     if grads.input is not None:
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        grad_input = grads.input.to(weight.dtype).contiguous(memory_format=memory_format)
-    others = (nothing.clone() if g is None else g for g in grads[1:])
-    return grad_input, *others
+        grad_input = grads.input.to(weight.dtype).contiguous(memory_format=_memory_format(channels_last))
+    grad_offset, grad_mask, grad_weight = (saved0.new_empty(0) if g is None else g for g in grads[1:])
+    return grad_input, grad_offset, grad_mask, grad_weight
 
 
 def _backward_fake(
-    table: Tensor,
-    base: Tensor,
-    interp: Tensor,
+    saved0: Tensor,
+    saved1: Tensor,
+    saved2: Tensor,
     weight: Tensor,
     grad_output: Tensor,
     sizes: list[int],
+    backend: str,
     wanted: list[bool],
+    masked: bool,
     channels_last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     geo = Geometry(*sizes)
     need_input, need_plan, need_weight = wanted
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    grad_input = torch.empty(
-        (geo.N, geo.C, geo.H, geo.W), dtype=weight.dtype, device=table.device, memory_format=memory_format
-    )
-    masked = need_plan and len(interp) == 3
-    nothing = table.new_empty(0)
+    shapes = {
+        'input': (geo.N, geo.C, geo.H, geo.W) if need_input else (0,),
+        'offset': (geo.N, 2 * geo.G * geo.K, geo.Ho, geo.Wo) if need_plan else (0,),
+        'mask': (geo.N, geo.G * geo.K, geo.Ho, geo.Wo) if need_plan and masked else (0,),
+    }
+    coord = torch.promote_types(weight.dtype, torch.float32)
+    grad_input = weight.new_empty(shapes['input'])
+    if need_input:
+        grad_input = grad_input.contiguous(memory_format=_memory_format(channels_last))
     return (
-        grad_input if need_input else nothing,
-        table.new_empty((geo.N, 2 * geo.G * geo.K, geo.Ho, geo.Wo)) if need_plan else nothing.clone(),
-        table.new_empty((geo.N, geo.G * geo.K, geo.Ho, geo.Wo)) if masked else nothing.clone(),
-        torch.empty_like(matrices.dense(weight)) if need_weight else nothing.clone(),
+        grad_input,
+        weight.new_empty(shapes['offset'], dtype=coord),
+        weight.new_empty(shapes['mask'], dtype=coord),
+        torch.empty_like(matrices.dense(weight)) if need_weight else weight.new_empty(0),
     )
+
+
+def _memory_format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _is_compiling() -> bool:
+    is_compiling = getattr(torch.compiler, 'is_compiling', None)  # torch >= 2.2
+    return bool(is_compiling is not None and is_compiling())
+
+
+def _forward_flops(input: Shape, offset: Shape, weight: Shape, *_: Any, **__: Any) -> int:
+    return 2 * offset[0] * offset[2] * offset[3] * math.prod(weight)
+
+
+def _backward_flops(*args: Any, **_: Any) -> int:
+    weight, grad_output, wanted = args[3], args[4], args[7]
+    products = int(wanted[0] or wanted[1]) + int(wanted[2])
+    return products * _forward_flops((), grad_output, weight)
 
 
 def _register() -> None:
@@ -153,6 +202,8 @@ def _register() -> None:
     fake = getattr(torch.library, 'register_fake', None) or torch.library.impl_abstract
     fake('mmdeform_upgrade::deform_conv2d')(_forward_fake)
     fake('mmdeform_upgrade::deform_conv2d_backward')(_backward_fake)
+    register_flop_formula(torch.ops.mmdeform_upgrade.deform_conv2d)(_forward_flops)
+    register_flop_formula(torch.ops.mmdeform_upgrade.deform_conv2d_backward)(_backward_flops)
 
 
 _register()

@@ -20,31 +20,8 @@ from torch import Tensor
 from . import matrices, sampling
 from .chunks import cut, images
 from .geometry import Geometry
+from .passes import Grads, Saved, Wanted
 from .sampling import Corners, Plan
-
-
-class Saved(NamedTuple):
-    """What the forward pass leaves to the backward pass."""
-
-    table: Tensor
-    plan: Plan
-
-
-class Wanted(NamedTuple):
-    """Which gradients the backward pass has to make."""
-
-    input: bool
-    plan: bool  # offset and mask
-    weight: bool
-
-
-class Grads(NamedTuple):
-    """What the backward pass returns; None where it was not asked for."""
-
-    input: Tensor | None
-    offset: Tensor | None
-    mask: Tensor | None
-    weight: Tensor | None
 
 
 def forward(
@@ -55,7 +32,7 @@ def forward(
     mask: Tensor | None,
     geo: Geometry,
 ) -> tuple[Tensor, Saved]:
-    """The output map, in the dtype and memory format of the input, and what the backward pass needs."""
+    """See :class:`.passes.Passes`."""
     work = torch.promote_types(input.dtype, torch.float32)
     weight = matrices.dense(weight)
     table = sampling.to_table(input, geo, work)
@@ -69,12 +46,21 @@ def forward(
             matrices.project(output[positions], columns, kernel, geo, first=taps.start == 0)
     if bias is not None:
         output += bias
-    return matrices.rows_to_map(output, geo, input.dtype, matrices.format_of(input)), Saved(table, plan)
+    return matrices.rows_to_map(output, geo, input.dtype, matrices.format_of(input)), (table, *plan)
+
+
+def like_saved(input: Tensor, offset: Tensor, mask: Tensor | None, geo: Geometry) -> Saved:
+    """See :class:`.passes.Passes`."""
+    rows, cols = sampling.table_size(geo)
+    work = torch.promote_types(input.dtype, torch.float32)
+    table = input.new_empty((rows * cols * geo.G, geo.C // geo.G), dtype=work)
+    base = input.new_empty((geo.N * geo.L, geo.K, geo.G), dtype=sampling.index_dtype(geo))
+    return table, base, table.new_empty((2 if mask is None else 3, *base.shape))
 
 
 def backward(saved: Saved, weight: Tensor, grad_output: Tensor, geo: Geometry, wanted: Wanted) -> Grads:
-    """The gradients that are ``wanted``; a channels-last view of that of the input."""
-    table, plan = saved
+    """See :class:`.passes.Passes`."""
+    table, plan = saved[0], Plan(*saved[1:])
     weight = matrices.dense(weight)
     product = matrices.product_dtype(weight)
     rows = matrices.map_to_rows(grad_output, geo, product)
@@ -93,7 +79,7 @@ def backward(saved: Saved, weight: Tensor, grad_output: Tensor, geo: Geometry, w
                 columns = _sample(table, corners, taps, geo)
                 grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, rows[positions], geo)
                 del columns  # before the gradients of the columns are made
-            _add_sample_grads(sums, saved, corners, rows[positions], kernel, positions, taps, geo)
+            _add_sample_grads(sums, table, corners, rows[positions], kernel, positions, taps, geo)
         if sums.weight is not None:
             matrices.store_kernel(sums.weight, grad_kernel, taps, geo)
     return _finish(sums, plan, geo)
@@ -109,7 +95,7 @@ class Sums(NamedTuple):
 
 def _add_sample_grads(
     sums: Sums,
-    saved: Saved,
+    table: Tensor,
     corners: Corners,
     grad_rows: Tensor,
     kernel: Tensor,
@@ -120,11 +106,11 @@ def _add_sample_grads(
     """Bring the gradient of some samples to the input and to the coordinates."""
     if sums.table is None and sums.dots is None:
         return
-    columns = matrices.grad_columns(grad_rows, kernel, geo).to(saved.table.dtype)
+    columns = matrices.grad_columns(grad_rows, kernel, geo).to(table.dtype)
     columns = columns.reshape(-1, geo.C // geo.G)
     if sums.dots is not None:
         target = sums.dots[positions, taps]
-        target.copy_(_corner_dots(saved.table, corners, columns).view(target.shape))
+        target.copy_(_corner_dots(table, corners, columns).view(target.shape))
     if sums.table is not None:
         _add_to_table(sums.table, corners, columns, sampling.table_span(images(positions, geo), geo))
 

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+import os
 
 import torch
 from torch import Tensor
 
 from ..errors import UpgradeError
 from . import autograd, reference
-from .geometry import Geometry, IntPair, describe
+from .geometry import IntPair, describe
 
 BACKENDS = ('auto', 'reference', 'eager', 'triton')
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -60,9 +61,11 @@ def deform_conv2d(
     geo = describe(input, offset, weight, bias, mask, stride, padding, dilation)
     input, weight, bias = _autocast(input, weight, bias)
     _check_types(input, offset, weight, bias, mask)
-    run = _backend(backend, input)
+    chosen = _choose(backend, input)
+    if chosen != 'reference':
+        return autograd.deform_conv2d(input, offset, weight, bias, mask, geo, chosen)
     with torch.autocast(input.device.type, enabled=False):
-        return run(input, offset, weight, bias, mask, geo)
+        return reference.deform_conv2d(input, offset, weight, bias, mask, geo)
 
 
 def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -74,6 +77,8 @@ def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tenso
 
 
 def _autocast_dtype(device_type: str) -> torch.dtype | None:
+    if hasattr(torch, 'get_autocast_dtype'):  # torch >= 2.4
+        return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
     if device_type == 'cuda':
         return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
     if device_type == 'cpu':
@@ -96,12 +101,22 @@ def _check_types(
             raise UpgradeError(f'{name} is {tensor.dtype} and input {input.dtype}; cast one of them, or use autocast.')
 
 
-Backend = Callable[..., Tensor]
+def _choose(name: str, input: Tensor) -> str:
+    """The backend to run; 'auto' is 'eager' everywhere until 'triton' has been measured on GPUs."""
+    if name not in BACKENDS:
+        raise UpgradeError(f'backend {name!r} is unknown; expected one of {", ".join(BACKENDS)}.')
+    if name == 'triton':
+        _check_triton(input)
+    return 'eager' if name == 'auto' else name
 
 
-def _backend(name: str, input: Tensor) -> Backend:
-    if name == 'auto' or name == 'eager':
-        return autograd.deform_conv2d
-    if name == 'reference':
-        return reference.deform_conv2d
-    raise UpgradeError(f'backend {name!r} is unknown; expected one of {", ".join(BACKENDS)}.')
+def _check_triton(input: Tensor) -> None:
+    if importlib.util.find_spec('triton') is None:
+        raise UpgradeError("backend 'triton' needs the package triton, which is not installed; use backend='eager'.")
+    if input.dtype == torch.float64:
+        raise UpgradeError("backend 'triton' has no float64; use backend='eager' or 'reference'.")
+    if input.device.type != 'cuda' and os.environ.get('TRITON_INTERPRET', '0') != '1':
+        raise UpgradeError(
+            f"backend 'triton' needs a CUDA tensor, input is on {input.device}; use backend='eager', or set "
+            'TRITON_INTERPRET=1 before Python starts to interpret the kernels slowly.'
+        )

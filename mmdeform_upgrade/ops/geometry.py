@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Tuple, Union
 
+import torch
 from torch import Tensor
 
 from ..errors import ShapeError
@@ -78,8 +79,8 @@ def describe(
     sh, sw = pair(stride, 'stride', 1)
     ph, pw = pair(padding, 'padding', 0)
     dh, dw = pair(dilation, 'dilation', 1)
-    N, C, H, W = input.shape
-    O, per_group, kh, kw = weight.shape  # noqa: E741
+    N, C, H, W = _sizes(input)
+    O, per_group, kh, kw = _sizes(weight)  # noqa: E741
     groups = _conv_groups(C, O, per_group, kh, kw)
     Ho = (H + 2 * ph - dh * (kh - 1) - 1) // sh + 1
     Wo = (W + 2 * pw - dw * (kw - 1) - 1) // sw + 1
@@ -98,6 +99,11 @@ def describe(
     return geo
 
 
+def _sizes(tensor: Tensor) -> Tuple[int, ...]:
+    """The shape; while a tracer runs, as plain integers, which it would otherwise record."""
+    return tuple(int(size) for size in tensor.shape) if torch.jit.is_tracing() else tuple(tensor.shape)
+
+
 def _conv_groups(C: int, O: int, per_group: int, kh: int, kw: int) -> int:  # noqa: E741
     if min(O, per_group, kh, kw) < 1 or C < 1 or C % per_group:
         raise ShapeError(
@@ -111,7 +117,7 @@ def _conv_groups(C: int, O: int, per_group: int, kh: int, kw: int) -> int:  # no
 
 
 def _deform_groups(offset: Tensor, C: int, K: int) -> int:
-    found = offset.shape[1]
+    found = _sizes(offset)[1]
     G = found // (2 * K)
     if found == 0 or found % (2 * K) or C % G:
         raise ShapeError(
@@ -122,5 +128,5 @@ def _deform_groups(offset: Tensor, C: int, K: int) -> int:
 
 
 def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != expected:
+    if _sizes(tensor) != expected:
         raise ShapeError(f'{name} has shape {tuple(tensor.shape)}; expected {expected}.')

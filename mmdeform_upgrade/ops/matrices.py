@@ -101,7 +101,8 @@ def grad_columns(grad_rows: Tensor, kernel: Tensor, geo: Geometry) -> Tensor:
 
 def _times_transposed(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b.t()`` by the fastest product there is."""
-    if _ONEDNN is not None and a.device.type == 'cpu' and a.dtype == torch.float32 and torch.backends.mkldnn.enabled:
+    suits = a.device.type == 'cpu' and a.dtype == torch.float32
+    if _ONEDNN is not None and suits and torch.backends.mkldnn.enabled and not torch.jit.is_tracing():
         product: Tensor = _ONEDNN(a, b, None, 'none', [], '')
         return product
     return a @ b.t()

@@ -35,15 +35,17 @@ def deform_conv2d(
 def sample_points(offset: Tensor, geo: Geometry) -> tuple[Tensor, Tensor]:
     """Where each tap looks: row and column coordinates, both (N, G, K, L), in input pixels."""
     shift = offset.reshape(geo.N, geo.G, geo.K, 2, geo.L)
-    like = {'dtype': offset.dtype, 'device': offset.device}
-    rows = torch.arange(geo.Ho, **like) * geo.stride_h - geo.pad_h
-    cols = torch.arange(geo.Wo, **like) * geo.stride_w - geo.pad_w
-    tap_rows = torch.arange(geo.kh, **like) * geo.dil_h
-    tap_cols = torch.arange(geo.kw, **like) * geo.dil_w
+    rows = _grid(geo.Ho, geo.stride_h, offset) - geo.pad_h
+    cols = _grid(geo.Wo, geo.stride_w, offset) - geo.pad_w
+    tap_rows, tap_cols = _grid(geo.kh, geo.dil_h, offset), _grid(geo.kw, geo.dil_w, offset)
     shape = (geo.kh, geo.kw, geo.Ho, geo.Wo)
     base_y = (tap_rows.view(-1, 1, 1, 1) + rows.view(1, 1, -1, 1)).expand(shape).reshape(geo.K, geo.L)
     base_x = (tap_cols.view(1, -1, 1, 1) + cols.view(1, 1, 1, -1)).expand(shape).reshape(geo.K, geo.L)
     return base_y + shift[:, :, :, 0], base_x + shift[:, :, :, 1]
+
+
+def _grid(count: int, step: int, like: Tensor) -> Tensor:
+    return torch.arange(count, dtype=like.dtype, device=like.device) * step
 
 
 def bilinear(input: Tensor, y: Tensor, x: Tensor, geo: Geometry) -> Tensor:
@@ -51,7 +53,7 @@ def bilinear(input: Tensor, y: Tensor, x: Tensor, geo: Geometry) -> Tensor:
 
     Far outside the map, infinity included, the sample is 0. A NaN coordinate gives a NaN sample.
     """
-    outside = (y < -1) | (y >= geo.H) | (x < -1) | (x >= geo.W)  # false for NaN
+    outside = ((y < -1) | (y >= geo.H) | (x < -1) | (x >= geo.W)) & ~(y.isnan() | x.isnan())
     y, x = torch.where(outside, 0.0, y), torch.where(outside, 0.0, x)
     y0, x0 = y.floor().detach(), x.floor().detach()
     ly, lx = (y - y0).to(input.dtype), (x - x0).to(input.dtype)

@@ -117,8 +117,9 @@ class Corners(NamedTuple):
 def corners(plan: Plan, geo: Geometry) -> Corners:
     """The corners of a flat plan."""
     cols = table_size(geo)[1]
-    like = {'device': plan.base.device, 'dtype': plan.base.dtype}
-    rows = plan.base.unsqueeze(1) + torch.tensor([0, geo.G, cols * geo.G, (cols + 1) * geo.G], **like)
+    base = plan.base
+    steps = torch.tensor([0, geo.G, cols * geo.G, (cols + 1) * geo.G], dtype=base.dtype, device=base.device)
+    rows = base.unsqueeze(1) + steps
     ly, lx, *mask = plan.interp.unbind(0)
     upper, lower = 1 - ly, ly
     if mask:
