@@ -100,7 +100,7 @@ def remap_state_dict(baseline: Mapping[str, Tensor], network: Mapping[str, Tenso
     shapes = [f'{key}: the checkpoint has {tuple(baseline[key].shape)}, the network {tuple(network[key].shape)}'
               for key in baseline if key in network and baseline[key].shape != network[key].shape]
     if missing or unexpected or shapes:
-        raise CheckpointError(_misfit(missing, unexpected, shapes, len(network)))
+        raise CheckpointError(_misfit(missing, unexpected, shapes, len(network) - len(added) - len(counters)))
     state_dict = dict(baseline)
     for key in added + counters:
         state_dict[key] = torch.zeros_like(network[key], device='cpu')
@@ -118,13 +118,13 @@ def _twin(key: str) -> str:
     return f'{stem}.{"bias" if last == "weight" else "weight"}'
 
 
-def _misfit(missing: List[str], unexpected: List[str], shapes: List[str], total: int) -> str:
+def _misfit(missing: List[str], unexpected: List[str], shapes: List[str], required: int) -> str:
     lines = ['the checkpoint does not fit the upgraded network (only offset branches may be new):']
     for title, keys in (('missing in the checkpoint', missing), ('unexpected in the checkpoint', unexpected),
                         ('of another shape', shapes)):
         if keys:
             lines.append(f'  {title} ({len(keys)}): {_listed(keys)}')
-    if len(missing) > total // 2:
+    if len(missing) > required // 2:
         lines.append('Most of the network is missing: this is a checkpoint of another architecture.')
     elif shapes and all('cls' in text or 'fc_' in text or 'conv_seg' in text for text in shapes):
         lines.append('Only classification layers differ: the checkpoint was trained on another number of classes.')

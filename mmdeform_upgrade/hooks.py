@@ -118,7 +118,7 @@ class DeformUpgradeHook(Hook):
             'baseline': os.path.basename(path) if path else None,
             'baseline_sha256': file_sha256(path) if known else None,
             'layers': {name: layer.deform_groups for name, layer in upgraded_layers(_network(runner)).items()},
-            'versions': {'mmdeform_upgrade': __version__, 'torch': torch.__version__},
+            'versions': {'mmdeform_upgrade': __version__, 'torch': str(torch.__version__)},
         }
 
 

@@ -84,6 +84,8 @@ class ZeroOffsetDCN(nn.Conv2d):
             raise UpgradeError(f'deform_groups={deform_groups} does not divide in_channels={in_channels}: '
                                'give a divisor, or 1')
         self.deform_groups = deform_groups
+        # torch.fx takes modules of torch.nn as leaves; a Conv2d is one, and efficient_conv_bn_eval looks for it.
+        self.__module__ = nn.Conv2d.__module__
         kh, kw = self.kernel_size
         self.conv_offset = OffsetBranch(in_channels, 2 * deform_groups * kh * kw, (kh, kw), device=device, dtype=dtype)
 

@@ -13,7 +13,7 @@ import pickle
 import re
 import types
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Any, Callable, Dict, Mapping, Tuple
 
 import numpy as np
@@ -86,6 +86,7 @@ def _find(module: str, name: str) -> Any:
 
 _OTHERS: Dict[Tuple[str, str], Any] = {
     ('collections', 'OrderedDict'): OrderedDict,
+    ('collections', 'Counter'): Counter,  # the milestones of MultiStepLR
     ('_codecs', 'encode'): _encode,
     ('numpy', 'ndarray'): np.ndarray,
     ('numpy', 'dtype'): np.dtype,

@@ -1,0 +1,96 @@
+"""Shared fixtures: a tiny data set, a tiny detector's config and a checkpoint trained for one epoch."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mmdet
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+ROOT = Path(__file__).resolve().parents[1]
+MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
+
+
+def run_tool(name, *args, cwd=ROOT, env=None, check=True, timeout=300):
+    """Run a tool as a user would; returns the finished process with its output as text."""
+    result = subprocess.run([sys.executable, str(ROOT / 'tools' / name), *map(str, args)], cwd=cwd, text=True,
+                            capture_output=True, timeout=timeout, env={**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})})
+    if check and result.returncode:
+        raise AssertionError(f'{name} exited {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}')
+    return result
+
+
+def build(cfg):
+    """The network of a config, without pretrained weights."""
+    from mmengine.registry import MODELS
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    return MODELS.build(cfg.model)
+
+
+def relative_error(result, expected):
+    scale = expected.detach().abs().max().clamp_min(1e-30)
+    return float((result.detach() - expected.detach()).abs().max() / scale)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory):
+    """A VOC-layout data set of 16 + 8 + 8 pictures of generated shapes."""
+    root = tmp_path_factory.mktemp('shapes') / 'VOCdevkit'
+    run_tool('dataset_tools/compose_shapes.py', '--out', root, '--seed', 0, '--train', 16, '--val', 8, '--test', 8,
+             '--size', 96)
+    return root
+
+
+@pytest.fixture(scope='session')
+def tiny_config(shapes, tmp_path_factory):
+    """Path of a config like the demo's baseline, on the tiny data set: 8 epochs of 4 steps, 96 pixels."""
+    path = tmp_path_factory.mktemp('configs') / 'tiny.py'
+    cfg = Config.fromfile(ROOT / 'configs' / 'demo' / 'ssd160_r18_shapes.py')
+    cfg.model.backbone.base_channels = 8
+    cfg.model.neck.update(in_channels=(16, 32, 64), out_channels=(32, ), min_channels=16)
+    cfg.model.bbox_head.in_channels = (16, 32, 64, 32)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.update(batch_size=4, num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = str(shapes) + '/'
+        for step in loader.dataset.pipeline:
+            if step.type == 'Resize':
+                step.scale = (96, 96)
+    cfg.train_cfg.update(max_epochs=8, val_interval=8)
+    cfg.param_scheduler[1].update(end=8, milestones=[5, 7])
+    cfg.param_scheduler[0].update(end=4)
+    cfg.default_hooks.checkpoint.interval = 1
+    cfg.default_hooks.logger.interval = 1
+    cfg.dump(path)
+    return path
+
+
+@pytest.fixture(scope='session')
+def tiny_baseline(tiny_config, tmp_path_factory):
+    """A checkpoint of the tiny config, trained for one epoch through tools/train.py."""
+    work_dir = tmp_path_factory.mktemp('baseline')
+    run_tool('train.py', tiny_config, '--work-dir', work_dir, '--cfg-options', 'train_cfg.max_epochs=1',
+             'train_cfg.val_interval=1')
+    return work_dir / 'epoch_1.pth'
+
+
+@pytest.fixture(scope='session')
+def tiny_upgrade(tiny_config, tiny_baseline):
+    """Path of the config that tools/upgrade.py writes for the tiny baseline: 2 epochs."""
+    out = tiny_config.with_name('tiny_upgrade.py')
+    run_tool('upgrade.py', tiny_config, tiny_baseline, '--out', out)
+    return out
+
+
+@pytest.fixture
+def tiny_upgrade_cfg(tiny_upgrade, tmp_path):
+    cfg = Config.fromfile(tiny_upgrade)
+    cfg.work_dir = str(tmp_path / 'work')
+    return cfg

@@ -1,0 +1,131 @@
+import pytest
+from mmengine.config import Config
+
+from mmdeform_upgrade import find_targets, upgrade_config
+from mmdeform_upgrade.config import inheriting_text, upgrade_changes
+from mmdeform_upgrade.errors import ConfigError, TargetError
+from mmdeform_upgrade.hooks import upgraded_layers
+
+from .conftest import MMDET_CONFIGS, ROOT, build
+
+BASELINE = ROOT / 'configs/ssd/ssd512_r50_240e_voc0712.py'
+
+
+def test_upgrade_config_is_the_papers_third_experiment():
+    upgraded = upgrade_config(Config.fromfile(BASELINE), load_from='work_dirs/ssd512_r50_240e_voc0712/epoch_240.pth')
+    expected = Config.fromfile(ROOT / 'configs/ssd512_upgrade.py')
+    for key in ('model', 'train_cfg', 'param_scheduler', 'optim_wrapper', 'custom_hooks', 'load_from',
+                'custom_imports', 'train_dataloader'):
+        assert upgraded[key] == expected[key], key
+
+
+def test_the_baselines_config_is_not_changed():
+    cfg = Config.fromfile(BASELINE)
+    before = cfg.pretty_text
+    upgrade_config(cfg, load_from='x.pth')
+    assert cfg.pretty_text == before
+
+
+def test_inherited_hooks_and_imports_are_kept():
+    cfg = Config.fromfile(MMDET_CONFIGS / 'yolox/yolox_s_8xb8-300e_coco.py')
+    cfg.custom_imports = dict(imports=['json'], allow_failed_imports=True)
+    upgraded = upgrade_config(cfg, load_from='x.pth')
+    assert [hook.type for hook in upgraded.custom_hooks] == [
+        'YOLOXModeSwitchHook', 'SyncNormHook', 'EMAHook', 'DeformUpgradeHook']
+    assert upgraded.custom_hooks[0].num_last_epochs == 4
+    assert upgraded.custom_imports == dict(imports=['json', 'mmdeform_upgrade'], allow_failed_imports=True)
+
+
+def test_a_baseline_brings_its_weights_so_nothing_is_downloaded():
+    upgraded = upgrade_config(Config.fromfile(MMDET_CONFIGS / 'retinanet/retinanet_r50_fpn_1x_coco.py'), load_from='x')
+    assert upgraded.model.backbone.init_cfg is None
+
+
+@pytest.mark.parametrize('part,targets,expected', [
+    ('backbone', 'last:2', ['backbone.layer4.1.conv2', 'backbone.layer4.2.conv2']),
+    ('neck', ['fpn_convs.0.conv'], ['neck.fpn_convs.0.conv']),
+    ('bbox_head', r'(cls|reg)_convs\.3\.conv', ['bbox_head.cls_convs.3.conv', 'bbox_head.reg_convs.3.conv']),
+])
+def test_backbones_necks_and_heads_build_upgraded(part, targets, expected):
+    cfg = Config.fromfile(MMDET_CONFIGS / 'retinanet/retinanet_r50_fpn_1x_coco.py')
+    cfg.model.backbone.init_cfg = None
+    plain = build(cfg)
+    upgraded = build(upgrade_config(cfg, load_from='x.pth', part=part, targets=targets))
+    assert list(upgraded_layers(upgraded)) == expected
+    assert type(upgraded.get_submodule(part)) is type(plain.get_submodule(part))
+    assert [k for k in upgraded.state_dict() if 'conv_offset' not in k] == list(plain.state_dict())
+
+
+def test_basic_blocks_work_where_the_hosts_switch_asserts():
+    cfg = Config.fromfile(MMDET_CONFIGS / 'retinanet/retinanet_r18_fpn_1x_coco.py')
+    cfg.model.backbone.init_cfg = None
+    assert len(upgraded_layers(build(upgrade_config(cfg, load_from='x')))) == 3
+
+
+def test_the_hosts_own_dcn_switch_takes_the_conv_type():
+    cfg = Config.fromfile(MMDET_CONFIGS / 'retinanet/retinanet_r50_fpn_1x_coco.py')
+    cfg.model.backbone.update(init_cfg=None, dcn=dict(type='ZeroOffsetDCN'), stage_with_dcn=(False, False, False, True))
+    switched = build(cfg)
+    cfg.model.backbone.update(dcn=None, stage_with_dcn=(False, ) * 4)
+    assert list(switched.state_dict()) == list(build(upgrade_config(cfg, load_from='x')).state_dict())
+
+
+# _base_ = 'mmdet::...' marks inherited dicts with the library's scope.
+def test_configs_inherited_across_libraries_build(tmp_path):
+    path = tmp_path / 'cross.py'
+    path.write_text("_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\ndefault_scope = 'mmseg'\n"
+                    "model = dict(backbone=dict(init_cfg=None))\n")
+    cfg = Config.fromfile(path)
+    assert len(upgraded_layers(build(upgrade_config(cfg, load_from='x.pth')))) == 3
+
+
+def test_the_short_file_says_the_same(tmp_path):
+    settings = dict(load_from='x.pth', targets='last:6', epoch_ratio=0.5, exclude=['layer3.5.conv2'])
+    for base in (BASELINE, MMDET_CONFIGS / 'yolox/yolox_s_8xb8-300e_coco.py'):
+        cfg, out = Config.fromfile(base), tmp_path / 'out.py'
+        out.write_text(inheriting_text(str(base), str(out), upgrade_changes(cfg, **settings)))
+        assert Config.fromfile(out).to_dict() == upgrade_config(cfg, **settings).to_dict()
+
+
+@pytest.mark.parametrize('change,message', [
+    (dict(part='nek'), "no part 'nek' .*: it has .*backbone, neck, bbox_head"),
+    (dict(epoch_ratio=2), r'epoch_ratio=2 is not in \(0, 1\]'),
+])
+def test_bad_settings_get_one_clear_error(change, message):
+    with pytest.raises(ConfigError, match=message):
+        upgrade_config(Config.fromfile(BASELINE), load_from='x.pth', **change)
+
+
+def test_an_upgraded_config_is_not_upgraded_again():
+    with pytest.raises(ConfigError, match="model.backbone is upgraded already .base_type='ResNet', targets='last:3'"):
+        upgrade_config(Config.fromfile(ROOT / 'configs/ssd512_upgrade.py'), load_from='x.pth')
+
+
+@pytest.mark.parametrize('backbone,error,message', [
+    (dict(frozen_stages=4), TargetError, r'DeformUpgrade of ResNet .frozen_stages=4.*layer4.0.conv2: its weight is frozen'),
+    (dict(base_type='ResNot'), ConfigError, "base_type 'ResNot' is not registered in the scope 'mmdet'"),
+    (dict(base_type=None), ConfigError, 'needs base_type'),
+    (dict(targets='last:99'), TargetError, 'asks for 99 convolutions, and there are 17'),
+    (dict(targets=['layer4.2.conv9']), TargetError, "did you mean 'layer4.2.conv2'"),
+])
+def test_builder_errors_are_the_packages_own(backbone, error, message):
+    cfg = Config.fromfile(ROOT / 'configs/ssd512_upgrade.py')
+    cfg.model.backbone.update(backbone)
+    with pytest.raises(error, match='(?s)' + message):
+        build(cfg)
+
+
+def test_darknets_frozen_stages_are_seen_before_training():
+    cfg = Config.fromfile(MMDET_CONFIGS / 'yolo/yolov3_d53_8xb8-320-273e_coco.py')
+    cfg.model.backbone.update(init_cfg=None, frozen_stages=5)
+    target = ['conv_res_block4.res7.conv2.conv']
+    assert find_targets(build(cfg).backbone, target) == target
+    with pytest.raises(TargetError, match='conv_res_block4.res7.conv2.conv: its weight is frozen'):
+        build(upgrade_config(cfg, load_from='x.pth', targets=target))
+
+
+def test_an_unknown_targets_message_reaches_the_user_unwrapped():
+    cfg = Config.fromfile(ROOT / 'configs/ssd512_upgrade.py')
+    cfg.model.backbone.targets = r'layer9\..*'
+    with pytest.raises(TargetError, match='Upgradable, in order: conv1, layer1.0.conv2'):
+        build(cfg)

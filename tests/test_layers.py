@@ -1,0 +1,186 @@
+import copy
+
+import pytest
+import torch
+from mmcv.cnn import ConvModule
+from mmengine.model import efficient_conv_bn_eval, initialize
+from mmengine.model.utils import convert_sync_batchnorm  # noqa: F401  (import must not disturb the layer)
+from torch import nn
+
+from mmdeform_upgrade import UpgradeError, ZeroOffsetDCN
+from mmdeform_upgrade.errors import TargetError
+
+from .conftest import relative_error
+
+GEOMETRIES = [
+    dict(kernel_size=3, padding=1),
+    dict(kernel_size=3, stride=2, padding=1, bias=False),
+    dict(kernel_size=(1, 5), padding=(0, 2)),
+    dict(kernel_size=3, padding=2, dilation=2, groups=4),
+    dict(kernel_size=3, padding='same', dilation=(2, 1)),
+    dict(kernel_size=4, padding='same'),
+    dict(kernel_size=2, padding='valid'),
+    dict(kernel_size=3, padding=1, padding_mode='reflect'),
+    dict(kernel_size=3, padding=(2, 1), padding_mode='circular'),
+    dict(kernel_size=3, padding=1, groups=8),
+    dict(kernel_size=1),
+    dict(kernel_size=7, padding=3, stride=(2, 3)),
+]
+
+
+def _pair(dtype=torch.float64, deform_groups=1, **geometry):
+    conv = nn.Conv2d(8, 16, dtype=dtype, **geometry)
+    return conv, ZeroOffsetDCN.from_conv(copy.deepcopy(conv), deform_groups)
+
+
+@pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
+@pytest.mark.parametrize('deform_groups', [1, 4])
+def test_upgraded_layer_computes_what_the_conv_did(geometry, deform_groups):
+    conv, layer = _pair(deform_groups=deform_groups, **geometry)
+    x = torch.randn(2, 8, 13, 11, dtype=torch.float64, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    out, expected = layer(x), conv(y)
+    assert relative_error(out, expected) < 1e-12
+    probe = torch.randn_like(expected)
+    out.backward(probe)
+    expected.backward(probe)
+    assert relative_error(x.grad, y.grad) < 1e-12
+    for name, parameter in conv.named_parameters():
+        assert relative_error(layer.get_parameter(name).grad, parameter.grad) < 1e-12, name
+    assert layer.conv_offset.weight.grad.abs().sum() > 0, 'offsets must learn from the first step'
+
+
+@pytest.mark.parametrize('dtype,tolerance', [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1.6e-2)])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_dtypes_and_memory_formats(dtype, tolerance, memory_format):
+    conv, layer = _pair(dtype=dtype, kernel_size=3, padding=1)
+    x = torch.randn(2, 8, 9, 10, dtype=dtype).to(memory_format=memory_format)
+    out = layer(x)
+    assert out.dtype is dtype
+    assert relative_error(out.double(), conv(x).double()) < tolerance
+    assert relative_error(layer(x[..., ::2]).double(), conv(x[..., ::2]).double()) < tolerance
+
+
+def test_single_picture_and_empty_batch():
+    conv, layer = _pair(kernel_size=3, padding=1)
+    x = torch.randn(8, 9, 9, dtype=torch.float64)
+    assert relative_error(layer(x), conv(x)) < 1e-12
+    assert layer(x.new_zeros(0, 8, 9, 9)).shape == (0, 16, 9, 9)
+
+
+def test_from_conv_carries_everything_and_keeps_the_parameters():
+    conv = nn.Conv2d(8, 16, 3, padding=1, dtype=torch.float64).eval()
+    conv.weight.requires_grad_(False)
+    layer = ZeroOffsetDCN.from_conv(conv)
+    assert layer.weight is conv.weight and layer.bias is conv.bias
+    assert not layer.training
+    assert not layer.conv_offset.weight.requires_grad and layer.conv_offset.weight.dtype is torch.float64
+    assert set(layer.state_dict()) == {'weight', 'bias', 'conv_offset.weight', 'conv_offset.bias'}
+    back = layer.to_conv()
+    assert type(back) is nn.Conv2d and back.weight is conv.weight and not back.training
+    assert repr(back) == repr(conv)
+
+
+def test_to_conv_refuses_to_lose_trained_offsets():
+    _, layer = _pair(kernel_size=3)
+    nn.init.constant_(layer.conv_offset.bias, 0.5)
+    with pytest.raises(UpgradeError, match='offset branch is not zero .largest parameter 0.5'):
+        layer.to_conv()
+    assert type(layer.to_conv(force=True)) is nn.Conv2d
+
+
+def _weight_normed():
+    from torch.nn.utils import parametrizations
+    return parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
+
+
+def _hooked():
+    conv = nn.Conv2d(4, 4, 3)
+    conv.register_forward_hook(lambda *_: None)
+    return conv
+
+
+class Conv2dOfMine(nn.Conv2d):
+    pass
+
+
+@pytest.mark.parametrize('make,reason', [
+    (lambda: Conv2dOfMine(4, 4, 3), 'subclass of Conv2d .Conv2dOfMine.'),
+    (_weight_normed, 'subclass of Conv2d'),
+    (_hooked, 'forward hooks'),
+    (lambda: nn.ConvTranspose2d(4, 4, 3), 'ConvTranspose2d, not a Conv2d'),
+    (lambda: nn.Conv2d(4, 4, 3, dtype=torch.complex64), 'complex64'),
+    (lambda: ZeroOffsetDCN(4, 4, 3), 'deformable already'),
+])
+def test_from_conv_refuses_what_it_cannot_represent(make, reason):
+    with pytest.raises(TargetError, match=reason):
+        ZeroOffsetDCN.from_conv(make())
+
+
+def test_deform_groups_must_divide_the_channels():
+    with pytest.raises(UpgradeError, match='deform_groups=3 does not divide in_channels=8'):
+        ZeroOffsetDCN(8, 8, 3, deform_groups=3)
+
+
+# Trap: initialisers that look for Conv2d found the offset branch inside other packages' layers (mmdetection #6625).
+@pytest.mark.parametrize('init_cfg', [
+    dict(type='Kaiming', layer='Conv2d'), dict(type='Xavier', layer='Conv2d', bias=0.3),
+    dict(type='Normal', layer=['Conv2d', '_ConvNd'], std=1.), dict(type='Constant', layer='Conv2d', val=1., bias=2.)])
+def test_initialisers_leave_the_offsets_at_zero(init_cfg):
+    model = nn.Sequential(ZeroOffsetDCN(8, 8, 3))
+    before = model[0].weight.clone()
+    initialize(model, init_cfg)
+    assert not torch.equal(model[0].weight, before), 'the weight itself is initialised like any Conv2d'
+    assert model[0].conv_offset.is_zero()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight)
+    assert model[0].conv_offset.is_zero()
+
+
+def _trained_conv_module():
+    module = ConvModule(6, 6, 3, padding=1, conv_cfg=dict(type='ZeroOffsetDCN'), norm_cfg=dict(type='BN'))
+    nn.init.normal_(module.conv.conv_offset.weight, std=0.1)
+    nn.init.normal_(module.conv.conv_offset.bias)
+    nn.init.uniform_(module.bn.running_var, 0.5, 2)
+    nn.init.normal_(module.bn.running_mean)
+    nn.init.normal_(module.bn.weight)
+    return module.eval()
+
+
+def test_conv_type_is_found_by_its_name_in_mmcv():
+    assert isinstance(_trained_conv_module().conv, ZeroOffsetDCN)
+
+
+def test_conv_bn_fusion_keeps_the_output():
+    from mmcv.cnn import fuse_conv_bn
+    model = nn.Sequential(_trained_conv_module())
+    x = torch.randn(2, 6, 8, 8)
+    expected = model(x)
+    fused = fuse_conv_bn(model)
+    assert isinstance(fused[0].bn, nn.Identity)
+    assert relative_error(fused(x), expected) < 1e-5
+
+
+def test_efficient_conv_bn_eval_keeps_the_output():
+    module = _trained_conv_module()
+    model = nn.Sequential(module.conv, module.bn).eval()
+    x = torch.randn(2, 6, 8, 8)
+    expected = model(x)
+    calls = []
+    original = module.conv._conv_forward
+    module.conv._conv_forward = lambda *args: calls.append(1) or original(*args)
+    efficient_conv_bn_eval.turn_on_efficient_conv_bn_eval_for_single_model(model)
+    assert relative_error(model(x), expected) < 1e-5
+    assert calls, 'the folded path was taken'
+
+
+def test_state_dict_is_that_of_mmcvs_dcn():
+    from mmcv.ops import DeformConv2dPack
+    theirs = DeformConv2dPack(8, 8, 3, padding=1, deform_groups=2, bias=False)
+    ours = ZeroOffsetDCN(8, 8, 3, padding=1, deform_groups=2, bias=False)
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    nn.init.normal_(theirs.conv_offset.weight, std=0.3)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 8, 9, 9)
+    assert relative_error(ours(x), theirs(x)) < 1e-4

@@ -1,0 +1,128 @@
+import copy
+
+import pytest
+from mmengine.config import Config
+
+from mmdeform_upgrade import shorten_schedule
+from mmdeform_upgrade.errors import ConfigError
+from mmdeform_upgrade.schedule import describe_schedule
+
+from .conftest import MMDET_CONFIGS
+
+
+def _cfg(total, schedulers, unit='epochs', **more):
+    return Config(dict(train_cfg={f'max_{unit}': total, 'val_interval': 1}, param_scheduler=schedulers, **more))
+
+
+def _step(**more):
+    return dict(type='MultiStepLR', by_epoch=True, gamma=0.1, **more)
+
+
+# Section 4 of the paper: a quarter of the epochs, decays at 2/3 and 5/6 of them.
+@pytest.mark.parametrize('epochs,milestones,expected,decays', [
+    (240, [160, 200], 60, [40, 50]),
+    (200, [160, 180], 50, [33, 42]),
+    (280, [220, 250], 70, [47, 58]),
+    (12, [8, 11], 3, [2]),
+    (4, [3], 1, []),
+])
+def test_step_schedules_follow_the_paper(epochs, milestones, expected, decays):
+    short = shorten_schedule(_cfg(epochs, [_step(milestones=milestones, begin=0, end=epochs)]))
+    assert short.train_cfg.max_epochs == expected
+    scheduler, = short.param_scheduler
+    assert list(scheduler.milestones) == decays and scheduler.gamma == 0.1 and scheduler.end == expected
+
+
+def test_a_gamma_of_its_own_becomes_the_papers():
+    short = shorten_schedule(_cfg(240, dict(type='StepLR', step_size=30, gamma=0.5)))
+    assert short.param_scheduler == [dict(type='MultiStepLR', milestones=[40, 50], gamma=0.1)]
+
+
+def test_the_original_is_not_changed():
+    cfg = _cfg(240, [_step(milestones=[160, 200])])
+    before = copy.deepcopy(cfg)
+    shorten_schedule(cfg)
+    assert cfg.to_dict() == before.to_dict()
+
+
+def test_ratio_one_keeps_every_other_schedule():
+    schedulers = [dict(type='LinearLR', by_epoch=False, begin=0, end=500, start_factor=0.001),
+                  dict(type='CosineAnnealingLR', begin=5, end=285, T_max=280, by_epoch=True, eta_min=0.1)]
+    cfg = _cfg(300, schedulers)
+    assert shorten_schedule(cfg, 1).to_dict() == cfg.to_dict()
+
+
+def test_warm_up_and_cosine_keep_their_shape():
+    cfg = _cfg(300, [
+        dict(type='QuadraticWarmupLR', by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
+        dict(type='CosineAnnealingLR', begin=5, T_max=285, end=285, by_epoch=True, convert_to_iter_based=True),
+        dict(type='CosineAnnealingLR', begin=150, T_max=150, end=300, by_epoch=True),
+        dict(type='ConstantLR', by_epoch=True, factor=1, begin=285, end=300)
+    ])
+    warm, cosine, half, constant = shorten_schedule(cfg).param_scheduler
+    assert (warm.begin, warm.end) == (0, 1) and warm.convert_to_iter_based
+    assert (cosine.begin, cosine.end, cosine.T_max) == (1, 71, 71)
+    assert (half.begin, half.end, half.T_max) == (38, 75, 37)
+    assert (constant.begin, constant.end) == (71, 75)
+
+
+def test_iteration_based_poly_schedules_shrink_with_their_intervals():
+    cfg = _cfg(80000, [dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
+                       dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=1500, end=80000, by_epoch=False)], 'iters',
+               default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=8000)))
+    cfg.train_cfg.val_interval = 8000
+    short = shorten_schedule(cfg)
+    assert short.train_cfg.max_iters == 20000 and short.train_cfg.val_interval == 2000
+    warm, poly = short.param_scheduler
+    assert (warm.end, poly.begin, poly.end, poly.power) == (375, 375, 20000, 0.9)
+    assert short.default_hooks.checkpoint.interval == 2000
+
+
+def test_iteration_based_steps_follow_the_paper():
+    short = shorten_schedule(_cfg(90000, [dict(type='MultiStepLR', by_epoch=False, milestones=[60000, 80000])], 'iters'))
+    assert list(short.param_scheduler[0].milestones) == [15000, 18750]
+
+
+def test_hooks_that_switch_at_an_epoch_switch_in_proportion():
+    cfg = _cfg(300, [], custom_hooks=[dict(type='YOLOXModeSwitchHook', num_last_epochs=15, priority=48),
+                                      dict(type='EMAHook', momentum=0.1),
+                                      dict(type='PipelineSwitchHook', switch_epoch=280)])
+    cfg.train_cfg.dynamic_intervals = [(280, 1)]
+    short = shorten_schedule(cfg)
+    assert [h.get('num_last_epochs', h.get('switch_epoch')) for h in short.custom_hooks] == [4, None, 70]
+    assert [tuple(i) for i in short.train_cfg.dynamic_intervals] == [(70, 1)]
+
+
+def test_exponential_decay_reaches_the_same_rate():
+    short = shorten_schedule(_cfg(100, dict(type='ExponentialLR', gamma=0.95, by_epoch=True)))
+    assert short.param_scheduler[0].gamma**25 == pytest.approx(0.95**100)
+
+
+@pytest.mark.parametrize('ratio', [0, -1, 1.5, float('nan'), '0.25', None, True])
+def test_a_ratio_out_of_range_is_refused(ratio):
+    with pytest.raises(ConfigError, match=r'is not in \(0, 1\]'):
+        shorten_schedule(_cfg(12, []), ratio)
+
+
+def test_a_config_without_a_length_is_refused():
+    with pytest.raises(ConfigError, match='neither train_cfg.max_epochs nor train_cfg.max_iters'):
+        shorten_schedule(Config(dict(model=dict(type='x'))))
+
+
+@pytest.mark.parametrize('name', ['ssd/ssd512_coco.py', 'yolox/yolox_s_8xb8-300e_coco.py',
+                                  'rtmdet/rtmdet_s_8xb32-300e_coco.py', 'detr/detr_r50_8xb2-150e_coco.py'])
+def test_schedules_of_the_zoo_build_and_end_with_the_training(name):
+    import torch
+    from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
+    init_default_scope('mmdet')
+    cfg = Config.fromfile(MMDET_CONFIGS / name)
+    short = shorten_schedule(cfg)
+    total = short.train_cfg.max_epochs
+    assert total == round(cfg.train_cfg.max_epochs / 4 + 1e-9)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.)
+    for scheduler in short.param_scheduler:
+        if scheduler.get('by_epoch', True):
+            assert scheduler.get('end', total) <= total
+        args = {k: v for k, v in scheduler.items() if k != 'convert_to_iter_based'}
+        PARAM_SCHEDULERS.build(dict(optimizer=optimizer, **args))
+    assert str(total) in describe_schedule(short)

@@ -1,0 +1,162 @@
+import copy
+
+import pytest
+import torch
+from mmengine.config import Config
+from torch import nn
+
+from mmdeform_upgrade import UpgradeError, ZeroOffsetDCN, revert_, upgrade_
+from mmdeform_upgrade.errors import TargetError
+
+from .conftest import MMDET_CONFIGS, ROOT, build, relative_error
+
+
+def _config(name):
+    if name == 'ssd512':
+        return Config.fromfile(ROOT / 'configs/ssd/ssd512_r50_240e_voc0712.py'), 192
+    if name == 'yolov3':
+        return Config.fromfile(MMDET_CONFIGS / 'yolo/yolov3_d53_8xb8-320-273e_coco.py'), 128
+    import mmseg
+    from pathlib import Path
+    return Config.fromfile(Path(mmseg.__file__).parent / '.mim/configs/deeplabv3/'
+                           'deeplabv3_r50-d8_4xb4-20k_voc12aug-512x512.py'), 96
+
+
+def _offline(cfg):
+    cfg.model.backbone.pop('init_cfg', None)
+    cfg.model.pop('pretrained', None)
+    cfg.model.pop('init_cfg', None)
+    for norm in (cfg.model.get('data_preprocessor'), cfg.get('norm_cfg')):
+        if norm and norm.get('type') == 'SyncBN':
+            norm.type = 'BN'
+    text = cfg.pretty_text.replace("'SyncBN'", "'BN'")
+    return Config.fromstring(text, '.py')
+
+
+def _outputs(model, x):
+    """Outputs of every head."""
+    if hasattr(model, 'decode_head'):
+        features = model.extract_feat(x)
+        outs = [model.decode_head(features)]
+        outs += [model.auxiliary_head(features)] if model.with_auxiliary_head else []
+        return outs
+    outs = model(x, mode='tensor')
+    flat = []
+    for out in outs:
+        flat += list(out) if isinstance(out, (list, tuple)) else [out]
+    return flat
+
+
+@pytest.mark.parametrize('name', ['ssd512', 'yolov3', 'deeplabv3'])
+@pytest.mark.parametrize('dtype,tolerance', [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_upgrade_keeps_outputs_and_gradients_of_whole_networks(name, dtype, tolerance):
+    cfg, size = _config(name)
+    model = build(_offline(cfg)).to(dtype).eval()
+    for module in model.modules():  # statistics as of a trained network, so that activations stay of order one
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1)
+    x = torch.randn(1, 3, size, size, dtype=dtype)
+    with torch.no_grad():  # and of this input
+        momenta = {m: m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
+        for module in momenta:
+            module.momentum = 1.0
+            module.train(name != 'deeplabv3' or True)
+        _outputs(model, torch.cat([x, x.flip(3)]))
+        model.eval()
+    upgraded = copy.deepcopy(model)
+    report = upgrade_(upgraded.backbone, 'last:3')
+    assert sum(isinstance(m, ZeroOffsetDCN) for m in upgraded.modules()) == len(report.layers) == 3
+    results = []
+    for network in (model, upgraded):
+        leaf = x.clone().requires_grad_()
+        outs = _outputs(network, leaf)
+        sum((out * torch.linspace(-1, 1, out.numel(), dtype=dtype).view_as(out)).mean() for out in outs).backward()
+        results.append((outs, leaf.grad, dict(network.named_parameters())))
+    (outs, grad, parameters), (new_outs, new_grad, new_parameters) = results
+    for out, new in zip(outs, new_outs):
+        assert relative_error(new, out) < tolerance
+    assert relative_error(new_grad, grad) < tolerance
+    for key, parameter in parameters.items():
+        if parameter.grad is not None and parameter.grad.abs().max() > 0:
+            assert relative_error(new_parameters[key].grad, parameter.grad) < tolerance, key
+    offsets = [p for key, p in new_parameters.items() if 'conv_offset' in key]
+    assert len(offsets) == 6 and all(p.grad.abs().sum() > 0 for p in offsets)
+
+
+class Net(nn.Module):
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(3, 4, 3, padding=1)
+        self.b = nn.Conv2d(4, 4, 3, padding=1)
+        self.again = self.b
+
+    def forward(self, x):
+        return self.again(self.b(self.a(x)))
+
+
+def test_a_shared_conv_is_replaced_in_all_its_places():
+    net = Net()
+    x = torch.randn(1, 3, 6, 6)
+    expected = net(x)
+    report = upgrade_(net, 'last:1')
+    assert report.names == ['b'] and net.b is net.again and isinstance(net.b, ZeroOffsetDCN)
+    assert relative_error(net(x), expected) < 1e-5
+
+
+def test_optimizers_of_the_old_parameters_stay_valid():
+    net = Net()
+    weight = net.b.weight
+    upgrade_(net, 'last:1')
+    assert net.b.weight is weight
+
+
+def _state(net):
+    return {name: id(module) for name, module in net.named_modules()}, {n: id(p) for n, p in net.named_parameters()}
+
+
+@pytest.mark.parametrize('call,message', [
+    (lambda net: upgrade_(net, 'last:2', deform_groups=2), r'a: deform_groups=2 does not divide its 3 input channels'),
+    (lambda net: upgrade_(net, ['a', 'nothing']), "'nothing' names no module"),
+    (lambda net: upgrade_(net.requires_grad_(False), 'last:1'), r'b: its weight is frozen'),
+])
+def test_refused_call_leaves_the_model_untouched(call, message):
+    net = Net()
+    before = _state(net)
+    with pytest.raises(TargetError, match=message):
+        call(net)
+    assert _state(net) == before
+
+
+def test_frozen_layers_are_upgraded_frozen_where_allowed():
+    net = Net().requires_grad_(False)
+    upgrade_(net, 'last:1', allow_frozen=True)
+    assert not any(p.requires_grad for p in net.parameters())
+
+
+def test_report_gives_the_papers_numbers():
+    report = upgrade_(nn.Sequential(nn.Conv2d(512, 512, 3, padding=1, bias=False)), 'last:1')
+    layer, = report.layers
+    assert (layer.weights_before, layer.weights_after, layer.offset_biases) == (2359296, 2442240, 18)
+    assert report.parameters_after - report.parameters_before == layer.added == 82944 + 18
+    assert '2 359 296 -> 2 442 240' in str(report)
+
+
+def test_revert_undoes_an_untrained_upgrade():
+    net = Net()
+    keys, x = list(net.state_dict()), torch.randn(1, 3, 6, 6)
+    expected = net(x)
+    upgrade_(net, 'last:2')
+    nn.init.ones_(net.a.conv_offset.bias)
+    assert revert_(net) == ['b'], 'the layer with trained offsets stays'
+    nn.init.zeros_(net.a.conv_offset.bias)
+    assert revert_(net) == ['a']
+    assert list(net.state_dict()) == keys and relative_error(net(x), expected) == 0
+    with pytest.raises(UpgradeError, match='nothing to revert'):
+        revert_(net)
+
+
+def test_upgrading_changes_no_global_state():
+    before = torch.get_default_dtype(), torch.get_rng_state(), torch.is_grad_enabled()
+    upgrade_(Net(), 'last:1')
+    assert torch.equal(torch.get_rng_state(), before[1])
