@@ -29,7 +29,7 @@ def cut(geo: Geometry, itemsize: int, device_type: str) -> Cuts:
     cells = COLUMN_BYTES.get(device_type, DEFAULT_COLUMN_BYTES) // (geo.C * itemsize)
     kernel_bytes = geo.K * geo.C // geo.groups * geo.O * itemsize
     taps = geo.K if kernel_bytes <= SMALL_KERNEL_BYTES else cells // max(total, 1)
-    taps = min(max(taps, 1), geo.K)
+    taps = max(1, min(taps, geo.K))
     return Cuts(_ranges(geo.K, taps), _ranges(total, max(1, cells // taps)))
 
 

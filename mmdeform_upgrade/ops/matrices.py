@@ -13,6 +13,7 @@ from torch import Tensor
 from .geometry import Geometry
 
 # oneDNN's product is 10 to 25 % faster than that of MKL on the CPUs tried; it is what inductor calls.
+LONGEST_SUM = 1024  # where oneDNN's float32 error would pass twice that of a convolution, MKL's does not
 _ONEDNN = getattr(torch.ops.mkldnn, '_linear_pointwise', None) if torch.backends.mkldnn.is_available() else None
 
 
@@ -72,7 +73,9 @@ def format_of(tensor: Tensor) -> torch.memory_format:
 def project(out: Tensor, columns: Tensor, kernel: Tensor, geo: Geometry, first: bool) -> None:
     """``out`` (p, O) = columns times kernel transposed; added to it unless ``first``."""
     if geo.groups == 1:
-        product = _times_transposed(columns.to(kernel.dtype), kernel[0])
+        columns = columns.to(kernel.dtype)
+        long_sum = columns.shape[1] > LONGEST_SUM
+        product = columns @ kernel[0].t() if long_sum else _times_transposed(columns, kernel[0])
     else:
         grouped = torch.bmm(_split_columns(columns.to(kernel.dtype), geo), kernel.transpose(1, 2))
         product = grouped.permute(1, 0, 2).reshape(out.shape)
@@ -101,11 +104,21 @@ def grad_columns(grad_rows: Tensor, kernel: Tensor, geo: Geometry) -> Tensor:
 
 def _times_transposed(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b.t()`` by the fastest product there is."""
-    suits = a.device.type == 'cpu' and a.dtype == torch.float32
-    if _ONEDNN is not None and suits and torch.backends.mkldnn.enabled and not torch.jit.is_tracing():
-        product: Tensor = _ONEDNN(a, b, None, 'none', [], '')
+    if _onednn_suits(a):
+        product: Tensor = _ONEDNN(_blas_ready(a), _blas_ready(b), None, 'none', [], '')
         return product
     return a @ b.t()
+
+
+def _blas_ready(matrix: Tensor) -> Tensor:
+    """Contiguous or the transpose of that; oneDNN takes other strides, but is a thousand times slower with them."""
+    return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
+
+
+def _onednn_suits(tensor: Tensor) -> bool:
+    if _ONEDNN is None or torch.jit.is_tracing() or not torch.backends.mkldnn.enabled:
+        return False
+    return tensor.device.type == 'cpu' and tensor.dtype == torch.float32
 
 
 def _split_columns(columns: Tensor, geo: Geometry) -> Tensor:

@@ -3,7 +3,7 @@
 
 The input map becomes a table with one row of channels per pixel and deform group, with two zero columns after
 each image row and two zero rows after each image. A corner up to two pixels outside the map then lands on
-zeros, so no bounds have to be tested: coordinates are clamped once and every index is valid.
+zeros, so no bounds have to be tested: pixels are clamped once and every index is valid.
 """
 
 from __future__ import annotations
@@ -69,42 +69,44 @@ def _interior(table: Tensor, geo: Geometry) -> Tensor:
 
 
 def make_plan(offset: Tensor, mask: Tensor | None, geo: Geometry, dtype: torch.dtype) -> Plan:
-    """Turn offsets into table rows and weights; coordinates in the dtype of ``offset`` or float32 at least."""
+    """Turn offsets into table rows and weights.
+
+    A tap's undeformed position is an integer, so its pixel and its fraction come from the offset alone: floor and
+    difference are exact, nothing is rounded, whatever the size of the map.
+    """
     coord = torch.promote_types(torch.promote_types(offset.dtype, torch.float32), dtype)
-    shift = offset.reshape(geo.N, geo.G, geo.K, 2, geo.L).permute(3, 0, 4, 2, 1)  # (2, N, L, K, G)
-    base_y, base_x = _tap_grid(geo, coord, offset.device)
-    y = (shift[0] + base_y).clamp_(-BORDER, geo.H)
-    x = (shift[1] + base_x).clamp_(-BORDER, geo.W)
-    y0, x0 = y.floor(), x.floor()
-    parts = [(y - y0).to(dtype), (x - x0).to(dtype)]
+    shift = offset.reshape(geo.N, geo.G, geo.K, 2, geo.L).permute(3, 0, 4, 2, 1).to(coord)  # (2, N, L, K, G)
+    farthest = 2 * (geo.H + geo.W + geo.pad_h + geo.pad_w + BORDER)  # outside from wherever a tap may be
+    shift = shift.clamp(-farthest, farthest)
+    whole = shift.floor()
+    parts = [(shift - whole).to(dtype)]
     if mask is not None:
-        parts.append(mask.reshape(geo.N, geo.G, geo.K, geo.L).permute(0, 3, 2, 1).to(dtype))
-    base = _table_rows(y0, x0, geo)
-    return Plan(base.reshape(geo.N * geo.L, geo.K, geo.G), torch.stack(parts).flatten(1, 2))
+        parts.append(mask.reshape(1, geo.N, geo.G, geo.K, geo.L).permute(0, 1, 4, 3, 2).to(dtype))
+    base = _table_rows(whole.nan_to_num_(0.0), geo)
+    return Plan(base.reshape(geo.N * geo.L, geo.K, geo.G), torch.cat(parts).flatten(1, 2))
 
 
-def _tap_grid(geo: Geometry, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Undeformed coordinates (L, K, 1) of every tap."""
-    rows = torch.arange(geo.Ho, device=device, dtype=dtype) * geo.stride_h - geo.pad_h
-    cols = torch.arange(geo.Wo, device=device, dtype=dtype) * geo.stride_w - geo.pad_w
-    taps_y = torch.arange(geo.kh, device=device, dtype=dtype) * geo.dil_h
-    taps_x = torch.arange(geo.kw, device=device, dtype=dtype) * geo.dil_w
-    shape = (geo.Ho, geo.Wo, geo.kh, geo.kw)
-    y = (rows.view(-1, 1, 1, 1) + taps_y.view(1, 1, -1, 1)).expand(shape)
-    x = (cols.view(1, -1, 1, 1) + taps_x.view(1, 1, 1, -1)).expand(shape)
-    return y.reshape(geo.L, geo.K, 1), x.reshape(geo.L, geo.K, 1)
-
-
-def _table_rows(y0: Tensor, x0: Tensor, geo: Geometry) -> Tensor:
-    """Table row of pixel (y0, x0), (N, L, K, G); never outside the table, even for NaN."""
+def _table_rows(whole: Tensor, geo: Geometry) -> Tensor:
+    """Table rows (N, L, K, G) of the pixels that are ``whole`` (2, N, L, K, G) away from the undeformed ones."""
     index, cols = index_dtype(geo), table_size(geo)[1]
-    y = y0.nan_to_num_(0.0).to(index)
-    x = x0.nan_to_num_(0.0).to(index)
+    taps = [_tap_grid(geo, axis, index, whole.device) for axis in (0, 1)]
+    y = whole[0].to(index).add_(taps[0]).clamp_(-BORDER, geo.H)
+    x = whole[1].to(index).add_(taps[1]).clamp_(-BORDER, geo.W)
     image = torch.arange(geo.N, device=y.device, dtype=index).view(-1, 1, 1, 1) * (geo.H + BORDER) + LEAD
-    base = (y + image) * cols + x
+    base = y.add_(image).mul_(cols).add_(x)
     if geo.G == 1:
         return base
     return base * geo.G + torch.arange(geo.G, device=y.device, dtype=index)
+
+
+def _tap_grid(geo: Geometry, axis: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Undeformed rows (axis 0) or columns (axis 1) of every tap, (L, K, 1)."""
+    size, stride = (geo.Ho, geo.Wo)[axis], (geo.stride_h, geo.stride_w)[axis]
+    taps, dilation = (geo.kh, geo.kw)[axis], (geo.dil_h, geo.dil_w)[axis]
+    start = torch.arange(size, device=device, dtype=dtype) * stride - (geo.pad_h, geo.pad_w)[axis]
+    grid = start.unsqueeze(1) + torch.arange(taps, device=device, dtype=dtype) * dilation
+    shape = (size, 1, taps, 1) if axis == 0 else (1, size, 1, taps)
+    return grid.view(shape).expand(geo.Ho, geo.Wo, geo.kh, geo.kw).reshape(geo.L, geo.K, 1)
 
 
 class Corners(NamedTuple):
