@@ -42,7 +42,7 @@ class BuildWithMim(build_py):
 setup(
     name=PACKAGE,
     version=re.search(r"__version__ = '(.+)'", read(f'{PACKAGE}/__init__.py')).group(1),
-    description='Upgrade the convolutions of a trained MMDetection or MMSegmentation model to deformable ones, in place',
+    description='Upgrade the convolutions of a trained MMDetection or MMSegmentation model to deformable ones',
     long_description=read('README.md'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',

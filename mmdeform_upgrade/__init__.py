@@ -16,4 +16,4 @@ __all__ = [
     'shorten_schedule', 'upgrade_', 'upgrade_config'
 ]
 
-from . import plugin as _plugin  # noqa: E402,F401  registers the plugin
+from . import plugin as _plugin  # noqa: F401  registers the plugin

@@ -17,14 +17,14 @@ BUILDER = 'DeformUpgrade'
 HOOK = 'DeformUpgradeHook'
 
 
-def upgrade_config(cfg: 'Config',
+def upgrade_config(cfg: Config,
                    *,
                    load_from: str,
                    targets: Targets = 'last:3',
                    epoch_ratio: float = 0.25,
                    part: str = 'backbone',
                    exclude: Targets = (),
-                   deform_groups: int = 1) -> 'Config':
+                   deform_groups: int = 1) -> Config:
     """The config that fine-tunes the upgrade of a trained baseline.
 
     Args:
@@ -69,6 +69,12 @@ def upgrade_changes(cfg: Mapping[str, Any], *, load_from: str, targets: Targets,
     # A list replaces the inherited one, so the base's hooks are named again.
     changes['custom_hooks'] = [*changes.get('custom_hooks', cfg.get('custom_hooks') or []), {'type': HOOK}]
     return changes
+
+
+def control_changes(cfg: Mapping[str, Any], *, load_from: str, epoch_ratio: float) -> Dict[str, Any]:
+    """The honest control of an upgrade: the baseline trained on for the same length, with no layer changed."""
+    changes = schedule_changes(cfg, epoch_ratio)
+    return {**changes, 'load_from': load_from}
 
 
 def inheriting_text(base: str, out: str, changes: Mapping[str, Any]) -> str:

@@ -113,10 +113,9 @@ class DeformUpgradeHook(Hook):
     def _describe(self, runner) -> Dict[str, Any]:
         from . import __version__
         path = runner._load_from.replace(SCHEME, '') if runner._load_from else None
-        known = is_main_process() and path is not None and os.path.isfile(path)
         return {
             'baseline': os.path.basename(path) if path else None,
-            'baseline_sha256': file_sha256(path) if known else None,
+            'baseline_sha256': file_sha256(path) if path and is_main_process() else None,
             'layers': {name: layer.deform_groups for name, layer in upgraded_layers(_network(runner)).items()},
             'versions': {'mmdeform_upgrade': __version__, 'torch': str(torch.__version__)},
         }

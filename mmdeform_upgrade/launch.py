@@ -27,7 +27,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     return result
 
 
-def load_config(args: argparse.Namespace) -> 'Config':
+def load_config(args: argparse.Namespace) -> Config:
     """The config that the common flags ask for."""
     from mmengine.config import Config
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
@@ -44,7 +44,7 @@ def load_config(args: argparse.Namespace) -> 'Config':
     return cfg
 
 
-def set_amp(cfg: 'Config') -> None:
+def set_amp(cfg: Config) -> None:
     """``--amp``: train with automatic mixed precision."""
     wrapper = cfg.optim_wrapper
     if wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
@@ -53,7 +53,7 @@ def set_amp(cfg: 'Config') -> None:
     wrapper.setdefault('loss_scale', 'dynamic')
 
 
-def set_auto_scale_lr(cfg: 'Config') -> None:
+def set_auto_scale_lr(cfg: Config) -> None:
     """``--auto-scale-lr``: the rate follows the number of pictures in a step."""
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise ConfigError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config, the batch size '
@@ -61,7 +61,7 @@ def set_auto_scale_lr(cfg: 'Config') -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def set_resume(cfg: 'Config', resume: Optional[str]) -> None:
+def set_resume(cfg: Config, resume: Optional[str]) -> None:
     """``--resume``: 'auto' takes the latest checkpoint of the work directory, or starts anew where there is none."""
     from mmengine.runner import find_latest_checkpoint
     if resume is None:
@@ -71,7 +71,7 @@ def set_resume(cfg: 'Config', resume: Optional[str]) -> None:
         cfg.resume, cfg.load_from = True, latest
 
 
-def set_visualization(cfg: 'Config', show: bool, show_dir: Optional[str], wait_time: float) -> None:
+def set_visualization(cfg: Config, show: bool, show_dir: Optional[str], wait_time: float) -> None:
     """``--show`` and ``--show-dir``: draw the predictions of the test."""
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
@@ -83,7 +83,7 @@ def set_visualization(cfg: 'Config', show: bool, show_dir: Optional[str], wait_t
         cfg.visualizer.save_dir = show_dir
 
 
-def set_tta(cfg: 'Config') -> None:
+def set_tta(cfg: Config) -> None:
     """``--tta``: test with the augmentations that the config describes."""
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         raise ConfigError('--tta needs tta_model and tta_pipeline in the config')

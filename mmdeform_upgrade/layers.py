@@ -5,7 +5,7 @@ Vocabulary: N, C, H, W; K = kh * kw taps; G = deform groups; offsets in pixels, 
 """
 from __future__ import annotations
 
-from typing import Optional, Tuple, Union
+from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,7 @@ class ZeroOffsetDCN(nn.Conv2d):
                  dilation: _Size = 1,
                  groups: int = 1,
                  bias: bool = True,
-                 padding_mode: str = 'zeros',
+                 padding_mode: Any = 'zeros',
                  deform_groups: int = 1,
                  device=None,
                  dtype=None):
@@ -90,7 +90,7 @@ class ZeroOffsetDCN(nn.Conv2d):
         self.conv_offset = OffsetBranch(in_channels, 2 * deform_groups * kh * kw, (kh, kw), device=device, dtype=dtype)
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d, deform_groups: int = 1) -> 'ZeroOffsetDCN':
+    def from_conv(cls, conv: nn.Conv2d, deform_groups: int = 1) -> ZeroOffsetDCN:
         """The deformable twin of ``conv``, holding the very same ``weight`` and ``bias`` parameters.
 
         Device, dtype, training flag and ``requires_grad`` are carried over; a frozen convolution gets a frozen offset
@@ -102,8 +102,7 @@ class ZeroOffsetDCN(nn.Conv2d):
         reason = why_not_upgradable(conv, deform_groups)
         if reason:
             raise TargetError(f'{type(conv).__name__} cannot become a ZeroOffsetDCN: {reason}')
-        layer = cls(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation,
-                    conv.groups, conv.bias is not None, conv.padding_mode, deform_groups, device='meta')
+        layer = cls(**_arguments(conv), deform_groups=deform_groups, device='meta')
         weight = conv.weight
         layer.weight, layer.bias = weight, conv.bias
         layer.conv_offset.to_empty(device=weight.device).to(weight.dtype)
@@ -125,8 +124,7 @@ class ZeroOffsetDCN(nn.Conv2d):
             largest = max(float(p.detach().abs().max()) for p in self.conv_offset.parameters())
             raise UpgradeError(f'the offset branch is not zero (largest parameter {largest:.3g}), so a plain '
                                'convolution would compute something else: pass force=True to drop it all the same')
-        conv = nn.Conv2d(self.in_channels, self.out_channels, self.kernel_size, self.stride, self.padding,
-                         self.dilation, self.groups, self.bias is not None, self.padding_mode, device='meta')
+        conv = nn.Conv2d(**_arguments(self), device='meta')
         conv.weight, conv.bias = self.weight, self.bias
         return conv.train(self.training)
 
@@ -137,15 +135,18 @@ class ZeroOffsetDCN(nn.Conv2d):
         # MMEngine's efficient_conv_bn_eval calls this with weights of its own.
         if input.dim() == 3:
             return self._conv_forward(input.unsqueeze(0), weight, bias).squeeze(0)
+        padding: Any
         if self.padding_mode != 'zeros':
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding: Tuple[int, ...] = (0, 0)
+            padding = (0, 0)
         elif isinstance(self.padding, str):
             input, padding = self._pad_by_name(input)
         else:
             padding = self.padding
         offset = self.conv_offset(input, self.stride, padding, self.dilation)  # (N, 2GK, Ho, Wo)
-        return deform_conv2d(input, offset, weight, bias, self.stride, padding, self.dilation)
+        stride: Any = self.stride
+        dilation: Any = self.dilation
+        return deform_conv2d(input, offset, weight, bias, stride, padding, dilation)
 
     def _pad_by_name(self, input: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
         # 'same' pads an even kernel more on one side, which a symmetric padding argument cannot say.
@@ -157,6 +158,11 @@ class ZeroOffsetDCN(nn.Conv2d):
     def extra_repr(self) -> str:
         text = super().extra_repr()
         return text if self.deform_groups == 1 else f'{text}, deform_groups={self.deform_groups}'
+
+
+def _arguments(conv: nn.Conv2d) -> Dict[str, Any]:
+    names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
+    return {**{name: getattr(conv, name) for name in names}, 'bias': conv.bias is not None}
 
 
 def why_not_upgradable(module: nn.Module, deform_groups: int = 1) -> Optional[str]:

@@ -35,13 +35,13 @@ class UpgradePlan:
                 f'at zero\nschedule before: {self.schedule_before}\nschedule after:  {self.schedule_after}')
 
 
-def build_network(cfg: 'Config') -> nn.Module:
+def build_network(cfg: Config) -> nn.Module:
     """The network of ``cfg.model`` on the CPU, without reading any weights."""
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     return MODELS.build(copy.deepcopy(cfg.model))
 
 
-def plan_upgrade(before: 'Config', after: 'Config', checkpoint: str) -> UpgradePlan:
+def plan_upgrade(before: Config, after: Config, checkpoint: str) -> UpgradePlan:
     """Build the upgraded network and fit the baseline to it.
 
     Raises:
@@ -60,7 +60,7 @@ def report_of(network: nn.Module) -> UpgradeReport:
     return UpgradeReport(changes, after - sum(change.added for change in changes), after)
 
 
-def check_before_training(cfg: 'Config') -> None:
+def check_before_training(cfg: Config) -> None:
     """Refuse what an upgrade's run would stumble over, before its runner writes anything.
 
     A config without ``DeformUpgradeHook`` is not looked at.

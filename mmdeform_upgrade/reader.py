@@ -14,7 +14,7 @@ import re
 import types
 import zipfile
 from collections import Counter, OrderedDict
-from typing import Any, Callable, Dict, Mapping, Tuple
+from typing import Any, Callable, ClassVar, Dict, Mapping, Tuple
 
 import numpy as np
 import torch
@@ -98,10 +98,13 @@ _OTHERS: Dict[Tuple[str, str], Any] = {
 _STATEFUL = (_Buffer, np.ndarray, np.dtype, OrderedDict, torch.Tensor)
 
 
-class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
+_PyUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+
+
+class _Unpickler(_PyUnpickler):
     """The pure Python unpickler, since the C one's BUILD sets attributes of whatever it is given."""
 
-    dispatch = dict(pickle._Unpickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[Dict[int, Any]] = dict(_PyUnpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         try:

@@ -27,7 +27,7 @@ _STEP_COUNTS = ('T_max', 'total_steps', 'step_size')
 _STEP_LISTS = ('milestones', 'periods')
 
 
-def shorten_schedule(cfg: 'Config', epoch_ratio: float = 0.25) -> 'Config':
+def shorten_schedule(cfg: Config, epoch_ratio: float = 0.25) -> Config:
     """A copy of ``cfg`` that trains ``epoch_ratio`` of its epochs or iterations.
 
     Step schedules (``MultiStepLR``, ``StepLR``) decay by 0.1 at 2/3 and 5/6 of the new length, in whole epochs; a
@@ -91,7 +91,7 @@ class Length:
     unit: str
 
     @classmethod
-    def of(cls, cfg: Mapping[str, Any]) -> 'Length':
+    def of(cls, cfg: Mapping[str, Any]) -> Length:
         train_cfg = cfg.get('train_cfg') or {}
         for unit in ('epochs', 'iters'):
             total = train_cfg.get(f'max_{unit}')
@@ -111,7 +111,7 @@ class _Scale:
     ratio: float
 
     @classmethod
-    def of(cls, length: Length, epoch_ratio: float) -> '_Scale':
+    def of(cls, length: Length, epoch_ratio: float) -> _Scale:
         number = isinstance(epoch_ratio, (int, float)) and not isinstance(epoch_ratio, bool)
         if not number or not 0 < epoch_ratio <= 1:
             raise ConfigError(f'epoch_ratio={epoch_ratio!r} is not in (0, 1]: it is the new length over the old, 0.25 '

@@ -61,7 +61,7 @@ def is_convolution(module: nn.Module) -> bool:
 def upgradable_names(modules: Dict[str, nn.Module]) -> List[str]:
     """Names of the convolutions that ``last:N`` counts: upgradable, with a spatial kernel, no offset predictors."""
     return [name for name, module in modules.items()
-            if why_not_upgradable(module) is None and max(module.kernel_size) > 1
+            if why_not_upgradable(module) is None and max(module.weight.shape[2:]) > 1  # type: ignore[index,union-attr]
             and name.rpartition('.')[2] != 'conv_offset']
 
 

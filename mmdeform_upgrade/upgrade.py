@@ -29,7 +29,7 @@ class LayerChange:
     offset_biases: int
 
     @classmethod
-    def of(cls, name: str, conv: nn.Conv2d, deform_groups: int) -> 'LayerChange':
+    def of(cls, name: str, conv: nn.Conv2d, deform_groups: int) -> LayerChange:
         kh, kw = conv.kernel_size
         offset_channels = 2 * deform_groups * kh * kw
         return cls(name, conv.in_channels, conv.out_channels, (kh, kw), conv.stride, conv.dilation,  # type: ignore

@@ -16,8 +16,9 @@ MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 
 def run_tool(name, *args, cwd=ROOT, env=None, check=True, timeout=300):
     """Run a tool as a user would; returns the finished process with its output as text."""
+    env = {**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})}
     result = subprocess.run([sys.executable, str(ROOT / 'tools' / name), *map(str, args)], cwd=cwd, text=True,
-                            capture_output=True, timeout=timeout, env={**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})})
+                            capture_output=True, timeout=timeout, env=env)
     if check and result.returncode:
         raise AssertionError(f'{name} exited {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}')
     return result

@@ -102,7 +102,7 @@ def test_an_upgraded_config_is_not_upgraded_again():
 
 
 @pytest.mark.parametrize('backbone,error,message', [
-    (dict(frozen_stages=4), TargetError, r'DeformUpgrade of ResNet .frozen_stages=4.*layer4.0.conv2: its weight is frozen'),
+    (dict(frozen_stages=4), TargetError, r'of ResNet .frozen_stages=4.*layer4.0.conv2: its weight is frozen'),
     (dict(base_type='ResNot'), ConfigError, "base_type 'ResNot' is not registered in the scope 'mmdet'"),
     (dict(base_type=None), ConfigError, 'needs base_type'),
     (dict(targets='last:99'), TargetError, 'asks for 99 convolutions, and there are 17'),

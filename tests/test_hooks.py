@@ -67,7 +67,7 @@ def test_provenance_is_saved(trained, tiny_baseline):
 
 
 def test_the_best_checkpoint_counts_the_score_before_training(trained):
-    _, work_dir, log = trained
+    _, _, log = trained
     assert 'best_pascal_voc_mAP_epoch_0' in log or 'at 0 epoch' in log
 
 
@@ -166,7 +166,7 @@ def test_a_baseline_that_does_not_fit_is_refused_with_every_problem(tiny_upgrade
     runner = _runner(tiny_upgrade_cfg, load_from=_spoiled(tiny_baseline, tmp_path))
     with pytest.raises(CheckpointError) as error:
         runner.train()
-    for key in ('layer1.0.conv1.weight', 'backbone.layer9.weight', 'bbox_head.cls_convs.0.0.weight: the checkpoint has'):
+    for key in ('layer1.0.conv1.weight', 'backbone.layer9.weight', 'cls_convs.0.0.weight: the checkpoint has'):
         assert key in str(error.value)
     assert runner.iter == 0
 

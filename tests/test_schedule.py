@@ -79,7 +79,8 @@ def test_iteration_based_poly_schedules_shrink_with_their_intervals():
 
 
 def test_iteration_based_steps_follow_the_paper():
-    short = shorten_schedule(_cfg(90000, [dict(type='MultiStepLR', by_epoch=False, milestones=[60000, 80000])], 'iters'))
+    steps = dict(type='MultiStepLR', by_epoch=False, milestones=[60000, 80000])
+    short = shorten_schedule(_cfg(90000, [steps], 'iters'))
     assert list(short.param_scheduler[0].milestones) == [15000, 18750]
 
 

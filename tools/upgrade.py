@@ -1,13 +1,14 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Print the plan of an upgrade, after checking all of it, and write the short config that does it."""
 import argparse
+import copy
 import os
 from pathlib import Path
 
 from mmengine.config import Config
 
 from mmdeform_upgrade import launch
-from mmdeform_upgrade.config import inheriting_text, is_lazy, upgrade_changes, upgrade_config
+from mmdeform_upgrade.config import control_changes, inheriting_text, is_lazy, upgrade_changes, upgrade_config
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.preflight import plan_upgrade
 
@@ -23,19 +24,37 @@ def parse_args(argv):
     parser.add_argument('--deform-groups', type=int, default=1, help='groups of channels that share offsets')
     parser.add_argument('--epoch-ratio', type=float, default=0.25, help='new training length over the old')
     parser.add_argument('--out', help='config to write (default: CONFIG with -upgrade before its ending)')
+    parser.add_argument('--control', help='also write the control: the baseline trained on for the same length')
     parser.add_argument('--dry-run', action='store_true', help='print the plan, write nothing')
     return parser.parse_args(argv)
 
 
-def main(argv=None):
-    args = parse_args(argv)
+def checked_outputs(args):
+    """Where to write, refused before any work if it makes no sense."""
     if not os.path.isfile(args.config):
         raise ConfigError(f'there is no config file {args.config!r}')
-    out = args.out or str(Path(args.config).with_name(Path(args.config).stem + '-upgrade.py'))
-    if not out.endswith('.py'):
-        raise ConfigError(f'--out {out!r}: a config file ends in .py')
-    if os.path.abspath(out) == os.path.abspath(args.config):
-        raise ConfigError(f'--out {out!r} is the baseline\'s own config; name another file')
+    outputs = [args.out or str(Path(args.config).with_name(Path(args.config).stem + '-upgrade.py'))]
+    outputs += [args.control] if args.control else []
+    paths = [os.path.abspath(path) for path in (args.config, *outputs)]
+    for given, path in zip(outputs, paths[1:], strict=True):
+        if not path.endswith('.py'):
+            raise ConfigError(f'{given!r}: a config file ends in .py')
+        if paths.count(path) > 1:
+            raise ConfigError(f'{given!r} is named twice, or is the baseline\'s own config; name another file')
+    return outputs
+
+
+def write(base, out, full, changes):
+    """A short config that inherits ``base``, or all of it where ``base`` is of the pure Python kind."""
+    text = full.pretty_text if is_lazy(base) else inheriting_text(base, out, changes)
+    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
+    Path(out).write_text(text, encoding='utf8')
+    print(f'written: {out}')
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    outputs = checked_outputs(args)
     baseline = Config.fromfile(args.config)
     settings = dict(
         load_from=args.checkpoint,
@@ -49,11 +68,13 @@ def main(argv=None):
     if args.dry_run:
         print('dry run: nothing was written')
         return
-    lazy = is_lazy(args.config)
-    text = upgraded.pretty_text if lazy else inheriting_text(args.config, out, upgrade_changes(baseline, **settings))
-    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
-    Path(out).write_text(text, encoding='utf8')
-    print(f'written: {out}\nnext: python tools/train.py {out}')
+    write(args.config, outputs[0], upgraded, upgrade_changes(baseline, **settings))
+    if args.control:
+        changes = control_changes(baseline, load_from=args.checkpoint, epoch_ratio=args.epoch_ratio)
+        control = copy.deepcopy(baseline)
+        control.merge_from_dict(changes)
+        write(args.config, args.control, control, changes)
+    print(f'next: python tools/train.py {outputs[0]}')
 
 
 if __name__ == '__main__':

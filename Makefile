@@ -1,0 +1,48 @@
+# `make demo` and `make test` each work as the first command on a fresh machine with Python 3.10 to 3.12, make and a C++
+# compiler. Everything goes into .venv; `make clean` takes it away.
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO_OUT ?= demo_output
+# Build tools that onedl-mmcv needs beside torch, since its build sees the environment.
+BUILD_TOOLS := setuptools wheel ninja psutil numpy
+
+.PHONY: install demo test check clean
+.DEFAULT_GOAL := install
+
+install: $(VENV)/.installed
+
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11")'
+	@command -v c++ >/dev/null || { echo 'A C++ compiler is needed to build mmcv (Debian: apt-get install g++).' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@echo 'Installing PyTorch.'
+	$(PIP) install -q -c constraints.txt torch $(BUILD_TOOLS)
+	@touch $@
+
+$(VENV)/.mmcv: $(VENV)/.torch
+	@echo 'Installing mmcv. Where no ready wheel is found, it is built once, which takes about 15 minutes on two cores.'
+	@$(BIN)/python tools/misc/pip_progress.py install -c constraints.txt --no-build-isolation onedl-mmcv
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.mmcv setup.py
+	@echo 'Installing the frameworks and this package.'
+	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[onedl,dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	rm -rf $(DEMO_OUT)
+	$(BIN)/python tools/demo.py --out $(DEMO_OUT)
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) $(DEMO_OUT) build *.egg-info mmdeform_upgrade/.mim

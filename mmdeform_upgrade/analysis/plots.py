@@ -1,0 +1,83 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""The only module that imports matplotlib."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Dict, List, Mapping, Sequence, Tuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+Curve = Sequence[Tuple[float, float]]
+Boxes = Sequence[Tuple[str, float, Sequence[float]]]
+
+# Okabe and Ito's colours, which most colour-blind readers can tell apart.
+COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
+
+
+def draw_curves(curves: Mapping[str, Curve], path: Path, *, ylabel: str, title: str, xlabel: str = 'epochs') -> None:
+    """Scores over training, one line per run, each starting where its weights came from.
+
+    Args:
+        curves: name to (x, score) points.
+        path: PNG to write.
+        ylabel: the score's name.
+        title: data and conditions.
+        xlabel: unit of x.
+    """
+    figure = Figure(figsize=(7.2, 4.2), layout='constrained')
+    axes = figure.subplots()
+    for (name, points), colour in zip(curves.items(), COLOURS, strict=False):
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, marker='o', markersize=3.5, color=colour, label=f'{name} ({y[-1]:.3f})')
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(loc='lower right')
+    save(figure, path)
+
+
+def draw_detections(pictures: Sequence[np.ndarray], columns: Mapping[str, Sequence[Boxes]], path: Path,
+                    classes: Sequence[str]) -> None:
+    """A table of pictures: one row a picture, one column a network, boxes with class and score.
+
+    Args:
+        pictures: (H, W, 3) uint8, RGB.
+        columns: heading to boxes of each picture: (class name, score, (x1, y1, x2, y2)) in pixels; a score of NaN, as
+            of ground truth, is not printed.
+        path: PNG to write.
+        classes: all class names; the colour of a box is its class.
+    """
+    colours: Dict[str, str] = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(classes)}
+    figure = Figure(figsize=(2.5 * len(columns), 2.6 * len(pictures)), layout='constrained')
+    grid = figure.subplots(len(pictures), len(columns), squeeze=False)
+    for column, (heading, all_boxes) in enumerate(columns.items()):
+        for row, (picture, boxes) in enumerate(zip(pictures, all_boxes, strict=True)):
+            axes = grid[row][column]
+            axes.imshow(picture)
+            axes.set_axis_off()
+            if row == 0:
+                axes.set_title(heading, fontsize=10)
+            for name, score, (x1, y1, x2, y2) in boxes:
+                axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1.8, color=colours[name]))
+                text = name if np.isnan(score) else f'{name} {score:.2f}'
+                axes.text(x1, max(y1, 6), text, fontsize=6.5, color='white', va='bottom', clip_on=True,
+                          bbox={'facecolor': colours[name], 'pad': 0.8, 'linewidth': 0})
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure without touching the caller's matplotlib state."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata={'Software': f'matplotlib {matplotlib.__version__}'})
+
+
+def table(rows: List[Sequence[str]]) -> str:
+    """Rows of text as a Markdown table, the first one its heading."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + ' |'
+             for row in rows]
+    lines.insert(1, '|' + '|'.join('-' * (width + 2) for width in widths) + '|')
+    return '\n'.join(lines)

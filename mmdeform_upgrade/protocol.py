@@ -1,0 +1,95 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Running the project's own tools one after the other, with progress, and reading back what they measured."""
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Deque, Dict, List, Optional, Tuple
+
+from tqdm import tqdm
+
+from .errors import UpgradeError
+
+_PROGRESS = re.compile(r'Epoch\((train|val|test)\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\]|Iter\((train)\)\s+\[\s*(\d+)/(\d+)\]'
+                       r'|Epoch\((test)\)\s+\[\s*(\d+)/(\d+)\]')
+
+
+def tool_path(name: str) -> Path:
+    """A file of ``tools/``, in a checkout or in an installed package."""
+    package = Path(__file__).resolve().parent
+    for folder in (package.parent / 'tools', package / '.mim' / 'tools'):
+        if (folder / name).is_file():
+            return folder / name
+    raise UpgradeError(f'tools/{name} is neither beside the package nor in its .mim folder: install the package again')
+
+
+def run_tool(name: str, *args: object, title: str, epochs: Optional[int] = None, log: Optional[Path] = None) -> str:
+    """Run one of the project's tools as a process of its own, with a progress bar.
+
+    Args:
+        name: file in ``tools/``.
+        *args: its command line.
+        title: what the bar says.
+        epochs: how many epochs it trains, if it trains.
+        log: file that gets the whole output.
+
+    Returns:
+        The last lines of the output.
+
+    Raises:
+        UpgradeError: the tool failed; its last lines are in the message.
+    """
+    command = [sys.executable, '-u', str(tool_path(name)), *map(str, args)]
+    lines: Deque[str] = deque(maxlen=40)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace',
+                          env={**os.environ, 'PYTHONUNBUFFERED': '1'}) as process, \
+            open(log or os.devnull, 'w', encoding='utf8') as file, \
+            tqdm(total=epochs, desc=f'{title:<28}', unit=' epochs' if epochs else ' lines', leave=True,
+                 bar_format=None if epochs else '{desc} {elapsed}') as bar:
+        assert process.stdout is not None
+        for line in process.stdout:
+            file.write(line)
+            lines.append(line)
+            _advance(bar, line, epochs)
+        if process.wait() == 0 and epochs:
+            bar.update(epochs - bar.n)
+    if process.returncode:
+        raise UpgradeError(f'{title}: {" ".join(command)} ended with status {process.returncode}:\n' + ''.join(lines))
+    return ''.join(lines)
+
+
+def _advance(bar: tqdm, line: str, epochs: Optional[int]) -> None:
+    found = _PROGRESS.search(line)
+    if not (found and epochs and found.group(1) == 'train'):
+        bar.refresh()
+        return
+    epoch, step, steps = int(found.group(2)), int(found.group(3)), int(found.group(4))
+    bar.update(round(epoch - 1 + step / steps, 2) - bar.n)
+    loss = re.search(r' loss: ([\d.]+)', line)
+    if loss:
+        bar.set_postfix_str(f'loss {loss.group(1)}')
+
+
+def read_curve(work_dir: Path, metric: str) -> List[Tuple[int, float]]:
+    """Validation scores that a run logged: (epoch or iteration, score), each step's latest, in order."""
+    scores: Dict[int, float] = {}
+    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in file.read_text(encoding='utf8').splitlines():
+            record = json.loads(line)
+            if metric in record:
+                scores[int(record['step'])] = float(record[metric])
+    return sorted(scores.items())
+
+
+def read_test_score(work_dir: Path, metric: str) -> float:
+    """The score of the latest ``tools/test.py`` in a work directory, in full precision."""
+    for file in sorted(work_dir.glob('*/*.json'), reverse=True):
+        record = json.loads(file.read_text(encoding='utf8').splitlines()[0])
+        if metric in record and file.parent.name == file.stem:
+            return float(record[metric])
+    raise UpgradeError(f'{work_dir}: no test has written {metric} there')
