@@ -1,5 +1,7 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Trained convolutions become deformable ones, in place, computing the same until they are fine-tuned."""
+from importlib.util import find_spec
+
 from .checkpoint import load_baseline
 from .config import upgrade_config
 from .errors import UpgradeError
