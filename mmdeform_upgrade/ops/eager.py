@@ -63,7 +63,7 @@ def backward(saved: Saved, weight: Tensor, grad_output: Tensor, geo: Geometry, w
     table, plan = saved[0], Plan(*saved[1:])
     weight = matrices.dense(weight)
     product = matrices.product_dtype(weight)
-    rows = matrices.map_to_rows(grad_output, geo, product)
+    rows = matrices.map_to_rows(grad_output, product)
     sums = Sums(
         torch.zeros_like(table) if wanted.input else None,
         table.new_empty((*plan.base.shape, 4)) if wanted.plan else None,

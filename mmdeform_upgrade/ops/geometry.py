@@ -49,6 +49,11 @@ class Geometry(NamedTuple):
         """Number of output positions of one image."""
         return self.Ho * self.Wo
 
+    @property
+    def farthest(self) -> int:
+        """An offset that leads outside the map from wherever a tap may be; a larger one, infinity too, is the same."""
+        return 2 * (self.H + self.W + self.pad_h + self.pad_w + 2)
+
 
 def pair(value: IntPair, name: str, least: int) -> tuple[int, int]:
     """``3`` or ``(3, 1)`` as ``(h, w)``, refusing anything below ``least``."""

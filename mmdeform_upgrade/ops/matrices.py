@@ -53,9 +53,9 @@ def _taps(weight: Tensor, taps: slice, geo: Geometry) -> Tensor:
     return flat.unflatten(0, (geo.groups, -1))[..., taps]
 
 
-def map_to_rows(tensor: Tensor, geo: Geometry, dtype: torch.dtype) -> Tensor:
-    """A map (N, O, Ho, Wo) as (N*L, O); no copy if it is channels-last already."""
-    return tensor.permute(0, 2, 3, 1).to(dtype).reshape(geo.N * geo.L, geo.O)
+def map_to_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A map (N, C, H, W) as (N*H*W, C); no copy if it is channels-last already."""
+    return tensor.permute(0, 2, 3, 1).to(dtype).flatten(0, 2)
 
 
 def rows_to_map(rows: Tensor, geo: Geometry, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
@@ -84,7 +84,7 @@ def project(out: Tensor, columns: Tensor, kernel: Tensor, geo: Geometry, first: 
 
 def add_grad_kernel(total: Tensor | None, columns: Tensor, grad_rows: Tensor, geo: Geometry) -> Tensor:
     """A kernel matrix, grad_rows transposed times columns, in float32 at least, plus ``total``."""
-    like = columns.dtype
+    like = torch.promote_types(columns.dtype, torch.float32)
     columns = columns.to(grad_rows.dtype)
     if geo.groups == 1:
         product = _times_transposed(grad_rows.t(), columns.t()).unsqueeze(0)
@@ -104,10 +104,27 @@ def grad_columns(grad_rows: Tensor, kernel: Tensor, geo: Geometry) -> Tensor:
 
 def _times_transposed(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b.t()`` by the fastest product there is."""
-    if _onednn_suits(a):
+    if _ONEDNN is not None and _onednn_suits(a):
         product: Tensor = _ONEDNN(_blas_ready(a), _blas_ready(b), None, 'none', [], '')
         return product
+    if a.is_cuda and a.dtype == torch.float32 and tf32_allowed():
+        return _as_convolution(a, b)
     return a @ b.t()
+
+
+def tf32_allowed() -> bool:
+    """Whether convolutions, what this operator stands for, may use TF32; matrix products have another switch."""
+    try:
+        return bool(torch.backends.cudnn.enabled and torch.backends.cudnn.allow_tf32)
+    except RuntimeError:  # the newer switch was set, which forbids to read the older one
+        return str(torch.backends.cudnn.conv.fp32_precision) == 'tf32'  # type: ignore[attr-defined]
+
+
+def _as_convolution(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b.t()`` as a pointwise convolution, in the precision that convolutions have."""
+    image = a.contiguous().view(1, 1, *a.shape).permute(0, 3, 1, 2)  # (1, sum, 1, rows), channels-last
+    output = torch.nn.functional.conv2d(image, b[:, :, None, None])
+    return output.permute(0, 2, 3, 1).reshape(len(a), len(b))
 
 
 def _blas_ready(matrix: Tensor) -> Tensor:
@@ -116,7 +133,7 @@ def _blas_ready(matrix: Tensor) -> Tensor:
 
 
 def _onednn_suits(tensor: Tensor) -> bool:
-    if _ONEDNN is None or torch.jit.is_tracing() or not torch.backends.mkldnn.enabled:
+    if torch.jit.is_tracing() or not torch.backends.mkldnn.enabled:
         return False
     return tensor.device.type == 'cpu' and tensor.dtype == torch.float32
 

@@ -76,8 +76,7 @@ def make_plan(offset: Tensor, mask: Tensor | None, geo: Geometry, dtype: torch.d
     """
     coord = torch.promote_types(torch.promote_types(offset.dtype, torch.float32), dtype)
     shift = offset.reshape(geo.N, geo.G, geo.K, 2, geo.L).permute(3, 0, 4, 2, 1).to(coord)  # (2, N, L, K, G)
-    farthest = 2 * (geo.H + geo.W + geo.pad_h + geo.pad_w + BORDER)  # outside from wherever a tap may be
-    shift = shift.clamp(-farthest, farthest)
+    shift = shift.clamp(-geo.farthest, geo.farthest)
     whole = shift.floor()
     parts = [(shift - whole).to(dtype)]
     if mask is not None:

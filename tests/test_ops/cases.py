@@ -31,8 +31,8 @@ class Case:
 
     @property
     def out_size(self):
-        return tuple((self.size[i] + 2 * self.pair('padding')[i] - self.pair('dilation')[i] * (self.kernel[i] - 1) - 1) //
-                     self.pair('stride')[i] + 1 for i in (0, 1))
+        sizes = zip(self.size, self.kernel, *map(self.pair, ('stride', 'padding', 'dilation')), strict=True)
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)
 
     def tensors(self, dtype=torch.float64, requires_grad=True):
         """input, offset, weight, bias and mask; the last two may be None."""
@@ -82,8 +82,8 @@ def run(function, case, tensors, grad_output, **options):
 def results(function, case, tensors, grad_output, **options):
     """What :func:`run` returns, by name."""
     output, grads = run(function, case, tensors, grad_output, **options)
-    names = [n for n, t in zip(NAMES, tensors) if t is not None and t.requires_grad]
-    return {'output': output.detach(), **{f'gradient of {n}': g for n, g in zip(names, grads)}}
+    names = [n for n, t in zip(NAMES, tensors, strict=True) if t is not None and t.requires_grad]
+    return {'output': output.detach(), **{f'gradient of {n}': g for n, g in zip(names, grads, strict=True)}}
 
 
 def grad_like_output(case, dtype=torch.float64):

@@ -1,14 +1,14 @@
 """Implementations that share no line with the package: a scalar loop, mmcv's and torchvision's operators."""
 import importlib.util
 import math
-from functools import lru_cache
+from functools import cache
 
 import torch
 
 
 def scalar_loop(inputs, offset, weight, bias, stride, padding, dilation, mask):
     """The definition, number by number, in Python floats. Only for outputs."""
-    (N, C, H, W), (O, per_group, kh, kw) = inputs.shape, weight.shape
+    (N, C, H, W), (O, per_group, kh, kw) = inputs.shape, weight.shape  # noqa: E741
     Ho, Wo = offset.shape[2:]
     groups, G = C // per_group, offset.shape[1] // (2 * kh * kw)
     output = torch.zeros(N, O, Ho, Wo, dtype=torch.float64)
@@ -40,7 +40,7 @@ def scalar_loop(inputs, offset, weight, bias, stride, padding, dilation, mask):
     return output
 
 
-@lru_cache(maxsize=None)
+@cache
 def mmcv_op():
     """mmcv's compiled operators as a function of our signature, or None."""
     if importlib.util.find_spec('mmcv') is None:
@@ -62,7 +62,7 @@ def mmcv_op():
     return function
 
 
-@lru_cache(maxsize=None)
+@cache
 def torchvision_op():
     """torchvision's operator, or None where its compiled part does not load."""
     try:

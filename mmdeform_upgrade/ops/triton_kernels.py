@@ -1,0 +1,165 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""The Triton kernels: sample columns, convolve in one go, and bring gradients back.
+
+All of them read the map as channels-last rows (N*H*W, C). Where a tap looks is computed once for a block of
+output positions, in float32, and used for all channels of its deform group; neighbouring lanes read neighbouring
+channels. Offsets are (N, G, K, 2, L), the mask is (N, G, K, L), both float32.
+
+Only ``triton_backend.py`` imports this module, since it needs the package triton.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _tap(offset_ptr, mask_ptr, p, live, k, g, H, W, Ho, Wo, K, G, sh, sw, ph, pw, dh, dw, far,
+         KW: tl.constexpr, MASKED: tl.constexpr):  # yapf: disable
+    """Image n, upper left corner (y0, x0), distances (ly, lx) from it, and modulation, of a block of positions."""
+    L = Ho * Wo
+    n, position = p // L, p % L
+    at = ((n * G + g) * K + k).to(tl.int64)
+    dy = tl.load(offset_ptr + at * 2 * L + position, mask=live, other=0.0)
+    dx = tl.load(offset_ptr + (at * 2 + 1) * L + position, mask=live, other=0.0)
+    dy = tl.where(dy > far, far, tl.where(dy < -far, -far, dy))  # a NaN stays one
+    dx = tl.where(dx > far, far, tl.where(dx < -far, -far, dx))
+    fy, fx = tl.floor(dy), tl.floor(dx)
+    y0 = (position // Wo) * sh - ph + (k // KW) * dh + tl.where(fy == fy, fy, 0.0).to(tl.int32)
+    x0 = (position % Wo) * sw - pw + (k % KW) * dw + tl.where(fx == fx, fx, 0.0).to(tl.int32)
+    m = dy * 0.0 + 1.0
+    if MASKED:
+        m = tl.load(mask_ptr + at * L + position, mask=live, other=0.0)
+    return n, y0, x0, dy - fy, dx - fx, m
+
+
+@triton.jit
+def _corner(n, y, x, live, H, W, C):
+    """Where the row of pixel (y, x) starts, and whether there is such a pixel."""
+    row = ((n * H + y).to(tl.int64) * W + x) * C
+    return row, live & (y >= 0) & (y < H) & (x >= 0) & (x < W)
+
+
+@triton.jit
+def _row(rows_ptr, row, there, c, some):
+    """A block (positions, channels) of pixel values in float32; zero where there is no pixel."""
+    return tl.load(rows_ptr + row[:, None] + c[None, :], mask=there[:, None] & some[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _interpolate(rows_ptr, n, y0, x0, ly, lx, m, live, c, some, H, W, C):
+    """A block (positions, channels) of samples in float32."""
+    r00, t00 = _corner(n, y0, x0, live, H, W, C)
+    r01, t01 = _corner(n, y0, x0 + 1, live, H, W, C)
+    r10, t10 = _corner(n, y0 + 1, x0, live, H, W, C)
+    r11, t11 = _corner(n, y0 + 1, x0 + 1, live, H, W, C)
+    total = _row(rows_ptr, r00, t00, c, some) * ((1 - ly) * (1 - lx) * m)[:, None]
+    total += _row(rows_ptr, r01, t01, c, some) * ((1 - ly) * lx * m)[:, None]
+    total += _row(rows_ptr, r10, t10, c, some) * (ly * (1 - lx) * m)[:, None]
+    total += _row(rows_ptr, r11, t11, c, some) * (ly * lx * m)[:, None]
+    return total
+
+
+@triton.jit
+def sample_kernel(rows_ptr, offset_ptr, mask_ptr, columns_ptr, p_first, p_count, k_first, k_count, C,
+                  H, W, Ho, Wo, K, G, sh, sw, ph, pw, dh, dw, far,
+                  KW: tl.constexpr, MASKED: tl.constexpr, BLOCK_P: tl.constexpr,
+                  BLOCK_C: tl.constexpr):  # yapf: disable
+    """Columns (p_count, k_count * C). Programs: blocks of positions, taps, deform groups."""
+    q = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    live = q < p_count
+    k, g = tl.program_id(1), tl.program_id(2)
+    n, y0, x0, ly, lx, m = _tap(offset_ptr, mask_ptr, q + p_first, live, k_first + k, g, H, W, Ho, Wo, K, G,
+                                sh, sw, ph, pw, dh, dw, far, KW, MASKED)  # yapf: disable
+    out = columns_ptr + (q.to(tl.int64) * k_count + k) * C
+    per_group = C // G
+    for start in range(0, per_group, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        some = c < per_group
+        c += g * per_group
+        value = _interpolate(rows_ptr, n, y0, x0, ly, lx, m, live, c, some, H, W, C)
+        tl.store(out[:, None] + c[None, :], value.to(columns_ptr.dtype.element_ty), mask=live[:, None] & some[None, :])
+
+
+@triton.jit
+def convolve_kernel(rows_ptr, offset_ptr, mask_ptr, kernel_ptr, bias_ptr, output_ptr, P, C, O,  # noqa: E741
+                    H, W, Ho, Wo, K, G, sh, sw, ph, pw, dh, dw, far,
+                    KW: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr,
+                    UPCAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+                    BLOCK_O: tl.constexpr):  # yapf: disable
+    """Output rows (P, O) from a kernel (K * C, O), no columns in memory. Programs: positions, output channels."""
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
+    live, made = p < P, o < O
+    per_group = C // G
+    total = tl.zeros((BLOCK_P, BLOCK_O), dtype=tl.float32)
+    for kg in range(0, K * G):
+        k, g = kg // G, kg % G
+        n, y0, x0, ly, lx, m = _tap(offset_ptr, mask_ptr, p, live, k, g, H, W, Ho, Wo, K, G,
+                                    sh, sw, ph, pw, dh, dw, far, KW, MASKED)  # yapf: disable
+        for start in range(0, per_group, BLOCK_C):
+            c = start + tl.arange(0, BLOCK_C)
+            some = c < per_group
+            c += g * per_group
+            value = _interpolate(rows_ptr, n, y0, x0, ly, lx, m, live, c, some, H, W, C)
+            weight = tl.load(kernel_ptr + (k * C + c)[:, None] * O + o[None, :],
+                             mask=some[:, None] & made[None, :], other=0.0)  # yapf: disable
+            value = value.to(weight.dtype)
+            if UPCAST:
+                value, weight = value.to(tl.float32), weight.to(tl.float32)
+            total = tl.dot(value, weight, total, input_precision=PRECISION)
+    if BIASED:
+        total += tl.load(bias_ptr + o, mask=made, other=0.0).to(tl.float32)[None, :]
+    out = output_ptr + p.to(tl.int64)[:, None] * O + o[None, :]
+    tl.store(out, total.to(output_ptr.dtype.element_ty), mask=live[:, None] & made[None, :])
+
+
+@triton.jit
+def scatter_kernel(rows_ptr, offset_ptr, mask_ptr, grad_columns_ptr, grad_rows_ptr, grad_offset_ptr, grad_mask_ptr,
+                   p_first, p_count, k_first, k_count, C,
+                   H, W, Ho, Wo, K, G, sh, sw, ph, pw, dh, dw, far,
+                   KW: tl.constexpr, MASKED: tl.constexpr, TO_INPUT: tl.constexpr, TO_PLAN: tl.constexpr,
+                   BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):  # yapf: disable
+    """From the columns' gradient to that of the pixels (atomic sums) and of offset and mask (written once)."""
+    q = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    live = q < p_count
+    k, g = tl.program_id(1), tl.program_id(2)
+    p = q + p_first
+    n, y0, x0, ly, lx, m = _tap(offset_ptr, mask_ptr, p, live, k_first + k, g, H, W, Ho, Wo, K, G,
+                                sh, sw, ph, pw, dh, dw, far, KW, MASKED)  # yapf: disable
+    r00, t00 = _corner(n, y0, x0, live, H, W, C)
+    r01, t01 = _corner(n, y0, x0 + 1, live, H, W, C)
+    r10, t10 = _corner(n, y0 + 1, x0, live, H, W, C)
+    r11, t11 = _corner(n, y0 + 1, x0 + 1, live, H, W, C)
+    d00, d01, d10, d11 = ly * 0.0, ly * 0.0, ly * 0.0, ly * 0.0
+    source = grad_columns_ptr + (q.to(tl.int64) * k_count + k) * C
+    per_group = C // G
+    for start in range(0, per_group, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        some = c < per_group
+        c += g * per_group
+        grad = tl.load(source[:, None] + c[None, :], mask=live[:, None] & some[None, :], other=0.0).to(tl.float32)
+        if TO_PLAN:
+            d00 += tl.sum(_row(rows_ptr, r00, t00, c, some) * grad, axis=1)
+            d01 += tl.sum(_row(rows_ptr, r01, t01, c, some) * grad, axis=1)
+            d10 += tl.sum(_row(rows_ptr, r10, t10, c, some) * grad, axis=1)
+            d11 += tl.sum(_row(rows_ptr, r11, t11, c, some) * grad, axis=1)
+        if TO_INPUT:
+            grad *= m[:, None]
+            _add(grad_rows_ptr, r00, t00, c, some, grad * ((1 - ly) * (1 - lx))[:, None])
+            _add(grad_rows_ptr, r01, t01, c, some, grad * ((1 - ly) * lx)[:, None])
+            _add(grad_rows_ptr, r10, t10, c, some, grad * (ly * (1 - lx))[:, None])
+            _add(grad_rows_ptr, r11, t11, c, some, grad * (ly * lx)[:, None])
+    if TO_PLAN:
+        L = Ho * Wo
+        at = ((n * G + g) * K + k_first + k).to(tl.int64)
+        left, right, top = d01 - d00, d11 - d10, d00 + (d01 - d00) * lx
+        grad_y, grad_x = d10 + right * lx - top, left + (right - left) * ly
+        tl.store(grad_offset_ptr + at * 2 * L + p % L, grad_y * m, mask=live)
+        tl.store(grad_offset_ptr + (at * 2 + 1) * L + p % L, grad_x * m, mask=live)
+        if MASKED:
+            tl.store(grad_mask_ptr + at * L + p % L, top + grad_y * ly, mask=live)
+
+
+@triton.jit
+def _add(grad_rows_ptr, row, there, c, some, value):
+    tl.atomic_add(grad_rows_ptr + row[:, None] + c[None, :], value, mask=there[:, None] & some[None, :], sem='relaxed')

@@ -1,0 +1,75 @@
+"""The Triton backend, interpreted on a CPU. Run by ``test_triton.py`` in a process of its own, since the interpreter
+has to be chosen before triton is imported."""
+import pytest
+import torch
+
+from mmdeform_upgrade.errors import UpgradeError
+from mmdeform_upgrade.ops import chunks, deform_conv2d
+
+from .cases import CASES, TOLERANCE, Case, assert_close, grad_like_output, results
+
+HALF = Case(batch=1, channels=3, out_channels=5, size=(4, 3), mask=True)
+
+
+def compare(case, dtype, device='cpu'):
+    tensors = [None if t is None else t.detach().to(device).requires_grad_() for t in case.tensors(dtype)]
+    grad = grad_like_output(case, dtype).to(device)
+    exact = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
+    expected = results(deform_conv2d, case, exact, grad.double(), backend='reference')
+    assert_close(results(deform_conv2d, case, tensors, grad, backend='triton'), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_outputs_and_gradients_are_those_of_the_specification(name):
+    compare(CASES[name], torch.float32)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('groups', [1, 3])
+def test_half_precision(dtype, groups):
+    compare(Case(**{**vars(HALF), 'groups': groups, 'out_channels': 6}), dtype)
+
+
+def test_more_channels_than_one_tile_holds():
+    compare(Case(batch=1, channels=70, out_channels=140, size=(3, 3), kernel=(2, 1), padding=0), torch.float32)
+
+
+@pytest.mark.parametrize('budget', [1, 300])
+def test_the_byte_budget_changes_nothing(budget, monkeypatch):
+    monkeypatch.setitem(chunks.COLUMN_BYTES, 'cpu', budget)
+    monkeypatch.setattr(chunks, 'SMALL_KERNEL_BYTES', 0)
+    compare(Case(batch=2, size=(3, 2), kernel=(2, 2), padding=1, mask=True), torch.float32)
+
+
+def test_extreme_offsets_read_nothing_outside():
+    case = Case(batch=1, size=(4, 4))
+    inputs, offset, weight, bias, _ = case.tensors(torch.float32, requires_grad=False)
+    for value in (torch.inf, -torch.inf, 1e30, -3e9):
+        found = deform_conv2d(inputs, torch.full_like(offset, value), weight, bias, **case.hyper, backend='triton')
+        assert torch.equal(found, bias.view(1, -1, 1, 1).expand_as(found)), value
+    found = deform_conv2d(inputs, torch.full_like(offset, torch.nan), weight, bias, **case.hyper, backend='triton')
+    assert found.isnan().all()
+
+
+def test_compile_needs_no_graph_break():
+    case = HALF
+    tensors, grad = case.tensors(torch.float32), grad_like_output(case, torch.float32)
+    compiled = torch.compile(deform_conv2d, fullgraph=True, backend='aot_eager')
+    assert_close(results(compiled, case, tensors, grad, backend='triton'),
+                 results(deform_conv2d, case, tensors, grad, backend='triton'), 1e-6)
+
+
+def test_deterministic_algorithms_are_refused_with_the_alternative():
+    case = HALF
+    output = deform_conv2d(*case.tensors(torch.float32)[:3], **case.hyper, backend='triton')
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(UpgradeError, match="use backend='eager'"):
+            output.sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_float64_is_refused():
+    with pytest.raises(UpgradeError, match='no float64'):
+        deform_conv2d(*HALF.tensors()[:3], **HALF.hyper, backend='triton')
