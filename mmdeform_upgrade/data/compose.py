@@ -39,6 +39,8 @@ def _check_options(options: SceneOptions, images: Mapping[str, int], seed: int) 
         problems.append(f'min_visible is {options.min_visible}, expected above 0 and at most 1')
     if not 0 <= options.max_angle <= 180:
         problems.append(f'max_angle is {options.max_angle}, expected 0 to 180 degrees')
+    if not 0 <= options.warp_strength <= 1:
+        problems.append(f'warp_strength is {options.warp_strength}, expected 0 to 1')
     if not 0 <= options.border < 32:
         problems.append(f'border is {options.border}, expected 0 to 31 pixels')
     if problems:

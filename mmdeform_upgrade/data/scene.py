@@ -24,6 +24,7 @@ class SceneOptions:
         object_size: Least and greatest long side of an object, as a fraction of ``size``.
         warp: Whether cut-outs are rotated and warped; otherwise only scaled and mirrored.
         max_angle: Bound of the rotation in degrees; only with ``warp``.
+        warp_strength: Scales bend, shear, perspective and elastic noise, up to 1; only with ``warp``.
         min_visible: No object is placed where less than this fraction of any would be seen.
         difficult_below: An object of which less than this fraction is seen is ``difficult``.
         jpeg_quality: Least and greatest JPEG quality.
@@ -35,7 +36,8 @@ class SceneOptions:
     distractors: tuple[int, int] = (0, 3)
     object_size: tuple[float, float] = (0.2, 0.6)
     warp: bool = True
-    max_angle: float = 180
+    max_angle: float = 30
+    warp_strength: float = 1.0
     min_visible: float = 0.3
     difficult_below: float = 0.5
     jpeg_quality: tuple[int, int] = (60, 95)
@@ -145,7 +147,8 @@ def _add_layer(
     mirror = bool(look.random() < 0.5)
     cutout = source.distractor(look) if label is None else source.cutout(look, label)
     if options.warp:
-        cutout = warp_cutout(cutout, warp, np.deg2rad(options.max_angle))
+        angle = float(np.deg2rad(options.max_angle))
+        cutout = warp_cutout(cutout, warp, angle, options.warp_strength)
     soft = _prepare(cutout, look, target, mirror)
     area = int((soft[..., 3] >= 0.5).sum())
     for _ in range(_TRIES):

@@ -41,8 +41,6 @@ class ShapeSource:
         side: Side ``S`` in pixels of a cut-out before it is warped and scaled.
     """
 
-    _CONTRAST = 0.5  # more, and a pattern breaks the shape up until people cannot see it either
-
     classes: Sequence[str] = SHAPE_CLASSES
 
     def __init__(self, side: int = 160) -> None:
@@ -61,7 +59,7 @@ class ShapeSource:
         return self._textured(distractor_mask(rng, self._side), rng)
 
     def _textured(self, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return np.dstack([texture(rng, self._side, self._CONTRAST), mask])
+        return np.dstack([texture(rng, self._side), mask])
 
 
 class FileSource:

@@ -1,6 +1,8 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Procedural colour textures. All classes share them, so that none is told by its texture.
 
+Things are vivid and backgrounds muted: what is a thing shows, of which class only its outline says.
+
 Vocabulary: ``S`` is the side in pixels; images are (S, S, 3) uint8, BGR as OpenCV has it.
 """
 
@@ -42,23 +44,28 @@ def _pattern(rng: np.random.Generator, side: int) -> np.ndarray:
     return (_noise(rng, side, int(rng.integers(3, 10))) > 0.5).astype(np.float32)  # patches
 
 
-def _color(rng: np.random.Generator) -> np.ndarray:
-    hsv = np.array([[[rng.uniform(0, 180), rng.uniform(20, 230), rng.uniform(50, 255)]]])
-    return cv2.cvtColor(hsv.astype(np.uint8), cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
+def _color(rng: np.random.Generator, vivid: bool) -> np.ndarray:
+    saturation, value = ((110, 255), (90, 255)) if vivid else ((10, 110), (40, 210))
+    hsv = [rng.uniform(0, 180), rng.uniform(*saturation), rng.uniform(*value)]
+    pixel = np.array([[hsv]]).astype(np.uint8)
+    return cv2.cvtColor(pixel, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
 
 
-def texture(rng: np.random.Generator, side: int, contrast: float = 1.0) -> np.ndarray:
+def texture(
+    rng: np.random.Generator, side: int, contrast: float = 0.3, vivid: bool = True
+) -> np.ndarray:
     """Makes a two- or three-colour texture with shading and grain.
 
     Args:
         rng: Source of pattern and colours.
         side: Side ``S`` in pixels.
         contrast: Upper bound of how far the pattern leads from the first colour, up to 1.
+        vivid: Whether colours are strong (things) or muted (backgrounds).
 
     Returns:
         BGR image, (S, S, 3) uint8.
     """
-    first, second, third = _color(rng), _color(rng), _color(rng)
+    first, second, third = (_color(rng, vivid) for _ in range(3))
     mix = (_pattern(rng, side) * rng.uniform(0.1, contrast))[..., None]
     image = first * (1 - mix) + second * mix
     if rng.random() < 0.5:
@@ -71,8 +78,8 @@ def texture(rng: np.random.Generator, side: int, contrast: float = 1.0) -> np.nd
 
 def background_texture(rng: np.random.Generator, side: int) -> np.ndarray:
     """Makes a background: a texture, often with patches of other ones; (S, S, 3) uint8."""
-    image = texture(rng, side)
-    for _ in range(int(rng.integers(0, 4))):
-        region = _noise(rng, side, int(rng.integers(2, 4)))
-        image = np.where((region > rng.uniform(0.5, 0.75))[..., None], texture(rng, side), image)
+    image = texture(rng, side, 0.5, vivid=False)
+    for _ in range(int(rng.integers(0, 3))):
+        region = _noise(rng, side, int(rng.integers(2, 4))) > rng.uniform(0.5, 0.75)
+        image = np.where(region[..., None], texture(rng, side, 0.5, vivid=False), image)
     return image

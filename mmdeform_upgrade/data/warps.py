@@ -52,11 +52,11 @@ def resize_cutout(image: np.ndarray, long_side: float) -> np.ndarray:
     return _straight(cv2.resize(_premultiplied(image), size, interpolation=method))
 
 
-def _linear(rng: np.random.Generator, max_angle: float) -> np.ndarray:
+def _linear(rng: np.random.Generator, max_angle: float, strength: float) -> np.ndarray:
     angle = rng.uniform(-max_angle, max_angle)
     cos, sin = np.cos(angle), np.sin(angle)
-    stretch = np.exp(rng.uniform(-0.22, 0.22))
-    shear = np.array([[1.0, rng.uniform(-0.35, 0.35)], [0.0, 1.0]])
+    stretch = np.exp(strength * rng.uniform(-0.22, 0.22))
+    shear = np.array([[1.0, strength * rng.uniform(-0.35, 0.35)], [0.0, 1.0]])
     return np.array([[cos, -sin], [sin, cos]]) @ np.diag([stretch, 1 / stretch]) @ shear
 
 
@@ -66,23 +66,25 @@ def _elastic(rng: np.random.Generator, side: int) -> np.ndarray:
     return np.stack([cv2.resize(g, (side, side), interpolation=cv2.INTER_CUBIC) for g in grids])
 
 
-def _inverse_map(rng: np.random.Generator, side: int, max_angle: float) -> np.ndarray:
+def _inverse_map(
+    rng: np.random.Generator, side: int, max_angle: float, strength: float
+) -> np.ndarray:
     """Coordinates in the cut-out for each canvas pixel; (2, S, S) float32, (x, y)."""
     axis = ((np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1) * _MARGIN
     x, y = np.meshgrid(axis, axis)
-    x, y = np.stack([x, y]) + _elastic(rng, side)
-    bend_x, bend_y = rng.uniform(-0.4, 0.4, 2) * (rng.random(2) < 0.6)
+    x, y = np.stack([x, y]) + strength * _elastic(rng, side)
+    bend_x, bend_y = strength * rng.uniform(-0.4, 0.4, 2) * (rng.random(2) < 0.6)
     x = x + bend_x * (y * y - 0.33)  # each line shifts along itself: invertible for any strength
     y = y + bend_y * (x * x - 0.33)
-    (a, b), (c, d) = _linear(rng, max_angle)
+    (a, b), (c, d) = _linear(rng, max_angle, strength)
     x, y = a * x + b * y, c * x + d * y
-    tilt_x, tilt_y = rng.uniform(-0.16, 0.16, 2)
+    tilt_x, tilt_y = strength * rng.uniform(-0.16, 0.16, 2)
     depth = 1 + tilt_x * np.clip(x, -2, 2) + tilt_y * np.clip(y, -2, 2)
     return np.stack([x, y]).astype(np.float32) / depth.astype(np.float32)
 
 
 def warp_cutout(
-    image: np.ndarray, rng: np.random.Generator, max_angle: float = np.pi
+    image: np.ndarray, rng: np.random.Generator, max_angle: float = np.pi, strength: float = 1.0
 ) -> np.ndarray:
     """Applies one random smooth warp.
 
@@ -90,6 +92,7 @@ def warp_cutout(
         image: BGRA cut-out, (H, W, 4) uint8.
         rng: Source of the warp.
         max_angle: Bound of the rotation, in radians.
+        strength: Scales everything but the rotation; 1 is the most that never folds a picture.
 
     Returns:
         BGRA cut-out cropped to what is visible of it, (H', W', 4) uint8.
@@ -97,6 +100,6 @@ def warp_cutout(
     square = _premultiplied(pad_square(image))
     side = square.shape[0]
     canvas = int(np.ceil(side * _MARGIN))
-    pixels = (_inverse_map(rng, canvas, max_angle) + 1) * (side / 2) - 0.5
+    pixels = (_inverse_map(rng, canvas, max_angle, strength) + 1) * (side / 2) - 0.5
     warped = cv2.remap(square, pixels[0], pixels[1], cv2.INTER_LINEAR, borderValue=(0, 0, 0, 0))
     return crop_visible(_straight(warped))

@@ -137,6 +137,7 @@ def test_interrupted_run_leaves_nothing(tmp_path, monkeypatch, error):
         ({'options': SceneOptions(object_size=(0.2, 1.5))}, 'object_size is'),
         ({'options': SceneOptions(min_visible=0)}, 'min_visible is'),
         ({'options': SceneOptions(max_angle=200)}, 'max_angle is'),
+        ({'options': SceneOptions(warp_strength=1.5)}, 'warp_strength is'),
         ({'options': SceneOptions(border=-1)}, 'border is'),
     ],
 )

@@ -28,6 +28,7 @@ def parse_args() -> argparse.Namespace:
     add('--object-size', type=float, nargs=2, default=(0.2, 0.6), help='long side / picture side')
     add('--no-warp', action='store_true', help='only scale and mirror the cut-outs')
     add('--max-angle', type=float, default=30, help='bound of the rotation in degrees')
+    add('--warp-strength', type=float, default=1.0, help='of bend, shear and the like, up to 1')
     add('--min-visible', type=float, default=0.3, help='least visible fraction of an object')
     add('--difficult-below', type=float, default=0.5, help='visible fraction')
     add('--jpeg-quality', type=int, nargs=2, default=(60, 95), help='least and greatest')
@@ -44,6 +45,7 @@ def scene_options(args: argparse.Namespace) -> SceneOptions:
         object_size=tuple(args.object_size),
         warp=not args.no_warp,
         max_angle=args.max_angle,
+        warp_strength=args.warp_strength,
         min_visible=args.min_visible,
         difficult_below=args.difficult_below,
         jpeg_quality=tuple(args.jpeg_quality),

@@ -3,27 +3,34 @@
 
 import argparse
 import sys
+from dataclasses import replace
 
-from mmdeform_upgrade.data import compose_shapes
+from mmdeform_upgrade.data import SHAPE_OPTIONS, compose_shapes
 from mmdeform_upgrade.errors import UpgradeError
 
 
 def parse_args() -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', required=True, help='folder to write, e.g. data/shapes/VOCdevkit')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--train', type=int, default=600, help='number of training pictures')
-    parser.add_argument('--val', type=int, default=150, help='number of validation pictures')
-    parser.add_argument('--test', type=int, default=150, help='number of test pictures')
-    parser.add_argument('--size', type=int, default=160, help='side of the pictures in pixels')
-    parser.add_argument('--no-warp', action='store_true', help='leave shapes upright and unwarped')
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    add = parser.add_argument
+    add('--out', required=True, help='folder to write, e.g. data/shapes/VOCdevkit')
+    add('--seed', type=int, default=0)
+    add('--train', type=int, default=1500, help='number of training pictures')
+    add('--val', type=int, default=300, help='number of validation pictures')
+    add('--test', type=int, default=300, help='number of test pictures')
+    add('--size', type=int, default=96, help='side of the pictures in pixels')
+    add('--no-warp', action='store_true', help='leave shapes upright and unwarped')
+    add('--max-angle', type=float, default=SHAPE_OPTIONS.max_angle, help='in degrees')
+    strength = SHAPE_OPTIONS.warp_strength
+    add('--warp-strength', type=float, default=strength, help='of bend, shear and the like, to 1')
     return parser.parse_args()
 
 
 def main() -> None:
     """Composes and prints the counts."""
     args = parse_args()
+    warps = {'max_angle': args.max_angle, 'warp_strength': args.warp_strength}
     try:
         meta = compose_shapes(
             args.out,
@@ -33,6 +40,7 @@ def main() -> None:
             size=args.size,
             seed=args.seed,
             warp=not args.no_warp,
+            options=replace(SHAPE_OPTIONS, **warps),
             progress=True,
         )
     except UpgradeError as error:
