@@ -11,17 +11,17 @@ from .errors import UpgradeError
 from .protocol import read_curve, read_test_score, run_tool, tool_path
 
 METRIC = 'pascal_voc/mAP'
-BASELINE_CONFIG = 'configs/demo/ssd128_r18_shapes.py'
+BASELINE_CONFIG = 'configs/demo/ssd96_r18_shapes.py'
 
 
 @dataclass(frozen=True)
 class Sizes:
     """How much the demo does; the defaults take some ten minutes on two cores."""
 
-    train: int = 1000
+    train: int = 1200
     val: int = 200
-    test: int = 200
-    epochs: int = 32
+    test: int = 300
+    epochs: int = 24
     batch: int = 16
 
 
@@ -51,7 +51,7 @@ def run(out: Path, sizes: Sizes = Sizes(), seed: int = 0) -> Results:
     start = time.monotonic()
     data, logs = out / 'VOCdevkit', out / 'logs'
     logs.mkdir()
-    run_tool('dataset_tools/compose_shapes.py', '--out', data, '--seed', seed, '--size', 128, '--train', sizes.train,
+    run_tool('dataset_tools/compose_shapes.py', '--out', data, '--seed', seed, '--size', 96, '--train', sizes.train,
              '--val', sizes.val, '--test', sizes.test, title='compose deformable shapes', log=logs / 'compose.txt')
     configs = {name: out / f'{name}.py' for name in ('baseline', 'upgraded', 'control')}
     configs['baseline'].write_text(_baseline_text(data, sizes, seed), encoding='utf8')

@@ -54,20 +54,17 @@ def shapes(tmp_path_factory):
 def tiny_config(shapes, tmp_path_factory):
     """Path of a config like the demo's baseline, on the tiny data set: 8 epochs of 4 steps, 96 pixels."""
     path = tmp_path_factory.mktemp('configs') / 'tiny.py'
-    cfg = Config.fromfile(ROOT / 'configs' / 'demo' / 'ssd160_r18_shapes.py')
+    cfg = Config.fromfile(ROOT / 'configs' / 'demo' / 'ssd96_r18_shapes.py')
     cfg.model.backbone.base_channels = 8
     cfg.model.neck.update(in_channels=(16, 32, 64), out_channels=(32, ), min_channels=16)
     cfg.model.bbox_head.in_channels = (16, 32, 64, 32)
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.update(batch_size=4, num_workers=0, persistent_workers=False)
         loader.dataset.data_root = str(shapes) + '/'
-        for step in loader.dataset.pipeline:
-            if step.type == 'Resize':
-                step.scale = (96, 96)
     cfg.train_cfg.update(max_epochs=8, val_interval=8)
     cfg.param_scheduler[1].update(end=8, milestones=[5, 7])
     cfg.param_scheduler[0].update(end=4)
-    cfg.default_hooks.checkpoint.interval = 1
+    cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=-1, save_best='pascal_voc/mAP', rule='greater')
     cfg.default_hooks.logger.interval = 1
     cfg.dump(path)
     return path

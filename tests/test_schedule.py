@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -127,3 +128,12 @@ def test_schedules_of_the_zoo_build_and_end_with_the_training(name):
         args = {k: v for k, v in scheduler.items() if k != 'convert_to_iter_based'}
         PARAM_SCHEDULERS.build(dict(optimizer=optimizer, **args))
     assert str(total) in describe_schedule(short)
+
+
+def test_a_segmentors_schedule_of_the_zoo_shrinks_by_iterations():
+    import mmseg
+    path = 'deeplabv3/deeplabv3_r50-d8_4xb4-20k_voc12aug-512x512.py'
+    short = shorten_schedule(Config.fromfile(Path(mmseg.__file__).parent / '.mim' / 'configs' / path))
+    assert (short.train_cfg.max_iters, short.train_cfg.val_interval) == (5000, 500)
+    assert [(s.type, s.begin, s.end, s.power) for s in short.param_scheduler] == [('PolyLR', 0, 5000, 0.9)]
+    assert short.default_hooks.checkpoint.interval == 500
