@@ -9,6 +9,7 @@ from .geometry import Geometry
 
 COLUMN_BYTES = {'cpu': 8 * 2**20}  # columns alive at a time: about what stays in a cache
 DEFAULT_COLUMN_BYTES = 256 * 2**20  # other devices: few launches, yet bounded
+ALWAYS_BYTES = 2**20  # not worth cutting
 SMALL_KERNEL_BYTES = 2**20  # a kernel matrix that is cheap to read again for each chunk
 
 
@@ -20,17 +21,23 @@ class Cuts(NamedTuple):
 
 
 def cut(geo: Geometry, itemsize: int, device_type: str) -> Cuts:
-    """Cut the columns into pieces of at most the budget, unless one row of one tap takes more.
+    """Cut the columns into pieces of at most :func:`column_bytes`, unless one row of one tap takes more.
 
     A small kernel is multiplied for all taps at once and only the positions are cut. Of a large one, some taps
     at a time are multiplied with as many positions as there are, so that it is read once.
     """
     total = geo.N * geo.L
-    cells = COLUMN_BYTES.get(device_type, DEFAULT_COLUMN_BYTES) // (geo.C * itemsize)
+    cells = column_bytes(geo, itemsize, device_type) // (geo.C * itemsize)
     kernel_bytes = geo.K * geo.C // geo.groups * geo.O * itemsize
     taps = geo.K if kernel_bytes <= SMALL_KERNEL_BYTES else cells // max(total, 1)
     taps = max(1, min(taps, geo.K))
     return Cuts(_ranges(geo.K, taps), _ranges(total, max(1, cells // taps)))
+
+
+def column_bytes(geo: Geometry, itemsize: int, device_type: str) -> int:
+    """The budget: that of the device, but at most a third of all columns, unless that is little."""
+    third = geo.N * geo.L * geo.K * geo.C * itemsize // 3
+    return min(COLUMN_BYTES.get(device_type, DEFAULT_COLUMN_BYTES), max(third, ALWAYS_BYTES))
 
 
 def images(positions: slice, geo: Geometry) -> slice:

@@ -67,21 +67,23 @@ def backward(saved: Saved, weight: Tensor, grad_output: Tensor, geo: Geometry, w
     sums = Sums(
         torch.zeros_like(table) if wanted.input else None,
         table.new_empty((*plan.base.shape, 4)) if wanted.plan else None,
-        torch.empty_like(weight) if wanted.weight else None,
+        matrices.new_kernel_grad(weight, geo) if wanted.weight else None,
     )
     cuts = cut(geo, table.itemsize, table.device.type)
     for taps in cuts.taps:
-        kernel = matrices.kernel_matrix(weight, taps, geo, product)
-        grad_kernel = None
+        kernel = grad_kernel = None
         for positions in cuts.positions:
             corners = sampling.corners(plan.part(positions, taps), geo)
-            if wanted.weight:
+            if sums.weight is not None:
                 columns = _sample(table, corners, taps, geo)
                 grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, rows[positions], geo)
                 del columns  # before the gradients of the columns are made
-            _add_sample_grads(sums, table, corners, rows[positions], kernel, positions, taps, geo)
-        if sums.weight is not None:
-            matrices.store_kernel(sums.weight, grad_kernel, taps, geo)
+                if positions is cuts.positions[-1]:
+                    matrices.store_kernel(sums.weight, grad_kernel, taps, geo)
+                    grad_kernel = None
+            if sums.table is not None or sums.dots is not None:
+                kernel = matrices.kernel_matrix(weight, taps, geo, product) if kernel is None else kernel
+                _add_sample_grads(sums, table, corners, rows[positions], kernel, positions, taps, geo)
     return _finish(sums, plan, geo)
 
 
@@ -104,8 +106,6 @@ def _add_sample_grads(
     geo: Geometry,
 ) -> None:
     """Bring the gradient of some samples to the input and to the coordinates."""
-    if sums.table is None and sums.dots is None:
-        return
     columns = matrices.grad_columns(grad_rows, kernel, geo).to(table.dtype)
     columns = columns.reshape(-1, geo.C // geo.G)
     if sums.dots is not None:

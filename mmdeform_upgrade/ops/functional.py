@@ -102,12 +102,12 @@ def _check_types(
 
 
 def _choose(name: str, input: Tensor) -> str:
-    """The backend to run; 'auto' is 'eager' everywhere until 'triton' has been measured on GPUs."""
+    """The backend to run, after its checks."""
     if name not in BACKENDS:
         raise UpgradeError(f'backend {name!r} is unknown; expected one of {", ".join(BACKENDS)}.')
     if name == 'triton':
         _check_triton(input)
-    return 'eager' if name == 'auto' else name
+    return name
 
 
 def _check_triton(input: Tensor) -> None:

@@ -35,13 +35,15 @@ def kernel_matrix(weight: Tensor, taps: slice, geo: Geometry, dtype: torch.dtype
     return part.reshape(geo.groups, geo.O // geo.groups, -1)
 
 
-def store_kernel(weight: Tensor, matrix: Tensor | None, taps: slice, geo: Geometry) -> None:
+def new_kernel_grad(weight: Tensor, geo: Geometry) -> Tensor:
+    """Room for the kernel's gradient, all of it written tap by tap; zeros if there is no position to sum over."""
+    return torch.empty_like(weight) if geo.N else torch.zeros_like(weight)
+
+
+def store_kernel(weight: Tensor, matrix: Tensor, taps: slice, geo: Geometry) -> None:
     """Write a kernel matrix to where its taps are in ``weight``; the inverse of :func:`kernel_matrix`."""
     part = _taps(weight, taps, geo).transpose(2, 3)
-    if matrix is None:
-        part.zero_()
-    else:
-        part.copy_(matrix.view(part.shape))
+    part.copy_(matrix.view(part.shape))
 
 
 def _taps(weight: Tensor, taps: slice, geo: Geometry) -> Tensor:

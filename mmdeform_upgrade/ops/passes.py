@@ -51,7 +51,8 @@ class Passes(Protocol):
         """The gradients that are ``wanted``; those of offset and mask in the dtype of the coordinates."""
 
 
-_MODULES = {'eager': '.eager', 'triton': '.triton_backend'}
+# 'auto' is 'eager' everywhere until 'triton' has been measured on GPUs.
+_MODULES = {'auto': '.eager', 'eager': '.eager', 'triton': '.triton_backend'}
 
 
 def passes(backend: str) -> Passes:

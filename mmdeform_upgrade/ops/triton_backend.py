@@ -83,21 +83,21 @@ def backward(saved: Saved, weight: Tensor, grad_output: Tensor, geo: Geometry, w
     grad_input = torch.zeros_like(rows, dtype=torch.float32) if wanted.input else None
     grad_offset = torch.empty_like(shift) if wanted.plan else None
     grad_mask = torch.empty_like(modulation) if wanted.plan and modulation.dim() == 4 else None
-    grad_weight = torch.empty_like(weight) if wanted.weight else None
+    grad_weight = matrices.new_kernel_grad(weight, geo) if wanted.weight else None
     cuts = cut(geo, rows.itemsize, rows.device.type)
     for taps in cuts.taps:
         kernel = matrices.kernel_matrix(weight, taps, geo, weight.dtype)
         grad_kernel = None
         for positions in cuts.positions:
             part = grad_rows[positions]
-            if wanted.weight:
+            if grad_weight is not None:
                 columns = _sample(saved, positions, taps, geo)
                 grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, part, geo)
                 del columns  # before the gradients of the columns are made
             if wanted.input or wanted.plan:
                 columns = matrices.grad_columns(part, kernel, geo).contiguous()
                 _scatter(saved, columns, (grad_input, grad_offset, grad_mask), positions, taps, geo)
-        if grad_weight is not None:
+        if grad_weight is not None and grad_kernel is not None:
             matrices.store_kernel(grad_weight, grad_kernel, taps, geo)
     if grad_input is not None:
         grad_input = grad_input.view(geo.N, geo.H, geo.W, geo.C).permute(0, 3, 1, 2)

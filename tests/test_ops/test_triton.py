@@ -20,7 +20,8 @@ def test_interpreted_kernels_are_correct():
     pytest.importorskip('triton')
     run = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--noconftest',
                           str(HERE / 'triton_cases.py')], cwd=HERE.parents[1], capture_output=True, text=True,
-                         timeout=600, env={**os.environ, 'TRITON_INTERPRET': '1', 'CUDA_VISIBLE_DEVICES': ''})
+                         timeout=600, env={**os.environ, 'TRITON_INTERPRET': '1', 'CUDA_VISIBLE_DEVICES': '',
+                                           'OMP_NUM_THREADS': '1'})
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
 
 
