@@ -18,4 +18,5 @@ __all__ = [
     'shorten_schedule', 'upgrade_', 'upgrade_config'
 ]
 
-from . import plugin as _plugin  # noqa: F401  registers the plugin
+if find_spec('mmengine') is not None:  # `upgrade_` works on any torch module, without it, too
+    from . import plugin as _plugin  # noqa: F401  registers the plugin

@@ -25,8 +25,8 @@ def test_the_papers_three_experiments_differ_in_nothing_else():
     baseline, retrained, upgrade = (Config.fromfile(ROOT / 'configs' / name) for name in names)
     optimizer = dict(type='SGD', lr=0.001, momentum=0.8, weight_decay=5e-4)
     assert baseline.optim_wrapper.optimizer == retrained.optim_wrapper.optimizer == optimizer
-    assert [(c.train_cfg.max_epochs, list(c.param_scheduler[0].milestones)) for c in (baseline, retrained, upgrade)] == [
-        (240, [160, 200]), (240, [160, 200]), (60, [40, 50])]
+    schedules = [(c.train_cfg.max_epochs, *c.param_scheduler[0].milestones) for c in (baseline, retrained, upgrade)]
+    assert schedules == [(240, 160, 200), (240, 160, 200), (60, 40, 50)]
     for cfg in (retrained, upgrade):
         cfg.model.backbone.init_cfg = None
     layers = [list(upgraded_layers(build(cfg))) for cfg in (retrained, upgrade)]

@@ -1,4 +1,5 @@
 import copy
+import functools
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from mmengine.model import efficient_conv_bn_eval, initialize
 from mmengine.model.utils import convert_sync_batchnorm  # noqa: F401  (import must not disturb the layer)
 from torch import nn
 
-from mmdeform_upgrade import UpgradeError, ZeroOffsetDCN
+from mmdeform_upgrade import UpgradeError, ZeroOffsetDCN, deform_conv2d, layers
 from mmdeform_upgrade.errors import TargetError
 
 from .conftest import relative_error
@@ -35,7 +36,9 @@ def _pair(dtype=torch.float64, deform_groups=1, **geometry):
 
 @pytest.mark.parametrize('geometry', GEOMETRIES, ids=str)
 @pytest.mark.parametrize('deform_groups', [1, 4])
-def test_upgraded_layer_computes_what_the_conv_did(geometry, deform_groups):
+@pytest.mark.parametrize('backend', ['auto', 'eager', 'reference'])
+def test_upgraded_layer_computes_what_the_conv_did(geometry, deform_groups, backend, monkeypatch):
+    monkeypatch.setattr(layers, 'deform_conv2d', functools.partial(deform_conv2d, backend=backend))
     conv, layer = _pair(deform_groups=deform_groups, **geometry)
     x = torch.randn(2, 8, 13, 11, dtype=torch.float64, requires_grad=True)
     y = x.detach().clone().requires_grad_()
@@ -59,6 +62,17 @@ def test_dtypes_and_memory_formats(dtype, tolerance, memory_format):
     assert out.dtype is dtype
     assert relative_error(out.double(), conv(x).double()) < tolerance
     assert relative_error(layer(x[..., ::2]).double(), conv(x[..., ::2]).double()) < tolerance
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('grad', [True, False])
+def test_on_a_cpu_an_untouched_upgrade_gives_the_same_bits(dtype, grad):
+    for geometry in GEOMETRIES:
+        conv, layer = _pair(dtype=dtype, **geometry)
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(2, 8, 13, 11, dtype=dtype).to(memory_format=memory_format)
+            with torch.set_grad_enabled(grad):
+                assert torch.equal(layer(x), conv(x)), geometry
 
 
 def test_single_picture_and_empty_batch():
