@@ -60,7 +60,7 @@ def run(out: Path, sizes: Sizes = Sizes(), seed: int = 0) -> Results:
     print(run_tool('upgrade.py', configs['baseline'], checkpoint, '--out', configs['upgraded'], '--control',
                    configs['control'], title='upgrade it', log=logs / 'upgrade.txt'))
     quarter = _epochs(configs['upgraded'])
-    before = {name: _test(configs[name], checkpoint, f'{name} config, untouched weights')
+    before = {name: _test(configs[name], checkpoint, f'{name}, untouched')
               for name in ('baseline', 'upgraded')}
     _train(configs['upgraded'], quarter, 'fine-tune the upgrade')
     _train(configs['control'], quarter, 'control: no upgrade')
@@ -125,7 +125,7 @@ def _train(config: Path, epochs: int, title: str) -> None:
 
 def _test(config: Path, checkpoint: Path, title: str) -> float:
     work_dir = config.parent / 'tests' / _folder_name(title)
-    run_tool('test.py', config, checkpoint, '--work-dir', work_dir, title=f'test: {title}'[:28],
+    run_tool('test.py', config, checkpoint, '--work-dir', work_dir, title=f'test: {title}',
              log=config.parent / 'logs' / f'test-{work_dir.name}.txt')
     return read_test_score(work_dir, METRIC)
 

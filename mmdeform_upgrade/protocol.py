@@ -49,7 +49,7 @@ def run_tool(name: str, *args: object, title: str, epochs: Optional[int] = None,
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace',
                           env={**os.environ, 'PYTHONUNBUFFERED': '1'}) as process, \
             open(log or os.devnull, 'w', encoding='utf8') as file, \
-            tqdm(total=epochs, desc=f'{title:<28}', unit=' epochs' if epochs else ' lines', leave=True,
+            tqdm(total=epochs, desc=f'{title:<32}', unit=' epochs', mininterval=0.5 if sys.stderr.isatty() else 30,
                  bar_format=None if epochs else '{desc} {elapsed}') as bar:
         assert process.stdout is not None
         for line in process.stdout:
@@ -66,7 +66,7 @@ def run_tool(name: str, *args: object, title: str, epochs: Optional[int] = None,
 def _advance(bar: tqdm, line: str, epochs: Optional[int]) -> None:
     found = _PROGRESS.search(line)
     if not (found and epochs and found.group(1) == 'train'):
-        bar.refresh()
+        bar.update(0)  # the clock goes on
         return
     epoch, step, steps = int(found.group(2)), int(found.group(3)), int(found.group(4))
     bar.update(round(epoch - 1 + step / steps, 2) - bar.n)
