@@ -142,10 +142,13 @@ def _corner_dots(table: Tensor, corners: Corners, grads: Tensor) -> Tensor:
 def _add_to_table(grad_table: Tensor, corners: Corners, grads: Tensor, span: slice) -> None:
     """Bring the samples' gradients to the pixels they came from: sort by pixel, then sum each segment."""
     pixels, order = torch.sort(corners.rows.view(-1), stable=True)
-    weights = corners.weights.view(-1)[order]
-    source = (order // 4).to(pixels.dtype)
+    weights = corners.weights.view(-1).index_select(0, order)
+    source = order.to(pixels.dtype) >> 2  # the sample that each corner belongs to
     if pixels.device.type == 'cpu':  # reading two values costs nothing there
         span = slice(int(pixels[0]), int(pixels[-1]) + 1)
-    wanted = torch.arange(span.start, span.stop, device=pixels.device, dtype=pixels.dtype)
-    starts = torch.searchsorted(pixels, wanted, out_int32=pixels.dtype == torch.int32)
+        counts = torch.bincount(pixels - span.start)
+        starts = (counts.cumsum(0) - counts).to(pixels.dtype)
+    else:
+        wanted = torch.arange(span.start, span.stop, device=pixels.device, dtype=pixels.dtype)
+        starts = torch.searchsorted(pixels, wanted, out_int32=pixels.dtype == torch.int32)
     grad_table[span] += F.embedding_bag(source, grads, starts, mode='sum', per_sample_weights=weights)

