@@ -95,8 +95,9 @@ def look(out: Path, count: int, epochs: int) -> Tuple[List[Any], Dict[str, List[
 
 def _boxes(found: Any, classes: Tuple[str, ...], threshold: float = 0.3) -> List[Any]:
     found = found[found.scores > threshold].numpy()
-    return [(classes[label], float(score), box)
-            for label, score, box in zip(found.labels, found.scores, found.bboxes, strict=True)]
+    boxes = [(classes[label], float(score), box)
+             for label, score, box in zip(found.labels, found.scores, found.bboxes, strict=True)]
+    return sorted(boxes, key=lambda box: box[1])  # the surest is drawn last, on top
 
 
 def _baseline_text(data: Path, sizes: Sizes, seed: int) -> str:
