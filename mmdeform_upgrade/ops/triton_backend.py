@@ -51,9 +51,11 @@ def forward(
     geo: Geometry,
 ) -> tuple[Tensor, Saved]:
     """See :class:`.passes.Passes`."""
-    rows = matrices.map_to_rows(input, input.dtype).contiguous()
-    shift = offset.to(torch.float32).contiguous()
-    modulation = rows.new_empty(0, dtype=torch.float32) if mask is None else mask.to(torch.float32).contiguous()
+    rows = _fresh(matrices.map_to_rows(input, input.dtype).contiguous(), input)
+    shift = _fresh(offset.to(torch.float32).contiguous(), offset)
+    modulation = rows.new_empty(0, dtype=torch.float32)
+    if mask is not None:
+        modulation = _fresh(mask.to(torch.float32).contiguous(), mask)
     saved = (rows, shift, modulation)
     output = rows.new_empty((geo.N * geo.L, geo.O))
     if geo.groups == 1:
@@ -61,6 +63,11 @@ def forward(
     else:
         _convolve_groups(output, saved, matrices.dense(weight), bias, geo)
     return matrices.rows_to_map(output, geo, input.dtype, matrices.format_of(input)), saved
+
+
+def _fresh(tensor: Tensor, source: Tensor) -> Tensor:
+    """A copy if it shares memory with its source: what an operator returns must not be what it was given."""
+    return tensor.clone() if tensor.data_ptr() == source.data_ptr() else tensor
 
 
 def like_saved(input: Tensor, offset: Tensor, mask: Tensor | None, geo: Geometry) -> Saved:

@@ -5,6 +5,7 @@ import torch
 
 from mmdeform_upgrade.errors import UpgradeError
 from mmdeform_upgrade.ops import chunks, deform_conv2d
+from mmdeform_upgrade.ops.geometry import describe
 
 from .cases import CASES, TOLERANCE, Case, assert_close, grad_like_output, results
 
@@ -57,6 +58,20 @@ def test_compile_needs_no_graph_break():
     compiled = torch.compile(deform_conv2d, fullgraph=True, backend='aot_eager')
     assert_close(results(compiled, case, tensors, grad, backend='triton'),
                  results(deform_conv2d, case, tensors, grad, backend='triton'), 1e-6)
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_the_operators_meet_the_rules_of_the_dispatcher(memory_format):
+    """They return nothing that shares memory with what they were given, and what their fakes promise."""
+    inputs, offset, weight, bias, mask = HALF.tensors(torch.float32, requires_grad=False)
+    inputs = inputs.contiguous(memory_format=memory_format)
+    geo = list(describe(inputs, offset, weight, bias, mask, 1, 1, 1))
+    operators, tests = torch.ops.mmdeform_upgrade, ('test_schema', 'test_faketensor')
+    arguments = (inputs, offset, weight, bias, mask, geo, 'triton')
+    torch.library.opcheck(operators.deform_conv2d, arguments, test_utils=tests)
+    output, *saved = operators.deform_conv2d(*arguments)
+    arguments = (*saved, weight, output, geo, 'triton', [True, True, True], True, False)
+    torch.library.opcheck(operators.deform_conv2d_backward, arguments, test_utils=tests)
 
 
 def test_deterministic_algorithms_are_refused_with_the_alternative():
