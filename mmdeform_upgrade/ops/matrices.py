@@ -15,13 +15,14 @@ from .geometry import Geometry
 # oneDNN's product is 10 to 25 % faster than that of MKL on the CPUs tried; it is what inductor calls.
 LONGEST_SUM = 1024  # where oneDNN's float32 error would pass twice that of a convolution, MKL's does not
 _ONEDNN = getattr(torch.ops.mkldnn, '_linear_pointwise', None) if torch.backends.mkldnn.is_available() else None
+_BFLOAT16_CPU = bool(getattr(torch.cpu, '_is_avx512_bf16_supported', bool)())
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:
     """The dtype that products are made in: reduced precision where there are units for it."""
-    if weight.device.type == 'cpu':
-        return torch.promote_types(weight.dtype, torch.float32)
-    return weight.dtype
+    if weight.device.type != 'cpu' or (weight.dtype == torch.bfloat16 and _BFLOAT16_CPU):
+        return weight.dtype
+    return torch.promote_types(weight.dtype, torch.float32)
 
 
 def dense(weight: Tensor) -> Tensor:
