@@ -115,8 +115,7 @@ def convolve_kernel(rows_ptr, offset_ptr, mask_ptr, kernel_ptr, bias_ptr, output
 
 @triton.jit
 def scatter_kernel(rows_ptr, offset_ptr, mask_ptr, grad_columns_ptr, grad_rows_ptr, grad_offset_ptr, grad_mask_ptr,
-                   p_first, p_count, k_first, k_count, C,
-                   H, W, Ho, Wo, K, G, sh, sw, ph, pw, dh, dw, far,
+                   p_first, p_count, k_first, k_count, C, H, W, Ho, Wo, K, G, sh, sw, ph, pw, dh, dw, far,
                    KW: tl.constexpr, MASKED: tl.constexpr, TO_INPUT: tl.constexpr, TO_PLAN: tl.constexpr,
                    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):  # yapf: disable
     """From the columns' gradient to that of the pixels (atomic sums) and of offset and mask (written once)."""
@@ -152,12 +151,19 @@ def scatter_kernel(rows_ptr, offset_ptr, mask_ptr, grad_columns_ptr, grad_rows_p
     if TO_PLAN:
         L = Ho * Wo
         at = ((n * G + g) * K + k_first + k).to(tl.int64)
-        left, right, top = d01 - d00, d11 - d10, d00 + (d01 - d00) * lx
-        grad_y, grad_x = d10 + right * lx - top, left + (right - left) * ly
+        top, grad_y, grad_x = _slopes(d00, d01, d10, d11, ly, lx)
         tl.store(grad_offset_ptr + at * 2 * L + p % L, grad_y * m, mask=live)
         tl.store(grad_offset_ptr + (at * 2 + 1) * L + p % L, grad_x * m, mask=live)
         if MASKED:
             tl.store(grad_mask_ptr + at * L + p % L, top + grad_y * ly, mask=live)
+
+
+@triton.jit
+def _slopes(d00, d01, d10, d11, ly, lx):
+    """Value on the upper edge and derivatives by y and x of a bilinear patch with these corners."""
+    left, right = d01 - d00, d11 - d10
+    top = d00 + left * lx
+    return top, d10 + right * lx - top, left + (right - left) * ly
 
 
 @triton.jit
