@@ -34,7 +34,7 @@ def test_imports_run_one_way():
 
 def test_importing_is_light():
     code = ('import sys, torch, mmdeform_upgrade\n'
-            "print([m for m in ('mmdet', 'mmseg', 'mmcv', 'triton', 'matplotlib', 'cv2.gapi') if m in sys.modules])\n"
+            "print([m for m in ('mmdet', 'mmseg', 'mmcv', 'triton', 'matplotlib') if m in sys.modules])\n"
             'print(torch.cuda.is_initialized())')
     out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     loaded, cuda = out.splitlines()[-2:]
