@@ -151,10 +151,10 @@ def _scheduler(scheduler: Dict[str, Any], length: Length, scale: _Scale) -> Opti
         scheduler['begin'] = scale(begin)
     if isinstance(end, int):
         scheduler['end'] = scale(end)
-        if scheduler['end'] <= scheduler.get('begin', 0):
-            return None  # shorter than one step now
     if type_name(scheduler['type']) in ('MultiStepLR', 'StepLR') and length.counts(scheduler):
         return _paper_steps(scheduler, scale)
+    if isinstance(end, int) and _too_short(scheduler, end - begin):
+        return None
     for key in _STEP_COUNTS:
         if isinstance(scheduler.get(key), int):
             scheduler[key] = scale(scheduler[key])
@@ -166,6 +166,13 @@ def _scheduler(scheduler: Dict[str, Any], length: Length, scale: _Scale) -> Opti
     if type_name(scheduler['type']).startswith('Exponential') and 'gamma' in scheduler:
         scheduler['gamma'] = scheduler['gamma']**(1 / scale.ratio)
     return scheduler
+
+
+def _too_short(scheduler: Dict[str, Any], before: int) -> bool:
+    # MMEngine's schedulers change the rate between their first and last step. One of a single step never gets that
+    # far: a warm-up would leave the rate at its start factor for the whole training.
+    length = scheduler['end'] - scheduler.get('begin', 0)
+    return length < min(before, 1 if scheduler.get('convert_to_iter_based') else 2)
 
 
 def _paper_steps(scheduler: Dict[str, Any], scale: _Scale) -> Dict[str, Any]:

@@ -57,7 +57,7 @@ def _samples(count):
     samples = []
     for _ in range(count):
         sample = DetDataSample(metainfo=dict(img_shape=(512, 512), ori_shape=(512, 512), scale_factor=(1., 1.),
-                                             batch_input_shape=(512, 512)))
+                                             batch_input_shape=(512, 512), pad_shape=(512, 512)))
         sample.gt_instances = InstanceData(bboxes=torch.tensor([[50., 60., 200., 220.]]), labels=torch.tensor([3]))
         samples.append(sample)
     return samples

@@ -67,6 +67,26 @@ def test_warm_up_and_cosine_keep_their_shape():
     assert (constant.begin, constant.end) == (71, 75)
 
 
+@pytest.mark.parametrize('steps,left', [(4, 0), (2, 0), (8, 2), (1000, 250)])
+@pytest.mark.parametrize('kind', ['LinearLR', 'ConstantLR', 'QuadraticWarmupLR'])
+def test_warm_up_always_reaches_the_full_rate(steps, left, kind):
+    import torch
+    from mmengine.registry import PARAM_SCHEDULERS
+    extra = {} if kind == 'QuadraticWarmupLR' else {'start_factor' if kind == 'LinearLR' else 'factor': 0.001}
+    if kind == 'QuadraticWarmupLR':
+        from mmengine.registry import init_default_scope
+        init_default_scope('mmdet')
+    short = shorten_schedule(_cfg(8, [dict(type=kind, by_epoch=False, begin=0, end=steps, **extra)]))
+    assert sum(scheduler.end for scheduler in short.param_scheduler) == left
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.)
+    schedulers = [PARAM_SCHEDULERS.build(dict(optimizer=optimizer, **s)) for s in short.param_scheduler]
+    for _ in range(left + 2):
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    assert optimizer.param_groups[0]['lr'] == pytest.approx(1)
+
+
 def test_iteration_based_poly_schedules_shrink_with_their_intervals():
     cfg = _cfg(80000, [dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
                        dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=1500, end=80000, by_epoch=False)], 'iters',

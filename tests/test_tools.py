@@ -80,7 +80,7 @@ def _checkpoint_of_another_class_count(tiny_baseline, path):
 @pytest.mark.parametrize('name,options,message', [
     ('no match', ['--targets', 'layer7.conv1'], "layer7.conv1'.* match no convolution.*Upgradable, in order: conv1"),
     ('ratio', ['--epoch-ratio', '1.5'], r'epoch_ratio=1.5 is not in \(0, 1\]'),
-    ('part', ['--part', 'neck2'], "no part 'neck2'.*backbone, neck, bbox_head"),
+    ('part', ['--part', 'neck2'], "no part 'neck2'.*it has backbone, bbox_head, data_preprocessor, neck"),
     ('groups', ['--deform-groups', '3'], 'deform_groups=3 does not divide its 64 input channels'),
     ('too many', ['--targets', 'last:400'], 'asks for 400 convolutions, and there are 17'),
     ('ending', ['--out', 'upgrade.yaml'], "'upgrade.yaml': a config file ends in .py"),
