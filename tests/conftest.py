@@ -8,7 +8,7 @@ import mmdet
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope, init_default_scope
 
 ROOT = Path(__file__).resolve().parents[1]
 MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
@@ -37,8 +37,10 @@ def relative_error(result, expected):
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _as_in_a_fresh_process():
+    """The same random numbers, and no default scope left by a test before."""
     torch.manual_seed(0)
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')
