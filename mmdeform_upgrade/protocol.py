@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from .errors import UpgradeError
 
-_PROGRESS = re.compile(r'Epoch\((train|val|test)\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\]|Iter\((train)\)\s+\[\s*(\d+)/(\d+)\]'
-                       r'|Epoch\((test)\)\s+\[\s*(\d+)/(\d+)\]')
+_PROGRESS = re.compile(r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\]')
 
 
 def tool_path(name: str) -> Path:
@@ -65,10 +64,10 @@ def run_tool(name: str, *args: object, title: str, epochs: Optional[int] = None,
 
 def _advance(bar: tqdm, line: str, epochs: Optional[int]) -> None:
     found = _PROGRESS.search(line)
-    if not (found and epochs and found.group(1) == 'train'):
+    if not (found and epochs):
         bar.update(0)  # the clock goes on
         return
-    epoch, step, steps = int(found.group(2)), int(found.group(3)), int(found.group(4))
+    epoch, step, steps = map(int, found.groups())
     bar.update(round(epoch - 1 + step / steps, 2) - bar.n)
     loss = re.search(r' loss: ([\d.]+)', line)
     if loss:
