@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import CheckpointError
-from .reader import read_checkpoint
+from .readers import read_checkpoint
 
 StateDict = Dict[str, Tensor]
 

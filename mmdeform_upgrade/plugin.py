@@ -13,7 +13,7 @@ from .config import BUILDER
 from .errors import ConfigError, TargetError
 from .hooks import SCHEME, DeformUpgradeHook
 from .layers import ZeroOffsetDCN
-from .reader import read_checkpoint
+from .readers import read_checkpoint
 from .targets import Targets
 from .upgrade import upgrade_
 

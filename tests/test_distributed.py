@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from mmdeform_upgrade.reader import read_checkpoint
+from mmdeform_upgrade.readers import read_checkpoint
 
 from .conftest import ROOT
 

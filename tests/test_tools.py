@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmdeform_upgrade.reader import read_checkpoint
+from mmdeform_upgrade.readers import read_checkpoint
 
 from .conftest import ROOT, run_tool
 

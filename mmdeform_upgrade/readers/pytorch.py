@@ -19,7 +19,7 @@ from typing import Any, Callable, ClassVar, Dict, Mapping, Tuple
 import numpy as np
 import torch
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 # Names are exact: an allow-list by module prefix, or one that holds getattr, can be led to code execution.
 _TORCH_GLOBALS = {

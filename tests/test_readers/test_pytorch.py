@@ -12,7 +12,7 @@ from torch import nn
 
 from mmdeform_upgrade import load_baseline
 from mmdeform_upgrade.errors import CheckpointError
-from mmdeform_upgrade.reader import read_checkpoint
+from mmdeform_upgrade.readers import read_checkpoint
 
 
 def _mm_checkpoint():
