@@ -10,17 +10,14 @@ hits all of them; a ratio is that of the fastest repetitions. Writes OUT.json, O
 import argparse
 import contextlib
 import importlib
-import importlib.metadata
 import json
-import os
-import platform
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from mmdeform_upgrade.analysis.timing import conditions, now, summary
 from mmdeform_upgrade.ops import deform_conv2d
 
 SHAPES = {
@@ -100,12 +97,6 @@ def error_ratio(function, shape, dtype, device):
     return float(errors[0] / errors[1])
 
 
-def now(device):
-    if device == 'cuda':
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def race(candidates, shape, dtype, device, repetitions):
     """Milliseconds of forward and forward+backward of each candidate, taking turns."""
     inputs, grad = make(shape, dtype, device)
@@ -144,33 +135,6 @@ def peak_bytes(function, shape, dtype, device):
         held += event['args']['Bytes']
         peak = max(peak, held)
     return peak
-
-
-def summary(times):
-    ordered = sorted(times)
-    quartiles = torch.tensor(ordered).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
-    return {'fastest': ordered[0], **dict(zip(('lower_quartile', 'median', 'upper_quartile'), quartiles, strict=True))}
-
-
-def conditions(args):
-    packages = ('torch', 'mmcv', 'onedl-mmcv', 'torchvision', 'triton', 'deformops')
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    hardware = torch.cuda.get_device_name() if args.device == 'cuda' else _cpu_name()
-    return {'device': args.device, 'hardware': hardware, 'threads': torch.get_num_threads(), 'versions': versions,
-            'python': platform.python_version(), 'repetitions': args.repetitions, 'offset_sigma': SIGMA,
-            'cudnn_tf32': torch.backends.cudnn.allow_tf32, 'wait_policy': os.environ.get('OMP_WAIT_POLICY', 'default'),
-            'load_average_before': os.getloadavg()}
-
-
-def _cpu_name():
-    lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
-    names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor()
 
 
 def candidates_for(args, shape, dtype):
@@ -265,7 +229,8 @@ def parse_args():
 def main():
     args = parse_args()
     torch.set_num_threads(args.threads)
-    report = {'conditions': conditions(args), 'runs': []}
+    settings = {'repetitions': args.repetitions, 'offset_sigma': SIGMA}
+    report = {'conditions': {**conditions(args.device), **settings}, 'runs': []}
     for dtype in (getattr(torch, name) for name in args.dtypes):
         for shape in args.shapes:
             report['runs'].append(measure(args, shape, dtype))
