@@ -234,10 +234,11 @@ def main():
     for dtype in (getattr(torch, name) for name in args.dtypes):
         for shape in args.shapes:
             report['runs'].append(measure(args, shape, dtype))
+            if args.out:  # what is measured stays, should the next one fail
+                args.out.parent.mkdir(parents=True, exist_ok=True)
+                args.out.with_suffix('.json').write_text(json.dumps(report, indent=1) + '\n')
     print(table(report))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.with_suffix('.json').write_text(json.dumps(report, indent=1) + '\n')
         args.out.with_suffix('.md').write_text(table(report))
         plot(report, args.out.with_suffix('.png'))
 
