@@ -38,7 +38,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py --out $(DEMO_OUT)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

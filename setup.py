@@ -58,7 +58,9 @@ setup(
         'openmmlab': [
             'mmengine>=0.10.7', 'mmcv>=2.1.0', 'mmdet>=3.3.0', 'mmsegmentation>=1.2.2', 'numpy<2', 'pycocotools'
         ],
-        'dev': ['pytest', 'hypothesis', 'ruff', 'mypy'],
+        'triton': ['triton>=3.0'],
+        # triton: its interpreter tests the GPU kernels on any machine
+        'dev': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'mypy', 'triton>=3.0; platform_system == "Linux"'],
     },
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,
