@@ -121,4 +121,6 @@ def _is_download(init_cfg: Any) -> bool:
 
 
 def _plain(targets: Targets) -> Any:
+    if isinstance(targets, Mapping):
+        return dict(targets)
     return targets if isinstance(targets, str) else list(targets)

@@ -9,6 +9,7 @@ from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
+from .analysis.complexity import register_handles
 from .config import BUILDER
 from .errors import ConfigError, TargetError
 from .hooks import SCHEME, DeformUpgradeHook
@@ -81,3 +82,4 @@ for _name in ('WideSSDNeck', 'PredictableSSDHead'):
     MODELS.register_module(name=_name, module=_imported_when_built(_name))
 HOOKS.register_module(module=DeformUpgradeHook)
 CheckpointLoader.register_scheme(SCHEME, load_from_baseline)
+register_handles()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Dict, Iterable, List, Sequence, Union
+from typing import Dict, Iterable, List, Mapping, Sequence, Union
 
 from torch import nn
 
 from .errors import TargetError
 from .layers import why_not_upgradable
+from .stages import is_part, part_names
 
-Targets = Union[str, Sequence[str]]
+Targets = Union[str, Sequence[str], Mapping[str, int]]
 
 _LAST = re.compile(r'last:(.*)')
 _SHOWN = 24
@@ -23,9 +24,12 @@ def find_targets(model: nn.Module, targets: Targets = 'last:3', exclude: Targets
     Args:
         model: any module; nothing in it is changed.
         targets: ``'last:N'``, the last N convolutions with a spatial kernel (larger than 1x1) that can be upgraded;
-            any other string, a regular expression that must match a whole dotted name; a sequence of strings, dotted
-            names or dotted suffixes (``'layer4.2.conv2'``, ``'2.conv2'``).
-        exclude: a regular expression or a sequence of names, taken out before ``last:N`` counts.
+            ``'res5c'``, ``'res5b,c'``, ``'res5+res4b20-22'``, spatial convolutions of whole blocks or stages of a
+            ResNet, named as in the paper (its ``res5`` is ``layer4``); ``'in:NAME'``, those in a part of the model;
+            any other string, a regular expression that must match a whole dotted name; a sequence of dotted names,
+            dotted suffixes (``'layer4.2.conv2'``, ``'2.conv2'``), blocks and parts; a mapping of any of these strings
+            to their ``deform_groups``.
+        exclude: the same except ``last:N`` and mappings, taken out before ``last:N`` counts.
 
     Returns:
         The names, each convolution once even if it is used in several places.
@@ -37,6 +41,8 @@ def find_targets(model: nn.Module, targets: Targets = 'last:3', exclude: Targets
     modules = dict(model.named_modules())
     modules.pop('', None)
     excluded = _names(modules, exclude, 'exclude') if exclude else set()
+    if isinstance(targets, Mapping):
+        return list(deform_groups_of(model, targets, exclude))
     last = _LAST.fullmatch(targets) if isinstance(targets, str) else None
     if last:
         return _last(modules, last.group(1), excluded)
@@ -50,6 +56,27 @@ def find_targets(model: nn.Module, targets: Targets = 'last:3', exclude: Targets
                           + '\n  '.join(refused) + '\nTake them out with exclude, or name others. '
                           + _candidates(modules))
     return convs
+
+
+def deform_groups_of(model: nn.Module, targets: Targets, exclude: Targets = (), default: int = 1) -> Dict[str, int]:
+    """Names of :func:`find_targets` to the deform groups that a mapping gives them, or to ``default``.
+
+    Raises:
+        TargetError: as :func:`find_targets`, and where a mapping gives one convolution two numbers.
+    """
+    if not isinstance(targets, Mapping):
+        return dict.fromkeys(find_targets(model, targets, exclude), default)
+    if not targets:
+        raise TargetError('targets={} match no convolution: give at least one target and its deform_groups')
+    groups: Dict[str, int] = {}
+    for target, count in targets.items():
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise TargetError(f'targets: {target!r} has deform_groups {count!r}, expected a whole number')
+        for name in find_targets(model, target, exclude):
+            if groups.setdefault(name, count) != count:
+                raise TargetError(f'targets={dict(targets)!r} give {name} both {groups[name]} and {count} '
+                                  'deform_groups')
+    return {name: groups[name] for name, _ in model.named_modules() if name in groups}
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -78,11 +105,16 @@ def _last(modules: Dict[str, nn.Module], count_text: str, excluded: set) -> List
 
 def _names(modules: Dict[str, nn.Module], patterns: Targets, argument: str) -> set:
     if isinstance(patterns, str):
-        return _by_regex(modules, patterns, argument)
+        return (_in_part if is_part(patterns) else _by_regex)(modules, patterns, argument)
     if not isinstance(patterns, Iterable) or not all(isinstance(p, str) and p for p in patterns):
         raise TargetError(f'{argument}={patterns!r} is neither a string nor a sequence of names')
     found, unknown = set(), []
     for pattern in patterns:
+        if is_part(pattern):
+            found.update(_in_part(modules, pattern, argument))
+            continue
+        if _LAST.fullmatch(pattern):
+            raise TargetError(f'{argument}: {pattern!r} stands alone, as a string; it cannot be one of several')
         matches = [pattern] if pattern in modules else [n for n in modules if n.endswith('.' + pattern)]
         convs = [name for name in matches if is_convolution(modules[name])]
         if not convs:
@@ -91,6 +123,25 @@ def _names(modules: Dict[str, nn.Module], patterns: Targets, argument: str) -> s
     if unknown:
         raise TargetError(f'{argument}: ' + '; '.join(unknown) + f'. {_candidates(modules)}')
     return found
+
+
+def _in_part(modules: Dict[str, nn.Module], expression: str, argument: str) -> set:
+    """The spatial convolutions in the modules that an expression names, shortcuts left out; to exclude, all of them."""
+    found = set()
+    for part in part_names(modules, expression):
+        convs = [name for name, module in modules.items() if name == part or name.startswith(part + '.')
+                 if isinstance(module, nn.Conv2d) and name.rpartition('.')[2] != 'conv_offset']
+        if argument == 'targets':
+            convs = [name for name in convs if max(_kernel(modules[name])) > 1 and '.downsample.' not in name]
+        if not convs:
+            raise TargetError(f'{expression}: {part} has no convolution with a kernel larger than 1x1. '
+                              f'{_candidates(modules)}')
+        found.update(convs)
+    return found
+
+
+def _kernel(conv: nn.Module) -> Sequence[int]:
+    return conv.kernel_size  # type: ignore[return-value]
 
 
 def _by_regex(modules: Dict[str, nn.Module], pattern: str, argument: str) -> set:

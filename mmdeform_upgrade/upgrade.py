@@ -9,7 +9,7 @@ from torch import nn
 
 from .errors import TargetError, UpgradeError
 from .layers import ZeroOffsetDCN, why_not_upgradable
-from .targets import Targets, find_targets
+from .targets import Targets, deform_groups_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def upgrade_(model: nn.Module,
         model: any module; a convolution used in several places is replaced in all of them.
         targets: see :func:`find_targets`.
         exclude: see :func:`find_targets`.
-        deform_groups: G, groups of channels that share offsets.
+        deform_groups: G, groups of channels that share offsets; a mapping of ``targets`` says it for each.
         allow_frozen: accept targets whose weight does not require a gradient; their offset branch is frozen as well.
 
     Returns:
@@ -93,17 +93,18 @@ def upgrade_(model: nn.Module,
     Raises:
         TargetError: no match, a match that cannot be upgraded, or a frozen target.
     """
-    names = find_targets(model, targets, exclude)
+    groups = deform_groups_of(model, targets, exclude, deform_groups)
     modules = dict(model.named_modules())
-    problems = [f'{name}: {why}' for name in names if (why := why_not_upgradable(modules[name], deform_groups))]
+    problems = [f'{name}: {why}' for name, count in groups.items() if (why := why_not_upgradable(modules[name], count))]
     if not allow_frozen:
         problems += [f'{name}: its weight is frozen (requires_grad=False), so its offsets would never train; lower '
-                     'frozen_stages or exclude it' for name in names if not modules[name].weight.requires_grad]
+                     'frozen_stages or exclude it' for name in groups if not modules[name].weight.requires_grad]
     if problems:
         raise TargetError('nothing was upgraded:\n  ' + '\n  '.join(problems))
     before = count_parameters(model)
-    layers = tuple(LayerChange.of(name, modules[name], deform_groups) for name in names)
-    _replace(model, {modules[name]: ZeroOffsetDCN.from_conv(modules[name], deform_groups) for name in names})
+    layers = tuple(LayerChange.of(name, modules[name], count) for name, count in groups.items())
+    _replace(model, {modules[name]: ZeroOffsetDCN.from_conv(modules[name], count)
+                     for name, count in groups.items()})
     return UpgradeReport(layers, before, count_parameters(model))
 
 

@@ -7,20 +7,16 @@ see one node, FLOP counters one formula.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from ..errors import UpgradeError
-from . import matrices
+from . import flops, matrices
 from .geometry import Geometry
 from .passes import Wanted, passes
-
-Shape = tuple[int, ...]
 
 _LIBRARY = torch.library.Library('mmdeform_upgrade', 'DEF')
 _LIBRARY.define(
@@ -201,24 +197,13 @@ def _is_compiling() -> bool:
     return bool(is_compiling is not None and is_compiling())
 
 
-def _forward_flops(input: Shape, offset: Shape, weight: Shape, *_: Any, **__: Any) -> int:
-    return 2 * offset[0] * offset[2] * offset[3] * math.prod(weight)
-
-
-def _backward_flops(*args: Any, **_: Any) -> int:
-    weight, grad_output, wanted = args[3], args[4], args[7]
-    products = int(wanted[0] or wanted[1]) + int(wanted[2])
-    return products * _forward_flops((), grad_output, weight)
-
-
 def _register() -> None:
     _LIBRARY.impl('deform_conv2d', _forward, 'CompositeExplicitAutograd')
     _LIBRARY.impl('deform_conv2d_backward', _backward, 'CompositeExplicitAutograd')
     fake = getattr(torch.library, 'register_fake', None) or torch.library.impl_abstract
     fake('mmdeform_upgrade::deform_conv2d')(_forward_fake)
     fake('mmdeform_upgrade::deform_conv2d_backward')(_backward_fake)
-    register_flop_formula(torch.ops.mmdeform_upgrade.deform_conv2d)(_forward_flops)
-    register_flop_formula(torch.ops.mmdeform_upgrade.deform_conv2d_backward)(_backward_flops)
+    flops.register()
 
 
 _register()

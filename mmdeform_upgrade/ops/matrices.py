@@ -58,7 +58,7 @@ def _taps(weight: Tensor, taps: slice, geo: Geometry) -> Tensor:
 
 def map_to_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A map (N, C, H, W) as (N*H*W, C); no copy if it is channels-last already."""
-    if tensor.device.type != 'cpu' or not tensor.is_contiguous():
+    if tensor.device.type != 'cpu' or not tensor.is_contiguous() or torch.jit.is_tracing():
         return tensor.permute(0, 2, 3, 1).to(dtype).flatten(0, 2)
     N, C, H, W = tensor.shape
     rows = torch.empty((N, H * W, C), dtype=dtype)

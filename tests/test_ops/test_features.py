@@ -129,8 +129,9 @@ def test_a_frozen_input_needs_no_gradient():
     assert tensors[0].grad is None and all(t.grad is not None for t in tensors[1:])
 
 
-def test_tracing_records_plain_operations():
-    tensors = CASE.tensors(torch.float32, requires_grad=False)
+@pytest.mark.parametrize('requires_grad', [False, True])
+def test_tracing_records_plain_operations(requires_grad):
+    tensors = CASE.tensors(torch.float32, requires_grad=requires_grad)
     traced = torch.jit.trace(call, tensors)
     others = [t * 1.5 for t in tensors]
     torch.testing.assert_close(traced(*others), call(*others))
@@ -147,6 +148,20 @@ def test_flop_counters_count_the_products(groups):
     with FlopCounterMode(display=False) as counter:
         output.sum().backward()
     assert counter.get_total_flops() == 2 * forward
+
+
+def test_flop_counters_know_the_operator_whichever_was_imported_first():
+    code = ('import torch\n'
+            '{}\n'
+            'x, offset = torch.randn(1, 4, 5, 5), torch.randn(1, 18, 5, 5)\n'
+            'with FlopCounterMode(display=False) as counter:\n'
+            "    deform_conv2d(x, offset, torch.randn(6, 4, 3, 3), padding=1)\n"
+            'print(counter.get_total_flops())')
+    imports = ['from mmdeform_upgrade.ops import deform_conv2d', 'from torch.utils.flop_counter import FlopCounterMode']
+    for order in (imports, imports[::-1]):
+        result = subprocess.run([sys.executable, '-c', code.format('\n'.join(order))], capture_output=True, text=True,
+                                check=True, timeout=300, cwd=Path(__file__).resolve().parents[2])
+        assert int(result.stdout) == 2 * 4 * 6 * 9 * 25
 
 
 def test_importing_the_operator_imports_nothing_heavy():
