@@ -1,7 +1,9 @@
 """Every config of the repository loads, builds and holds what it says."""
 import pytest
+import torch
 from mmengine.config import Config
 
+from mmdeform_upgrade import upgrade_config
 from mmdeform_upgrade.hooks import upgraded_layers
 from mmdeform_upgrade.schedule import Length
 
@@ -10,11 +12,17 @@ from .conftest import ROOT, build
 LEAVES = sorted(path for path in (ROOT / 'configs').rglob('*.py') if '_base_' not in path.parts)
 
 
+def _no_downloads(cfg):
+    cfg.model.backbone.init_cfg = None
+    cfg.model.pop('pretrained', None)
+
+
 @pytest.mark.parametrize('path', LEAVES, ids=lambda p: str(p.relative_to(ROOT / 'configs')))
 def test_config_builds(path):
     cfg = Config.fromfile(path)
-    cfg.model.backbone.init_cfg = None
-    build(cfg)
+    _no_downloads(cfg)
+    with torch.device('meta'):
+        assert upgraded_layers(build(cfg)) or 'DeformUpgrade' not in path.read_text()
     assert Length.of(cfg).total > 0
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert loader.dataset.type
@@ -44,3 +52,32 @@ def test_leaves_are_short():
             continue  # a data set of their own
         settings = [line for line in path.read_text().splitlines() if line.strip() and not line.startswith('#')]
         assert len(settings) <= 10, path
+
+
+RES5 = [f'backbone.layer4.{i}.conv2' for i in range(3)]
+SIX = [f'backbone.layer3.{i}.conv2' for i in (20, 21, 22)] + RES5
+DEPTHS = {1: RES5[2:], 2: RES5[1:], 3: RES5, 6: SIX}
+
+
+@pytest.mark.parametrize('folder,baseline,unit,length', [
+    ('faster_rcnn', 'faster-rcnn_r101-caffe-dc5_4xb4-12e_voc0712', 'epochs', 12),
+    ('deeplabv3', 'deeplabv3_r101-d8_4xb4-20k_voc12aug-512x512', 'iters', 20000),
+])
+@pytest.mark.parametrize('layers', DEPTHS)
+def test_the_papers_depths(folder, baseline, unit, length, layers):
+    model, rest = baseline.split('_4xb4-')
+    schedule, data = rest.split('_', 1)
+    quarter = {'12e': '3e', '20k': '5k'}[schedule]
+    base = Config.fromfile(ROOT / 'configs' / folder / f'{baseline}.py')
+    retrained = Config.fromfile(ROOT / 'configs' / folder / f'{model}-dcn{layers}_4xb4-{rest}.py')
+    upgrade = Config.fromfile(ROOT / 'configs' / folder / f'{model}-upgrade{layers}_4xb4-{quarter}_{data}.py')
+    assert [Length.of(cfg) for cfg in (base, retrained, upgrade)] == [
+        Length(length, unit), Length(length, unit), Length(length // 4, unit)]
+    expected = upgrade_config(base, load_from=upgrade.load_from, targets=retrained.model.backbone.targets)
+    for key in ('train_cfg', 'param_scheduler', 'default_hooks', 'custom_hooks', 'optim_wrapper', 'train_dataloader'):
+        assert upgrade[key] == expected[key], key
+    assert upgrade.load_from == f'work_dirs/{baseline}/{unit[:-1]}_{length}.pth'
+    for cfg in (retrained, upgrade):
+        _no_downloads(cfg)
+        with torch.device('meta'):
+            assert list(upgraded_layers(build(cfg))) == DEPTHS[layers]
