@@ -51,24 +51,31 @@ def upgrade_config(cfg: Config,
 def upgrade_changes(cfg: Mapping[str, Any], *, load_from: str, targets: Targets, epoch_ratio: float,
                     part: str = 'backbone', exclude: Targets = (), deform_groups: int = 1) -> Dict[str, Any]:
     """What :func:`upgrade_config` changes, as a dict that merges into ``cfg``; the keys of a short config file."""
-    component = _component(cfg, part)
-    changed: Dict[str, Any] = {'type': BUILDER, 'base_type': component['type'], 'targets': _plain(targets)}
-    if exclude:
-        changed['exclude'] = _plain(exclude)
-    if deform_groups != 1:
-        changed['deform_groups'] = deform_groups
-    if _is_download(component.get('init_cfg')):
-        changed['init_cfg'] = None  # the baseline brings all weights
-    model: Dict[str, Any] = changed
-    for key in reversed(part.split('.')):
-        model = {key: model}
+    changes = retrain_changes(cfg, targets=targets, part=part, exclude=exclude, deform_groups=deform_groups)
+    # The baseline brings all weights.
+    if _is_download(_component(cfg, part).get('init_cfg')):
+        _inside(changes['model'], part)['init_cfg'] = None
     if cfg['model'].get('pretrained'):
-        model['pretrained'] = None
-    changes: Dict[str, Any] = {'custom_imports': _imports(cfg), 'model': model, 'load_from': load_from}
+        changes['model']['pretrained'] = None
+    changes['load_from'] = load_from
     changes.update(schedule_changes(cfg, epoch_ratio))
     # A list replaces the inherited one, so the base's hooks are named again.
     changes['custom_hooks'] = [*changes.get('custom_hooks', cfg.get('custom_hooks') or []), {'type': HOOK}]
     return changes
+
+
+def retrain_changes(cfg: Mapping[str, Any], *, targets: Targets, part: str = 'backbone', exclude: Targets = (),
+                    deform_groups: int = 1) -> Dict[str, Any]:
+    """The deformable network on the baseline's schedule and initial weights: what an upgrade is measured against."""
+    changed: Dict[str, Any] = {'type': BUILDER, 'base_type': _component(cfg, part)['type'], 'targets': _plain(targets)}
+    if exclude:
+        changed['exclude'] = _plain(exclude)
+    if deform_groups != 1:
+        changed['deform_groups'] = deform_groups
+    model: Dict[str, Any] = changed
+    for key in reversed(part.split('.')):
+        model = {key: model}
+    return {'custom_imports': _imports(cfg), 'model': model}
 
 
 def control_changes(cfg: Mapping[str, Any], *, load_from: str, epoch_ratio: float) -> Dict[str, Any]:
@@ -105,6 +112,12 @@ def _component(cfg: Mapping[str, Any], part: str) -> Mapping[str, Any]:
                           f'targets={node.get("targets")!r}): start from the config of the baseline, or change targets '
                           'there')
     return node
+
+
+def _inside(model: Dict[str, Any], part: str) -> Dict[str, Any]:
+    for key in part.split('.'):
+        model = model[key]
+    return model
 
 
 def _imports(cfg: Mapping[str, Any]) -> Dict[str, Any]:

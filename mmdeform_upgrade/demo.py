@@ -9,6 +9,7 @@ from typing import Any, Dict, List, Tuple
 
 from .errors import UpgradeError
 from .protocol import read_curve, read_test_score, run_tool, tool_path
+from .schedule import Length
 
 METRIC = 'pascal_voc/mAP'
 BASELINE_CONFIG = 'configs/demo/ssd96_r18_shapes.py'
@@ -120,7 +121,7 @@ def _epochs(config: Path) -> int:
 
 def _train(config: Path, epochs: int, title: str) -> None:
     work_dir = config.with_suffix('')
-    run_tool('train.py', config, '--work-dir', work_dir, title=title, epochs=epochs,
+    run_tool('train.py', config, '--work-dir', work_dir, title=title, length=Length(epochs, 'epochs'),
              log=config.parent / 'logs' / f'{config.stem}.txt')
 
 

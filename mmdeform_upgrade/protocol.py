@@ -9,13 +9,15 @@ import subprocess
 import sys
 from collections import deque
 from pathlib import Path
-from typing import Deque, Dict, List, Optional, Tuple
+from typing import Any, Deque, Dict, Iterator, List, Optional, Tuple
 
 from tqdm import tqdm
 
 from .errors import UpgradeError
+from .schedule import Length
 
-_PROGRESS = re.compile(r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\]')
+_EPOCHS = re.compile(r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\]')
+_ITERS = re.compile(r'Iter\(train\)\s+\[\s*(\d+)/\d+\]')
 
 
 def tool_path(name: str) -> Path:
@@ -27,14 +29,14 @@ def tool_path(name: str) -> Path:
     raise UpgradeError(f'tools/{name} is neither beside the package nor in its .mim folder: install the package again')
 
 
-def run_tool(name: str, *args: object, title: str, epochs: Optional[int] = None, log: Optional[Path] = None) -> str:
+def run_tool(name: str, *args: object, title: str, length: Optional[Length] = None, log: Optional[Path] = None) -> str:
     """Run one of the project's tools as a process of its own, with a progress bar.
 
     Args:
         name: file in ``tools/``.
         *args: its command line.
         title: what the bar says.
-        epochs: how many epochs it trains, if it trains.
+        length: how long it trains, if it trains.
         log: file that gets the whole output.
 
     Returns:
@@ -48,41 +50,59 @@ def run_tool(name: str, *args: object, title: str, epochs: Optional[int] = None,
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace',
                           env={**os.environ, 'PYTHONUNBUFFERED': '1'}) as process, \
             open(log or os.devnull, 'w', encoding='utf8') as file, \
-            tqdm(total=epochs, desc=f'{title:<32}', unit=' epochs', mininterval=0.5 if sys.stderr.isatty() else 30,
-                 bar_format=None if epochs else '{desc} {elapsed}') as bar:
+            tqdm(total=length.total if length else None, desc=f'{title:<32}',
+                 unit=f' {length.unit}' if length else 'it', mininterval=0.5 if sys.stderr.isatty() else 30,
+                 bar_format=None if length else '{desc} {elapsed}') as bar:
         assert process.stdout is not None
         for line in process.stdout:
             file.write(line)
             lines.append(line)
-            _advance(bar, line, epochs)
-        if process.wait() == 0 and epochs:
-            bar.update(epochs - bar.n)
+            _advance(bar, line, length)
+        if process.wait() == 0 and length:
+            bar.update(length.total - bar.n)
     if process.returncode:
         raise UpgradeError(f'{title}: {" ".join(command)} ended with status {process.returncode}:\n' + ''.join(lines))
     return ''.join(lines)
 
 
-def _advance(bar: tqdm, line: str, epochs: Optional[int]) -> None:
-    found = _PROGRESS.search(line)
-    if not (found and epochs):
+def _advance(bar: tqdm, line: str, length: Optional[Length]) -> None:
+    done = _done(line) if length else None
+    if done is None:
         bar.update(0)  # the clock goes on
         return
-    epoch, step, steps = map(int, found.groups())
-    bar.update(round(epoch - 1 + step / steps, 2) - bar.n)
+    bar.update(done - bar.n)
     loss = re.search(r' loss: ([\d.]+)', line)
     if loss:
         bar.set_postfix_str(f'loss {loss.group(1)}')
 
 
+def _done(line: str) -> Optional[float]:
+    """Epochs or iterations behind a line of a training log, if it says so."""
+    if found := _EPOCHS.search(line):
+        epoch, step, steps = map(int, found.groups())
+        return round(epoch - 1 + step / steps, 2)
+    found = _ITERS.search(line)
+    return float(found.group(1)) if found else None
+
+
 def read_curve(work_dir: Path, metric: str) -> List[Tuple[int, float]]:
     """Validation scores that a run logged: (epoch or iteration, score), each step's latest, in order."""
-    scores: Dict[int, float] = {}
+    return sorted({int(record['step']): float(record[metric]) for record in _scalars(work_dir) if metric in record
+                   }.items())
+
+
+def read_train_seconds(work_dir: Path) -> float:
+    """Time that a run spent in training steps and in waiting for data, over all its stretches."""
+    seconds = {int(record['iter']): float(record['time']) for record in _scalars(work_dir)
+               if 'time' in record and 'iter' in record}
+    steps = sorted(seconds)
+    return sum(seconds[step] * (step - before) for before, step in zip([0, *steps], steps, strict=False))
+
+
+def _scalars(work_dir: Path) -> Iterator[Dict[str, Any]]:
     for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in file.read_text(encoding='utf8').splitlines():
-            record = json.loads(line)
-            if metric in record:
-                scores[int(record['step'])] = float(record[metric])
-    return sorted(scores.items())
+            yield json.loads(line)
 
 
 def read_test_score(work_dir: Path, metric: str) -> float:

@@ -9,7 +9,7 @@ PACKAGE = ROOT / 'mmdeform_upgrade'
 # A module may import those further left; modules of one place do not import each other except as listed.
 ORDER = ['errors', 'ops', 'data', 'layers', 'readers', 'stages', 'targets', 'upgrade', 'schedule', 'importers',
          'checkpoint', 'config', 'analysis', 'models', 'hooks', 'preflight', 'launch', 'plugin', '__init__', 'protocol',
-         'demo']
+         'experiments', 'demo']
 
 
 def _imports(path):

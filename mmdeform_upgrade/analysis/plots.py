@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 Curve = Sequence[Tuple[float, float]]
+Band = Sequence[Tuple[float, float, float, float]]
 Boxes = Sequence[Tuple[str, float, Sequence[float]]]
 
 # Okabe and Ito's colours, which most colour-blind readers can tell apart.
@@ -34,6 +35,29 @@ def draw_curves(curves: Mapping[str, Curve], path: Path, *, ylabel: str, title: 
         axes.plot(x, y, marker='o', markersize=3.5, color=colour, label=f'{name} ({y[-1]:.3f})')
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(loc='lower right')
+    save(figure, path)
+
+
+def draw_bands(curves: Mapping[str, Band], path: Path, *, ylabel: str, title: str, xlabel: str) -> None:
+    """Scores over training of several seeds, one line per arm in a band from the lowest to the highest.
+
+    Args:
+        curves: name to (x, mean, lowest, highest) points.
+        path: PNG to write.
+        ylabel: the score's name.
+        title: data and conditions.
+        xlabel: unit of x.
+    """
+    figure = Figure(figsize=(7.2, 4.2), layout='constrained')
+    axes = figure.subplots()
+    for (name, points), colour in zip(curves.items(), COLOURS, strict=False):
+        if points:
+            x, mean, lowest, highest = zip(*points, strict=True)
+            axes.fill_between(x, lowest, highest, color=colour, alpha=0.2, linewidth=0)
+            axes.plot(x, mean, marker='o', markersize=3, color=colour, label=f'{name} ({mean[-1]:.3f})')
+    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.grid(alpha=0.3)
     axes.legend(loc='lower right')
     save(figure, path)

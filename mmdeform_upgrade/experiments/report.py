@@ -1,0 +1,77 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Finished runs as a table and as curves."""
+from __future__ import annotations
+
+from typing import Dict, List, Mapping, Sequence, Tuple
+
+from ..analysis.comparison import Spread, mean_curve, paired, reached
+from .runs import ARMS, Result
+
+Runs = Mapping[str, Mapping[int, Result]]  # arm, seed
+
+
+def group(results: Sequence[Result]) -> Dict[str, Dict[int, Result]]:
+    """Results by arm, in the order of ``ARMS``, and by seed."""
+    return {arm: {r.seed: r for r in sorted(results, key=lambda r: r.seed) if r.arm == arm}
+            for arm in ARMS if any(r.arm == arm for r in results)}
+
+
+def summarise(results: Sequence[Result]) -> str:
+    """A Markdown table of all arms, the paired differences that matter, and when the retrained score was reached."""
+    runs = group(results)
+    lines = ['| arm | trained for | seeds | test score | training, minutes |', '|---|---|---|---|---|']
+    for arm, found in runs.items():
+        scores = Spread.of([result.score for result in found.values()])
+        minutes = Spread.of([result.train_seconds / 60 for result in found.values()])
+        seeds = ', '.join(map(str, found))
+        lines.append(f'| {arm} | {_trained_for(runs, arm)} | {seeds} | {scores.text()} | {minutes.mean:.1f} |')
+    lines += ['', *_differences(runs), *_reaching(runs)]
+    return '\n'.join(lines) + '\n'
+
+
+def curves(results: Sequence[Result]) -> Dict[str, List[Tuple[float, float, float, float]]]:
+    """Mean, lowest and highest validation score by training step; fine-tunes start where their baseline ended."""
+    runs = group(results)
+    start = _baseline_length(runs)
+    drawn = {}
+    for arm, found in runs.items():
+        shift = start if arm in ('upgraded', 'control') else 0
+        drawn[arm] = [(step + shift, *rest) for step, *rest in mean_curve([r.curve for r in found.values()])]
+    return drawn  # type: ignore[return-value]
+
+
+def _baseline_length(runs: Runs) -> int:
+    return next((r.length for r in runs.get('baseline', {}).values()), 0)
+
+
+def _trained_for(runs: Runs, arm: str) -> str:
+    result = next(iter(runs[arm].values()))
+    before = f'{_baseline_length(runs)} + ' if arm in ('upgraded', 'control') else ''
+    return f'{before}{result.length} {result.unit}'
+
+
+def _differences(runs: Runs) -> List[str]:
+    scores = {arm: {seed: result.score for seed, result in found.items()} for arm, found in runs.items()}
+    lines = []
+    for first, second in (('upgraded', 'baseline'), ('upgraded', 'control'), ('upgraded', 'retrained')):
+        spread = paired(scores.get(first, {}), scores.get(second, {}))
+        if spread:
+            lines.append(f'- {first} minus {second}, seed by seed: {spread.text(sign=True)} points '
+                         f'({spread.count} seed{"s" * (spread.count > 1)})')
+    return lines
+
+
+def _reaching(runs: Runs) -> List[str]:
+    lines = []
+    for seed, retrained in runs.get('retrained', {}).items():
+        for arm in ('upgraded', 'control'):
+            run = runs.get(arm, {}).get(seed)
+            if run is None or not run.curve or not retrained.curve:
+                continue
+            goal = retrained.curve[-1][1]
+            step = reached(run.curve, goal)
+            what = (f'reaches it after {step} of {run.length} {run.unit}' if step is not None else
+                    f'does not reach it in {run.length} {run.unit}')
+            lines.append(f'- seed {seed}: the retrained network ends at {100 * goal:.2f} on the validation set after '
+                         f'{retrained.length} {retrained.unit}; {arm} {what}')
+    return lines

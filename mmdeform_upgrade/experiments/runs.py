@@ -1,0 +1,201 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""The experiment behind a claim: four arms over several seeds, each run through the project's own tools.
+
+    baseline    the config as it is
+    retrained   the deformable network, trained as the baseline was, from the weights that it started from
+    upgraded    the baseline's checkpoint upgraded and fine-tuned for a part of the schedule
+    control     the baseline's checkpoint trained on for the same part, no layer changed
+
+Each run leaves ``result.json`` in its folder; a run that has one is not repeated, one that was cut is resumed.
+"""
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from ..checkpoint import file_sha256
+from ..config import inheriting_text, retrain_changes
+from ..errors import UpgradeError
+from ..protocol import read_curve, read_test_score, read_train_seconds, run_tool
+from ..schedule import Length
+from ..targets import Targets
+
+ARMS = ('baseline', 'retrained', 'upgraded', 'control')
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is run, and where.
+
+    Attributes:
+        config: the baseline's config file.
+        work_dir: folder of everything; one folder a seed and arm inside.
+        metric: name of the score in the logs, such as ``'pascal_voc/mAP'`` or ``'mIoU'``.
+        targets, exclude, part, deform_groups: see :func:`upgrade_config`.
+        epoch_ratio: length of the fine-tune over the baseline's.
+        options: settings for every run, as ``key=value``.
+        train_command: how to train on a cluster, with ``{config}``, ``{work_dir}``; None trains here.
+    """
+
+    config: str
+    work_dir: str
+    metric: str
+    targets: Targets = 'last:3'
+    exclude: Sequence[str] = ()
+    part: str = 'backbone'
+    deform_groups: int = 1
+    epoch_ratio: float = 0.25
+    options: Sequence[str] = ()
+    train_command: Optional[str] = None
+
+    def settings(self) -> Dict[str, Any]:
+        """What makes two runs comparable."""
+        kept = asdict(self)
+        for name in ('work_dir', 'train_command'):
+            kept.pop(name)
+        return json.loads(json.dumps({**kept, 'config': os.path.basename(self.config)}))
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run: its test score, its validation curve, and how long it took.
+
+    ``curve`` holds (epoch or iteration, score), from 0 for what was scored before the first step.
+    """
+
+    arm: str
+    seed: int
+    score: float
+    curve: List[Tuple[int, float]]
+    length: int
+    unit: str
+    train_seconds: float
+    checkpoint: str
+    checkpoint_sha256: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def folder(experiment: Experiment, seed: int, arm: str) -> Path:
+    """Where a run keeps everything."""
+    return Path(experiment.work_dir) / f'seed{seed}' / arm
+
+
+def read_result(experiment: Experiment, seed: int, arm: str) -> Optional[Result]:
+    """A finished run, or None.
+
+    Raises:
+        UpgradeError: it was made with other settings.
+    """
+    path = folder(experiment, seed, arm) / 'result.json'
+    if not path.is_file():
+        return None
+    kept = json.loads(path.read_text(encoding='utf8'))
+    now = experiment.settings()
+    changed = sorted(key for key in now if kept['settings'].get(key) != now[key])
+    if changed:
+        raise UpgradeError(f'{path} was made with other settings ({", ".join(changed)}): name another work directory, '
+                           'or remove this run')
+    kept['curve'] = [(int(step), float(score)) for step, score in kept['curve']]
+    return Result(**kept)
+
+
+def run_arm(experiment: Experiment, seed: int, arm: str) -> Result:
+    """Train and test one arm of one seed, or go on where that was cut, or return what is there.
+
+    Raises:
+        UpgradeError: a step failed, or an arm that starts from the baseline has none yet.
+    """
+    if arm not in ARMS:
+        raise UpgradeError(f'arm {arm!r} is unknown; there are {", ".join(ARMS)}')
+    if found := read_result(experiment, seed, arm):
+        return found
+    config = write_config(experiment, seed, arm)
+    work_dir = folder(experiment, seed, arm)
+    length = _length(config)
+    _train(experiment, config, work_dir, f'seed {seed}: {arm}', length)
+    checkpoint = _last_checkpoint(work_dir, length)
+    tests = work_dir / 'test'
+    run_tool('test.py', config, checkpoint, '--work-dir', tests, title=f'seed {seed}: {arm}, test',
+             log=work_dir / 'test.txt')
+    score = read_test_score(tests, experiment.metric)
+    result = Result(arm, seed, score, read_curve(work_dir, experiment.metric), length.total, length.unit,
+                    read_train_seconds(work_dir), checkpoint.name, file_sha256(str(checkpoint)), experiment.settings())
+    partial = work_dir / 'result.json.part'
+    partial.write_text(json.dumps(asdict(result), indent=1) + '\n', encoding='utf8')
+    partial.replace(work_dir / 'result.json')
+    return result
+
+
+def write_config(experiment: Experiment, seed: int, arm: str) -> Path:
+    """Write the short config of one run; it inherits that of its seed's baseline."""
+    from mmengine.config import Config
+    home = folder(experiment, seed, arm).parent
+    home.mkdir(parents=True, exist_ok=True)
+    baseline = home / 'baseline.py'
+    if not baseline.exists():
+        changes = {**_options(experiment.options), 'randomness': {'seed': seed}}
+        baseline.write_text(inheriting_text(experiment.config, str(baseline), changes), encoding='utf8')
+    if arm == 'baseline':
+        return baseline
+    if arm == 'retrained':
+        changes = retrain_changes(Config.fromfile(baseline), targets=experiment.targets, part=experiment.part,
+                                  exclude=experiment.exclude, deform_groups=experiment.deform_groups)
+        path = home / 'retrained.py'
+        path.write_text(inheriting_text(str(baseline), str(path), changes), encoding='utf8')
+        return path
+    return _fine_tune_config(experiment, seed, arm, baseline)
+
+
+def _fine_tune_config(experiment: Experiment, seed: int, arm: str, baseline: Path) -> Path:
+    trained = read_result(experiment, seed, 'baseline')
+    if trained is None:
+        raise UpgradeError(f'seed {seed}: {arm} starts from the baseline, which has no result yet; run that arm first')
+    home = baseline.parent
+    checkpoint = home / 'baseline' / trained.checkpoint
+    targets = [experiment.targets] if isinstance(experiment.targets, str) else list(experiment.targets)
+    exclude = ['--exclude', *experiment.exclude] if experiment.exclude else []
+    run_tool('upgrade.py', baseline, checkpoint, '--targets', *targets, *exclude, '--part', experiment.part,
+             '--deform-groups', experiment.deform_groups, '--epoch-ratio', experiment.epoch_ratio, '--out',
+             home / 'upgraded.py', '--control', home / 'control.py', title=f'seed {seed}: upgrade',
+             log=home / 'upgrade.txt')
+    return home / f'{arm}.py'
+
+
+def _options(options: Sequence[str]) -> Dict[str, Any]:
+    from mmengine.config import Config, DictAction
+    cfg = Config({})
+    for option in options:
+        key, sign, value = option.partition('=')
+        if not sign:
+            raise UpgradeError(f'option {option!r} is no key=value')
+        cfg.merge_from_dict({key: DictAction._parse_iterable(value)})
+    return cfg._cfg_dict.to_dict()
+
+
+def _length(config: Path) -> Length:
+    from mmengine.config import Config
+    return Length.of(Config.fromfile(config))
+
+
+def _train(experiment: Experiment, config: Path, work_dir: Path, title: str, length: Length) -> None:
+    if experiment.train_command is None:
+        run_tool('train.py', config, '--work-dir', work_dir, '--resume', title=title, length=length,
+                 log=config.with_name(f'{config.stem}.txt'))
+    else:
+        command = experiment.train_command.format(config=config, work_dir=work_dir)
+        ended = subprocess.run(shlex.split(command), check=False)
+        if ended.returncode:
+            raise UpgradeError(f'{title}: {command} ended with status {ended.returncode}')
+
+
+def _last_checkpoint(work_dir: Path, length: Length) -> Path:
+    path = work_dir / f'{"epoch" if length.unit == "epochs" else "iter"}_{length.total}.pth'
+    if not path.is_file():
+        raise UpgradeError(f'{work_dir} has no {path.name} after training: default_hooks.checkpoint must save the last '
+                           'checkpoint (save_last)')
+    return path
