@@ -50,13 +50,16 @@ def test_scattered_offsets_have_the_spread_that_was_asked_for():
     assert spreads == pytest.approx([1.5, 1.5], rel=1e-4)
 
 
-def test_the_benchmark_of_a_step_compares_upgrades_with_the_baseline(tiny_config, tmp_path):
-    out = tmp_path / 'step'
-    run_tool('analysis_tools/benchmark_step.py', tiny_config, '--targets', 'last:1', 'last:3', '--size', 96,
+def test_the_cost_of_upgrades_stands_beside_the_baselines(tiny_config, tmp_path):
+    out = tmp_path / 'cost'
+    run_tool('analysis_tools/cost.py', tiny_config, '--targets', 'last:1', 'last:3', '--size', 96,
              '--repetitions', 1, '--out', out)
     report = json.loads(out.with_suffix('.json').read_text())
     assert list(report['results']) == ['baseline', 'last:1', 'last:3']
     assert all(row[kind]['fastest'] > 0 for row in report['results'].values() for kind in ('train_ms', 'inference_ms'))
+    parameters, flops = ([row[key] for row in report['results'].values()] for key in ('parameters', 'flops'))
+    assert parameters == sorted(parameters) and len(set(parameters)) == 3
+    assert flops == sorted(flops) and len(set(flops)) == 3
     assert '| last:3 |' in out.with_suffix('.md').read_text()
 
 
