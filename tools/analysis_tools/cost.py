@@ -52,7 +52,8 @@ def main(argv=None):
     text = (f'{args.config}, {args.batch_size}x{args.size}x{args.size}, {kept["hardware"]}, {kept["threads"]} threads, '
             f'torch {kept["versions"]["torch"]}; {args.repetitions} repetitions in turns, offsets sigma {SIGMA} px; '
             f'load average before {kept["load_average_before"][0]:.1f}. In brackets: over the '
-            'baseline (times: fastest, median). FLOPs and inference are those of backbone and neck.\n\n' + cost_table(costs))
+            'baseline (times: fastest, median). FLOPs and inference are those of backbone and neck.\n\n'
+            + cost_table(costs))
     print(text)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
