@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 
 Curve = Sequence[Tuple[float, float]]
 Band = Sequence[Tuple[float, float, float, float]]
+SamplingRow = Tuple[Tuple[float, float], Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
 Boxes = Sequence[Tuple[str, float, Sequence[float]]]
 
 # Okabe and Ito's colours, which most colour-blind readers can tell apart.
@@ -60,6 +61,34 @@ def draw_bands(curves: Mapping[str, Band], path: Path, *, ylabel: str, title: st
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.grid(alpha=0.3)
     axes.legend(loc='lower right')
+    save(figure, path)
+
+
+def draw_sampling(picture: np.ndarray, rows: Sequence[SamplingRow], path: Path) -> None:
+    """One row a position: sampling points through one and more layers, then effective receptive fields.
+
+    Args:
+        picture: (H, W, 3) RGB.
+        rows: for each position its (y, x), point sets by title, and fields (H, W) by title.
+        path: PNG to write.
+    """
+    columns = len(rows[0][1]) + len(rows[0][2])
+    height, width = picture.shape[:2]
+    figure = Figure(figsize=(2.6 * columns, 2.7 * len(rows) * height / width + 0.3), layout='constrained')
+    panels = figure.subplots(len(rows), columns, squeeze=False)
+    for line, (at, points, fields) in zip(panels, rows, strict=True):
+        for axes, (title, found) in zip(line, points.items(), strict=False):
+            axes.imshow(picture)
+            axes.scatter(found[:, 1], found[:, 0], s=26 / np.sqrt(len(found)) + 1.5, color=COLOURS[1], linewidth=0)
+            axes.set_title(title, fontsize=9)
+        for axes, (title, field) in zip(line[len(points):], fields.items(), strict=True):
+            axes.imshow(picture.mean(2), cmap='gray', alpha=0.5)
+            # Fields have long tails: the root shows their extent.
+            axes.imshow(np.sqrt(field), cmap='inferno', alpha=0.75)
+            axes.set_title(title, fontsize=9)
+        for axes in line:
+            axes.plot(at[1], at[0], '+', color=COLOURS[2], markersize=11, markeredgewidth=2)
+            axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
     save(figure, path)
 
 

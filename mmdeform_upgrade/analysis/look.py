@@ -1,0 +1,127 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""One picture through a trained network, with everything that the figures of an upgrade need."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..layers import ZeroOffsetDCN
+from .offsets import OffsetRecorder, Record
+from .receptive_field import offsets_at_zero, receptive_field
+
+Point = Tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Look:
+    """A picture as the network saw it, and where its upgraded layers looked.
+
+    Attributes:
+        picture: (H, W, 3) RGB, 0 to 255.
+        input: (1, 3, H, W), the normalised picture.
+        records: the layers that ran, in order.
+        prediction: what mmdet or mmseg returned.
+    """
+
+    picture: np.ndarray
+    input: Tensor
+    records: List[Record]
+    prediction: Any
+
+
+def look(model: nn.Module, image: str) -> Look:
+    """Run the framework's own inference on a picture and keep the offsets.
+
+    Args:
+        model: from mmdet's ``init_detector`` or mmseg's ``init_model``.
+        image: file of the picture.
+
+    Raises:
+        ConfigError: the model has no upgraded layer, or is of another framework.
+    """
+    if not any(isinstance(m, ZeroOffsetDCN) for m in model.modules()):
+        raise ConfigError('the network has no ZeroOffsetDCN: give the config and the checkpoint of an upgrade')
+    family = {c.__module__.split('.')[0] for c in type(model).__mro__}
+    seen: List[Tensor] = []
+    backbone: nn.Module = model.backbone  # type: ignore[assignment]
+    hook = backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    try:
+        with OffsetRecorder(model) as recorder:
+            prediction = _predict(family, model, image)
+    finally:
+        hook.remove()
+    return Look(_as_picture(model, seen[-1]), seen[-1], list(recorder.records.values()), prediction)
+
+
+def _predict(family: set, model: nn.Module, image: str) -> Any:
+    if 'mmdet' in family:
+        from mmdet.apis import inference_detector
+        return inference_detector(model, image)
+    if 'mmseg' in family:
+        from mmseg.apis import inference_model
+        return inference_model(model, image)
+    raise ConfigError(f'{type(model).__name__} is neither of mmdet nor of mmseg')
+
+
+def _as_picture(model: Any, input: Tensor) -> np.ndarray:
+    normalised = model.data_preprocessor
+    picture = input[0].float()
+    if getattr(normalised, '_enable_normalize', False):
+        picture = picture * normalised.std.to(picture) + normalised.mean.to(picture)
+    if not getattr(normalised, '_channel_conversion', False):
+        picture = picture.flip(0)  # pictures are read as BGR
+    return picture.clamp(0, 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def object_points(seen: Look, count: int) -> List[Point]:
+    """Centres of the surest detections, (y, x); where there are none, points on the diagonal."""
+    found = getattr(seen.prediction, 'pred_instances', None)
+    height, width = seen.picture.shape[:2]
+    if found is None or not len(found):
+        return [(height * (i + 1) / (count + 1), width * (i + 1) / (count + 1)) for i in range(count)]
+    original = seen.prediction.metainfo['ori_shape']
+    shape = seen.prediction.metainfo['img_shape']
+    boxes = found[found.scores.argsort(descending=True)[:count]].bboxes.cpu()
+    scale = (shape[0] / original[0], shape[1] / original[1])
+    return [(float(y0 + y1) / 2 * scale[0], float(x0 + x1) / 2 * scale[1]) for x0, y0, x1, y1 in boxes]
+
+
+def fields(model: Any, seen: Look, point: Point, level: Optional[int] = None) -> Tuple[np.ndarray, np.ndarray]:
+    """Effective receptive fields of a backbone's last map (or another) at a point, offsets at zero and as learned."""
+
+    def features(images: Tensor) -> Tensor:
+        maps: Sequence[Tensor] = model.backbone(images)
+        return maps[-1 if level is None else level]
+
+    was_training = model.training
+    model.eval()
+    with offsets_at_zero(model):
+        before = receptive_field(features, seen.input, point)
+    after = receptive_field(features, seen.input, point)
+    model.train(was_training)
+    return before.cpu().numpy(), after.cpu().numpy()
+
+
+def load_network(config: str, checkpoint: str, device: str = 'cpu') -> nn.Module:
+    """A trained network through its framework's own loader, its checkpoint read safely.
+
+    Raises:
+        ConfigError: the config is neither mmdet's nor mmseg's.
+    """
+    from mmengine.config import Config
+    cfg = Config.fromfile(config)
+    scope = cfg.get('default_scope')
+    file = f'baseline://{checkpoint}'
+    with torch.no_grad():
+        if scope == 'mmdet':
+            from mmdet.apis import init_detector
+            return init_detector(cfg, file, device=device)
+        if scope == 'mmseg':
+            from mmseg.apis import init_model
+            return init_model(cfg, file, device=device)
+    raise ConfigError(f'{config}: default_scope is {scope!r}, expected mmdet or mmseg')

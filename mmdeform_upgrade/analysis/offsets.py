@@ -1,0 +1,148 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Where upgraded layers look: recorded offsets, their statistics, and sampling points through stacked layers.
+
+Vocabulary: N, C, H, W a layer's input; K = kh * kw taps; G deform groups; Ho, Wo its output; positions are (y, x).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, List, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import ZeroOffsetDCN
+
+
+@dataclass(frozen=True)
+class Record:
+    """Offsets of one layer in one forward pass, and the geometry that they belong to.
+
+    Attributes:
+        layer: dotted name.
+        offset: (N, G, K, 2, Ho, Wo) in pixels of the layer's input, ``(dy, dx)``.
+        size: (H, W) of the layer's input.
+        grid: (K, 2, Ho, Wo), where the taps would be without offsets.
+    """
+
+    layer: str
+    offset: Tensor
+    size: Tuple[int, int]
+    grid: Tensor
+
+    def positions(self) -> Tensor:
+        """Where every sample was taken, (N, G, K, 2, Ho, Wo)."""
+        return self.offset + self.grid
+
+
+class OffsetRecorder:
+    """Context manager that keeps the offsets of every ``ZeroOffsetDCN`` in a model, the latest pass of each.
+
+    ``records`` holds them in the order in which the layers ran.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.records: Dict[str, Record] = {}
+        self._layers = {name: m for name, m in model.named_modules() if isinstance(m, ZeroOffsetDCN)}
+        self._hooks: List[Any] = []
+
+    def __enter__(self) -> OffsetRecorder:
+        for name, layer in self._layers.items():
+            self._hooks.append(layer.conv_offset.register_forward_hook(self._keeper(name, layer.deform_groups)))
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _keeper(self, name: str, groups: int) -> Any:
+
+        def keep(branch: nn.Module, args: Tuple[Any, ...], output: Tensor) -> None:
+            input, stride, padding, dilation = args
+            kernel = tuple(branch.get_parameter('weight').shape[2:])
+            N, _, Ho, Wo = output.shape
+            offset = output.detach().float().view(N, groups, kernel[0] * kernel[1], 2, Ho, Wo)
+            grid = _tap_grid(kernel, (Ho, Wo), stride, padding, dilation).to(offset)
+            self.records.pop(name, None)  # a layer that runs again moves to the end
+            self.records[name] = Record(name, offset, (input.shape[2], input.shape[3]), grid)
+
+        return keep
+
+
+def _tap_grid(kernel: Sequence[int], out: Tuple[int, int], stride: Any, padding: Any, dilation: Any) -> Tensor:
+    axes = []
+    for axis in (0, 1):
+        start = torch.arange(out[axis]) * _of(stride, axis) - _of(padding, axis)
+        axes.append(start + torch.arange(kernel[axis]).unsqueeze(1) * _of(dilation, axis))  # (k, size)
+    y = axes[0].view(kernel[0], 1, out[0], 1).expand(*kernel, *out)
+    x = axes[1].view(1, kernel[1], 1, out[1]).expand(*kernel, *out)
+    return torch.stack((y, x), dim=2).flatten(0, 1)  # (K, 2, Ho, Wo)
+
+
+def _of(value: Any, axis: int) -> int:
+    return int(value) if isinstance(value, int) else int(value[axis])
+
+
+@dataclass(frozen=True)
+class OffsetStatistics:
+    """One layer's offsets in numbers; lengths in pixels of its input.
+
+    Attributes:
+        mean: mean length.
+        percentile95: the length that 95 % of the offsets do not pass.
+        largest: largest length; NaN or infinity if any offset is.
+        outside: share of taps that read nothing, since they are a pixel or more outside the map.
+    """
+
+    mean: float
+    percentile95: float
+    largest: float
+    outside: float
+
+
+def statistics(record: Record) -> OffsetStatistics:
+    """Statistics over all pictures, groups, taps and positions of a record."""
+    length = torch.linalg.vector_norm(record.offset, dim=3).flatten()
+    if not length.numel():
+        return OffsetStatistics(0.0, 0.0, 0.0, 0.0)
+    y, x = record.positions().unbind(3)
+    outside = (y <= -1) | (y >= record.size[0]) | (x <= -1) | (x >= record.size[1])
+    rank = max(1, -(-95 * length.numel() // 100))  # torch.quantile takes at most 16 million numbers
+    return OffsetStatistics(float(length.mean()), float(length.kthvalue(rank).values), float(length.max()),
+                            float(outside.float().mean()))
+
+
+def sampling_points(records: Sequence[Record], position: Tuple[float, float], image: Tuple[int, int], depth: int,
+                    group: int = 0) -> Tensor:
+    """Points of the picture that one output position reads through the last ``depth`` layers (Dai et al., figure 6).
+
+    Each tap of a layer reads an output position of the layer before, the nearest one, whose taps are followed in turn;
+    convolutions between the layers are not.
+
+    Args:
+        records: of one picture, in the order in which the layers ran.
+        position: (y, x) in pixels of the picture; the nearest output position of the last layer is taken.
+        image: (height, width) of the picture as the network saw it.
+        depth: how many layers, from the last one back.
+        group: which deform group, where a layer has several (its last one where it has fewer).
+
+    Returns:
+        (K**depth, 2) positions (y, x) in pixels of the picture.
+    """
+    points = torch.tensor([position], dtype=torch.float64)
+    size = image
+    for record in reversed(list(records)[-depth:]):
+        out = (record.offset.shape[-2], record.offset.shape[-1])
+        nearest = _rescaled(points, size, out).round()
+        y, x = (nearest[:, axis].clamp(0, out[axis] - 1).long() for axis in (0, 1))
+        taps = record.positions()[0, min(group, record.offset.shape[1] - 1)]  # (K, 2, Ho, Wo)
+        points = taps[:, :, y, x].permute(2, 0, 1).reshape(-1, 2).double()
+        size = record.size
+    return _rescaled(points, size, image)
+
+
+def _rescaled(points: Tensor, size: Tuple[int, int], to: Tuple[int, int]) -> Tensor:
+    """Centres of pixels stay centres: a map's pixel stands for the middle of what it covers."""
+    scale = torch.tensor([to[axis] / size[axis] for axis in (0, 1)], dtype=points.dtype)
+    return (points + 0.5) * scale - 0.5

@@ -1,0 +1,65 @@
+"""The pictures of where an upgrade looks, through the real inference of mmdet."""
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmdeform_upgrade.analysis.look import fields, load_network, look, object_points
+from mmdeform_upgrade.errors import ConfigError
+
+from ..conftest import build, run_tool
+
+
+@pytest.fixture(scope='module')
+def upgraded(tiny_upgrade, shapes, tmp_path_factory):
+    """An upgrade whose offsets have moved, as files, and a picture of the test split."""
+    torch.manual_seed(0)
+    model = build(Config.fromfile(tiny_upgrade))
+    for name, parameter in model.named_parameters():
+        if name.endswith('conv_offset.bias'):
+            torch.nn.init.normal_(parameter, std=2)
+    path = tmp_path_factory.mktemp('look') / 'upgrade.pth'
+    meta = {'dataset_meta': {'classes': ('a', 'b', 'c', 'd', 'e', 'f')}}
+    torch.save({'state_dict': model.state_dict(), 'meta': meta}, path)
+    return str(tiny_upgrade), str(path), str(sorted((shapes / 'VOC2007/JPEGImages').glob('*.jpg'))[0])
+
+
+def test_the_picture_is_what_the_network_saw(upgraded):
+    config, checkpoint, image = upgraded
+    seen = look(load_network(config, checkpoint), image)
+    original = mmcv.imread(image, channel_order='rgb')
+    assert seen.picture.shape == original.shape
+    assert np.abs(seen.picture.astype(int) - original).max() <= 1
+    assert [record.layer for record in seen.records] == [f'backbone.layer4.{i}' for i in
+                                                         ('0.conv2', '1.conv1', '1.conv2')]
+    points = object_points(seen, 2)
+    assert len(points) == 2 and all(-50 <= coordinate < 150 for point in points for coordinate in point)
+
+
+def test_the_fields_differ_once_offsets_have_moved(upgraded):
+    config, checkpoint, image = upgraded
+    model = load_network(config, checkpoint)
+    before, after = fields(model, look(model, image), (48, 48))
+    assert before.shape == after.shape == (96, 96)
+    assert before.sum() == pytest.approx(1, abs=1e-3) and np.abs(before - after).sum() > 0.01
+    assert not model.training
+
+
+def test_the_tool_draws_and_says_the_statistics(upgraded, tmp_path):
+    config, checkpoint, image = upgraded
+    out = tmp_path / 'offsets.png'
+    text = run_tool('analysis_tools/show_offsets.py', image, config, checkpoint, '--out', out, '--points',
+                    '48,48').stdout
+    assert 'backbone.layer4.1.conv2: mean' in text and 'outside the map' in text
+    assert mmcv.imread(str(out)).shape[1] > 1000
+
+
+def test_a_network_without_upgraded_layers_is_refused(tiny_config, tiny_baseline, upgraded):
+    with pytest.raises(ConfigError, match='the network has no ZeroOffsetDCN'):
+        look(load_network(str(tiny_config), str(tiny_baseline)), upgraded[2])
+
+
+def test_a_file_that_is_not_there_is_named(upgraded):
+    result = run_tool('analysis_tools/show_offsets.py', 'nothing.jpg', *upgraded[:2], check=False)
+    assert result.returncode == 2 and "there is no file 'nothing.jpg'" in result.stderr

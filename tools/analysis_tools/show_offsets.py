@@ -1,0 +1,69 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Draw where an upgraded network looks: sampling points through its last layers, and effective receptive fields.
+
+    python tools/analysis_tools/show_offsets.py IMAGE CONFIG CHECKPOINT --out offsets.png
+
+Each row is one position (a cross), by default the centres of the surest detections.
+"""
+import argparse
+import os
+from pathlib import Path
+
+import torch
+
+from mmdeform_upgrade import launch
+from mmdeform_upgrade.analysis.look import fields, load_network, look, object_points
+from mmdeform_upgrade.analysis.offsets import sampling_points, statistics
+from mmdeform_upgrade.analysis.receptive_field import spread
+from mmdeform_upgrade.errors import ConfigError
+
+
+def point(text):
+    y, x = map(float, text.split(','))
+    return y, x
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('image', help='picture')
+    parser.add_argument('config', help="the upgrade's config")
+    parser.add_argument('checkpoint', help='its checkpoint')
+    parser.add_argument('--out', type=Path, default=Path('offsets.png'))
+    parser.add_argument('--points', nargs='+', type=point, metavar='Y,X',
+                        help='positions, in pixels of the picture as the network sees it')
+    parser.add_argument('--count', type=int, default=3, help='detections to show, where no points are given')
+    parser.add_argument('--depth', type=int, default=3, help='how many of the last upgraded layers to go back through')
+    parser.add_argument('--group', type=int, default=0, help='deform group')
+    parser.add_argument('--device', default='cpu')
+    return parser.parse_args(argv)
+
+
+def rows(model, seen, args):
+    size = seen.picture.shape[:2]
+    for at in args.points or object_points(seen, args.count):
+        depths = range(1, min(args.depth, len(seen.records)) + 1)
+        points = {f'{depth} layer{"s" * (depth > 1)}': sampling_points(seen.records, at, size, depth, args.group)
+                  for depth in depths}
+        before, after = fields(model, seen, at)
+        widths = [spread(torch.from_numpy(field)) for field in (before, after)]
+        yield at, points, {f'offsets at zero ({widths[0]:.0f} px)': before, f'as learned ({widths[1]:.0f} px)': after}
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    for file in (args.image, args.config, args.checkpoint):
+        if not os.path.isfile(file):
+            raise ConfigError(f'there is no file {file!r}')
+    model = load_network(args.config, args.checkpoint, args.device)
+    seen = look(model, args.image)
+    for record in seen.records:
+        found = statistics(record)
+        print(f'{record.layer}: mean {found.mean:.2f} px of its input, 95 % below {found.percentile95:.2f}, largest '
+              f'{found.largest:.2f}; {100 * found.outside:.1f} % of its taps are outside the map')
+    from mmdeform_upgrade.analysis import plots
+    plots.draw_sampling(seen.picture, list(rows(model, seen, args)), args.out)
+    print(f'written: {args.out}')
+
+
+if __name__ == '__main__':
+    launch.run(main)
