@@ -2,10 +2,11 @@
 """The only registration. Everything stands in MMEngine's root registries, so that every scope finds it."""
 from __future__ import annotations
 
+import importlib
 from typing import Any, Callable, Dict
 
 from mmengine.logging import print_log
-from mmengine.registry import HOOKS, MODELS
+from mmengine.registry import HOOKS, MODELS, TRANSFORMS
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
@@ -65,12 +66,11 @@ def load_from_baseline(filename: str, map_location: Any = None) -> Dict[str, Any
     return read_checkpoint(filename[len(SCHEME):], map_location or 'cpu')
 
 
-def _imported_when_built(name: str) -> Callable[..., nn.Module]:
-    """A registry entry for a module that needs mmdet, which mmseg's users may not have."""
+def _imported_when_built(module: str, name: str) -> Callable[..., Any]:
+    """A registry entry for a class that needs mmdet, which mmseg's users may not have."""
 
-    def build(**kwargs: Any) -> nn.Module:
-        from .models import ssd
-        return getattr(ssd, name)(**kwargs)
+    def build(**kwargs: Any) -> Any:
+        return getattr(importlib.import_module(module, __package__), name)(**kwargs)
 
     build.__name__ = build.__qualname__ = name
     return build
@@ -79,7 +79,8 @@ def _imported_when_built(name: str) -> Callable[..., nn.Module]:
 MODELS.register_module(name=BUILDER, module=deform_upgrade)
 MODELS.register_module(module=ZeroOffsetDCN)
 for _name in ('WideSSDNeck', 'PredictableSSDHead'):
-    MODELS.register_module(name=_name, module=_imported_when_built(_name))
+    MODELS.register_module(name=_name, module=_imported_when_built('.models.ssd', _name))
+TRANSFORMS.register_module(name='ResizeByDirection', module=_imported_when_built('.transforms', 'ResizeByDirection'))
 HOOKS.register_module(module=DeformUpgradeHook)
 CheckpointLoader.register_scheme(SCHEME, load_from_baseline)
 register_handles()

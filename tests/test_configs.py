@@ -1,6 +1,7 @@
 """Every config of the repository loads, builds and holds what it says."""
 import pytest
 import torch
+from mmcv.ops import batched_nms
 from mmengine.config import Config
 
 from mmdeform_upgrade import upgrade_config
@@ -44,6 +45,33 @@ def test_the_papers_three_experiments_differ_in_nothing_else():
     assert [d.ann_file for d in datasets] == [f'VOC{y}/ImageSets/Main/trainval.txt' for y in (2007, 2012)]
     assert baseline.val_dataloader.dataset.ann_file == 'VOC2007/ImageSets/Main/test.txt'
     assert baseline.val_dataloader.dataset.data_root == 'data/VOCdevkit/'
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs' / 'gluoncv').glob('*.py')), ids=lambda p: p.stem)
+def test_gluoncvs_settings_are_those_of_its_logs(path):
+    cfg, ssd = Config.fromfile(path), path.stem.startswith('ssd')
+    assert cfg.model.data_preprocessor.mean == [123.675, 116.28, 103.53] and cfg.model.data_preprocessor.bgr_to_rgb
+    assert cfg.model.data_preprocessor.std == [58.395, 57.12, 57.375]
+    coco = path.stem.endswith('coco')
+    assert cfg.model.bbox_head.num_classes == (80 if coco else 20)
+    assert cfg.val_dataloader.dataset.type == ('CocoDataset' if coco else 'VOCDataset')
+    assert coco or (cfg.val_evaluator.eval_mode == '11points' and 'VOC2007' in cfg.val_dataloader.dataset.ann_file)
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.lr, optimizer.momentum, optimizer.weight_decay) == (0.001, 0.9, 5e-4)
+    schedule = (cfg.train_cfg.max_epochs, *cfg.param_scheduler[-1].milestones, cfg.auto_scale_lr.base_batch_size)
+    assert schedule == ((240, 160, 200, 32) if ssd else (280, 220, 250, 64) if coco else (200, 160, 180, 64))
+    test = cfg.model.test_cfg
+    assert (test.score_thr, test.nms.iou_threshold, test.max_per_img) == (0.01, 0.45, 100) and test.nms_pre >= 400
+
+
+# Trap: mmcv tells classes apart by shifting boxes, by no more than the largest coordinate.
+def test_boxes_outside_the_picture_do_not_suppress_those_of_another_class():
+    nms = dict(Config.fromfile(ROOT / 'configs/gluoncv/ssd512_r50_voc.py').model.test_cfg.nms)
+    boxes = torch.tensor([[400., 400., 512., 512.], [-113., -113., -1., -1.]])
+    scores, labels = torch.tensor([.9, .8]), torch.tensor([0, 1])
+    assert len(batched_nms(boxes, scores, labels, nms)[1]) == 2
+    del nms['split_thr']
+    assert len(batched_nms(boxes, scores, labels, nms)[1]) == 1, 'split_thr is no longer needed'
 
 
 def test_leaves_are_short():
