@@ -1,4 +1,6 @@
 """Every config of the repository loads, builds and holds what it says."""
+from pathlib import Path
+
 import pytest
 import torch
 from mmcv.ops import batched_nms
@@ -109,3 +111,28 @@ def test_the_papers_depths(folder, baseline, unit, length, layers):
         _no_downloads(cfg)
         with torch.device('meta'):
             assert list(upgraded_layers(build(cfg))) == DEPTHS[layers]
+
+
+UPGRADES = sorted(path for folder in ('ssd', 'yolov3') for path in (ROOT / 'configs' / folder).glob('*-upgrade*.py'))
+
+
+@pytest.mark.parametrize('path', UPGRADES, ids=lambda path: path.stem)
+def test_upgrades_of_the_papers_tables_are_what_the_tool_would_write(path):
+    cfg = Config.fromfile(path)
+    base, = Config._get_base_files(path)
+    own = 'gluoncv' not in path.stem
+    baseline = Config.fromfile(path.parent / base)
+    quarter = cfg.train_cfg.max_epochs
+    assert quarter == (50 if 'voc0712' in path.stem else 70)
+    epochs = 4 * quarter
+    if own:
+        assert baseline.train_cfg.max_epochs == epochs
+        assert cfg.load_from == f'work_dirs/{Path(base).stem}/epoch_{epochs}.pth'
+    expected = upgrade_config(baseline, load_from=cfg.load_from, epoch_ratio=quarter / baseline.train_cfg.max_epochs)
+    for key in ('model', 'train_cfg', 'param_scheduler', 'custom_hooks', 'train_dataloader', 'val_dataloader'):
+        assert cfg[key] == expected[key], key
+    with torch.device('meta'):
+        _no_downloads(cfg)
+        assert len(upgraded_layers(build(cfg))) == 3
+    rate = cfg.optim_wrapper.optimizer.lr
+    assert (rate, cfg.auto_scale_lr.base_batch_size) == ((0.01, 32) if path.stem.startswith('ssd') else (0.001, 64))
