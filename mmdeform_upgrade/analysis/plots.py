@@ -64,6 +64,19 @@ def draw_bands(curves: Mapping[str, Band], path: Path, *, ylabel: str, title: st
     save(figure, path)
 
 
+def draw_depths(scores: Mapping[int, Sequence[float]], path: Path, *, ylabel: str, title: str) -> None:
+    """Scores over the number of upgraded layers: every seed a dot, their means a line."""
+    figure = Figure(figsize=(6, 3.8), layout='constrained')
+    axes = figure.subplots()
+    depths = sorted(scores)
+    axes.plot(depths, [np.mean(scores[depth]) for depth in depths], color=COLOURS[0], label='mean')
+    for depth in depths:
+        axes.scatter([depth] * len(scores[depth]), scores[depth], color=COLOURS[1], s=16, zorder=3)
+    axes.set(xlabel='upgraded layers (0: trained on without)', ylabel=ylabel, title=title, xticks=depths)
+    axes.grid(alpha=0.3)
+    save(figure, path)
+
+
 def draw_sampling(picture: np.ndarray, rows: Sequence[SamplingRow], path: Path) -> None:
     """One row a position: sampling points through one and more layers, then effective receptive fields.
 

@@ -16,14 +16,17 @@ import shlex
 import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..checkpoint import file_sha256
-from ..config import inheriting_text, retrain_changes
+from ..config import control_changes, inheriting_text, retrain_changes, upgrade_changes
 from ..errors import UpgradeError
 from ..protocol import read_curve, read_test_score, read_train_seconds, run_tool
 from ..schedule import Length
 from ..targets import Targets
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 ARMS = ('baseline', 'retrained', 'upgraded', 'control')
 
@@ -39,6 +42,8 @@ class Experiment:
         targets, exclude, part, deform_groups: see :func:`upgrade_config`.
         epoch_ratio: length of the fine-tune over the baseline's.
         options: settings for every run, as ``key=value``.
+        tune_options: settings for the fine-tunes alone.
+        variant: name of these settings, where several share one baseline in ``work_dir``.
         train_command: how to train on a cluster, with ``{config}``, ``{work_dir}``; None trains here.
     """
 
@@ -51,14 +56,23 @@ class Experiment:
     deform_groups: int = 1
     epoch_ratio: float = 0.25
     options: Sequence[str] = ()
+    tune_options: Sequence[str] = ()
+    variant: str = ''
     train_command: Optional[str] = None
 
-    def settings(self) -> Dict[str, Any]:
-        """What makes two runs comparable."""
-        kept = asdict(self)
-        for name in ('work_dir', 'train_command'):
-            kept.pop(name)
+    def settings(self, arm: str) -> Dict[str, Any]:
+        """What an arm depends on, and runs must share to be compared."""
+        names = ['metric', 'options']
+        if arm in ('upgraded', 'retrained'):
+            names += ['targets', 'exclude', 'part', 'deform_groups']
+        if arm in ('upgraded', 'control'):
+            names += ['epoch_ratio', 'tune_options']
+        kept = {name: getattr(self, name) for name in names}
         return json.loads(json.dumps({**kept, 'config': os.path.basename(self.config)}))
+
+    def name(self, arm: str) -> str:
+        """Name of an arm's folder and config file; all variants share the baseline."""
+        return f'{arm}-{self.variant}' if self.variant and arm != 'baseline' else arm
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,7 @@ class Result:
 
 def folder(experiment: Experiment, seed: int, arm: str) -> Path:
     """Where a run keeps everything."""
-    return Path(experiment.work_dir) / f'seed{seed}' / arm
+    return Path(experiment.work_dir) / f'seed{seed}' / experiment.name(arm)
 
 
 def read_result(experiment: Experiment, seed: int, arm: str) -> Optional[Result]:
@@ -95,7 +109,7 @@ def read_result(experiment: Experiment, seed: int, arm: str) -> Optional[Result]
     if not path.is_file():
         return None
     kept = json.loads(path.read_text(encoding='utf8'))
-    now = experiment.settings()
+    now = experiment.settings(arm)
     changed = sorted(key for key in now if kept['settings'].get(key) != now[key])
     if changed:
         raise UpgradeError(f'{path} was made with other settings ({", ".join(changed)}): name another work directory, '
@@ -124,7 +138,8 @@ def run_arm(experiment: Experiment, seed: int, arm: str) -> Result:
              log=work_dir / 'test.txt')
     score = read_test_score(tests, experiment.metric)
     result = Result(arm, seed, score, read_curve(work_dir, experiment.metric), length.total, length.unit,
-                    read_train_seconds(work_dir), checkpoint.name, file_sha256(str(checkpoint)), experiment.settings())
+                    read_train_seconds(work_dir), checkpoint.name, file_sha256(str(checkpoint)),
+                    experiment.settings(arm))
     partial = work_dir / 'result.json.part'
     partial.write_text(json.dumps(asdict(result), indent=1) + '\n', encoding='utf8')
     partial.replace(work_dir / 'result.json')
@@ -142,28 +157,27 @@ def write_config(experiment: Experiment, seed: int, arm: str) -> Path:
         baseline.write_text(inheriting_text(experiment.config, str(baseline), changes), encoding='utf8')
     if arm == 'baseline':
         return baseline
+    path = home / f'{experiment.name(arm)}.py'
+    changes = Config(_arm_changes(experiment, seed, arm, Config.fromfile(baseline)))
+    if arm != 'retrained':
+        changes.merge_from_dict(_options(experiment.tune_options))
+    path.write_text(inheriting_text(str(baseline), str(path), changes), encoding='utf8')
+    return path
+
+
+def _arm_changes(experiment: Experiment, seed: int, arm: str, baseline: Config) -> Dict[str, Any]:
+    layers: Dict[str, Any] = dict(targets=experiment.targets, part=experiment.part, exclude=experiment.exclude,
+                                  deform_groups=experiment.deform_groups)
     if arm == 'retrained':
-        changes = retrain_changes(Config.fromfile(baseline), targets=experiment.targets, part=experiment.part,
-                                  exclude=experiment.exclude, deform_groups=experiment.deform_groups)
-        path = home / 'retrained.py'
-        path.write_text(inheriting_text(str(baseline), str(path), changes), encoding='utf8')
-        return path
-    return _fine_tune_config(experiment, seed, arm, baseline)
-
-
-def _fine_tune_config(experiment: Experiment, seed: int, arm: str, baseline: Path) -> Path:
+        return retrain_changes(baseline, **layers)
     trained = read_result(experiment, seed, 'baseline')
     if trained is None:
         raise UpgradeError(f'seed {seed}: {arm} starts from the baseline, which has no result yet; run that arm first')
-    home = baseline.parent
-    checkpoint = home / 'baseline' / trained.checkpoint
-    targets = [experiment.targets] if isinstance(experiment.targets, str) else list(experiment.targets)
-    exclude = ['--exclude', *experiment.exclude] if experiment.exclude else []
-    run_tool('upgrade.py', baseline, checkpoint, '--targets', *targets, *exclude, '--part', experiment.part,
-             '--deform-groups', experiment.deform_groups, '--epoch-ratio', experiment.epoch_ratio, '--out',
-             home / 'upgraded.py', '--control', home / 'control.py', title=f'seed {seed}: upgrade',
-             log=home / 'upgrade.txt')
-    return home / f'{arm}.py'
+    tuned: Dict[str, Any] = dict(load_from=str(folder(experiment, seed, 'baseline').absolute() / trained.checkpoint),
+                                 epoch_ratio=experiment.epoch_ratio)
+    if arm == 'control':
+        return control_changes(baseline, **tuned)
+    return upgrade_changes(baseline, **tuned, **layers)
 
 
 def _options(options: Sequence[str]) -> Dict[str, Any]:

@@ -4,6 +4,7 @@ import pytest
 from mmdeform_upgrade.analysis import plots
 from mmdeform_upgrade.analysis.comparison import Spread, mean_curve, paired, reached
 from mmdeform_upgrade.experiments import Result, summarise
+from mmdeform_upgrade.experiments.depth import depth_table
 from mmdeform_upgrade.experiments.report import curves
 
 
@@ -57,4 +58,17 @@ def test_fine_tunes_are_drawn_from_where_their_baseline_ended(tmp_path):
     assert [x for x, *_ in drawn['upgraded']] == [4, 5] and [x for x, *_ in drawn['retrained']] == [2, 4]
     assert drawn['baseline'][-1] == (4, 0.48, 0.47, 0.49)
     plots.draw_bands(drawn, tmp_path / 'x.png', ylabel='mAP', title='two seeds', xlabel='epochs')
+    assert (tmp_path / 'x.png').stat().st_size > 5000
+
+
+def test_the_depth_study_compares_each_depth_with_none(tmp_path):
+    results = {0: {0: _result('control', 0, 0.50, []), 1: _result('control', 1, 0.52, [])},
+               3: {0: _result('upgraded', 0, 0.53, []), 1: _result('upgraded', 1, 0.54, [])}}
+    times = {'train_ms': {'fastest': 10.0}, 'inference_ms': {'fastest': 4.0}}
+    costs = {'baseline': {'parameters': 100, 'flops': 50, **times},
+             '3': {'parameters': 102, 'flops': 53, 'train_ms': {'fastest': 11.0}, 'inference_ms': {'fastest': 5.0}}}
+    rows = depth_table(results, costs).splitlines()[2:]
+    assert rows == ['| 0 | 51.00 ± 1.41 |  | 1.000 | 1.000 | 1.000 | 1.000 |',
+                    '| 3 | 53.50 ± 0.71 | +2.50 ± 0.71 | 1.020 | 1.060 | 1.100 | 1.250 |']
+    plots.draw_depths({0: [0.5, 0.52], 3: [0.53]}, tmp_path / 'x.png', ylabel='mAP', title='2 seeds')
     assert (tmp_path / 'x.png').stat().st_size > 5000

@@ -1,5 +1,6 @@
 """Two arms of the experiment through the real tools."""
 import json
+import re
 
 import pytest
 from mmengine.config import Config
@@ -61,6 +62,28 @@ def test_the_retrained_arm_has_the_schedule_of_the_baseline_and_the_layers_of_th
     upgraded = Config.fromfile(write_config(experiment, 3, 'baseline').with_name('upgraded.py'))
     assert cfg.train_cfg.max_epochs == 2 and cfg.get('load_from') is None and not cfg.get('custom_hooks')
     assert list(upgraded_layers(build(cfg))) == list(upgraded_layers(build(upgraded)))
+
+
+def test_variants_share_the_baseline_and_have_settings_of_their_own(done):
+    experiment, *_ = done
+    other = Experiment(**{**vars(experiment), 'targets': 'last:1', 'variant': 'one',
+                          'tune_options': ['optim_wrapper.optimizer.lr=0.5']})
+    assert read_result(other, 3, 'baseline') == read_result(experiment, 3, 'baseline')
+    assert read_result(other, 3, 'upgraded') is None
+    path = write_config(other, 3, 'upgraded')
+    cfg = Config.fromfile(path)
+    assert path.name == 'upgraded-one.py' and cfg.optim_wrapper.optimizer.lr == 0.5 and cfg.train_cfg.max_epochs == 1
+    assert len(upgraded_layers(build(cfg))) == 1
+
+
+def test_the_depth_study_trains_and_measures(done, tiny_config, tmp_path):
+    experiment, *_ = done
+    out = tmp_path / 'depth'
+    text = run_tool('analysis_tools/depth_study.py', tiny_config, '--metric', METRIC, '--work-dir', experiment.work_dir,
+                    '--seeds', 3, '--depths', 1, '--epoch-ratio', 0.5, '--options', *OPTIONS, '--size', 96,
+                    '--repetitions', 1, '--out', out).stdout
+    assert re.search(r'^\| 1 \| \d+\.\d\d \|', text, re.M)
+    assert out.with_suffix('.png').is_file() and out.with_suffix('.md').is_file()
 
 
 def test_an_arm_that_needs_the_baseline_says_so(done):

@@ -31,6 +31,8 @@ def parse_args(argv):
     parser.add_argument('--deform-groups', type=int, default=1)
     parser.add_argument('--epoch-ratio', type=float, default=0.25)
     parser.add_argument('--options', nargs='+', default=[], help='settings of every run, as key=value')
+    parser.add_argument('--tune-options', nargs='+', default=[], help='settings of the fine-tunes, as key=value')
+    parser.add_argument('--variant', default='', help='name of these settings, where several share one baseline')
     parser.add_argument('--train-command', help='launcher of a cluster, with {config} and {work_dir}')
     parser.add_argument('--summary-only', action='store_true', help='run nothing, report what is there')
     parser.add_argument('--out', type=Path, help='also write OUT.json, OUT.md and OUT.png')
@@ -41,7 +43,8 @@ def main(argv=None):
     args = parse_args(argv)
     experiment = Experiment(
         args.config, args.work_dir, args.metric, args.targets[0] if len(args.targets) == 1 else args.targets,
-        args.exclude, args.part, args.deform_groups, args.epoch_ratio, args.options, args.train_command)
+        args.exclude, args.part, args.deform_groups, args.epoch_ratio, args.options, args.tune_options,
+        args.variant, args.train_command)
     work = read_result if args.summary_only else run_arm
     # An arm that starts from the baseline comes after it, whatever the order on the command line.
     arms = [arm for arm in ARMS if arm in args.arms]

@@ -1,0 +1,88 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""How deep to upgrade: 0, 1, 2, 3, 6 ... layers after the same short fine-tune, with what each costs.
+
+    python tools/analysis_tools/depth_study.py CONFIG --metric pascal_voc/mAP --work-dir work_dirs/depth --out OUT
+
+Depth 0 is the control, the baseline trained on for as long. The baseline is trained first where it is not there yet.
+Parameters, FLOPs, training step and inference are measured in one run, with the networks taking turns.
+"""
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from mmdeform_upgrade import launch
+from mmdeform_upgrade.analysis.cost import BASELINE, Load, measure_costs
+from mmdeform_upgrade.analysis.timing import conditions
+from mmdeform_upgrade.config import upgrade_config
+from mmdeform_upgrade.experiments import Experiment, run_arm
+from mmdeform_upgrade.experiments.depth import depth_table
+from mmdeform_upgrade.preflight import build_network
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help="the baseline's config")
+    parser.add_argument('--metric', required=True, help='score in the logs, such as pascal_voc/mAP or mIoU')
+    parser.add_argument('--work-dir', required=True, help='folder of all runs')
+    parser.add_argument('--depths', nargs='+', type=int, default=[0, 1, 2, 3, 6])
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0])
+    parser.add_argument('--part', default='backbone')
+    parser.add_argument('--epoch-ratio', type=float, default=0.25)
+    parser.add_argument('--options', nargs='+', default=[], help='settings of every run, as key=value')
+    parser.add_argument('--size', type=int, default=512, help='pixels of a side, for the costs')
+    parser.add_argument('--repetitions', type=int, default=10)
+    parser.add_argument('--threads', type=int, default=2, help='CPU threads, for the costs')
+    parser.add_argument('--out', type=Path, help='also write OUT.json, OUT.md and OUT.png')
+    return parser.parse_args(argv)
+
+
+def train(args):
+    """Results by depth and seed."""
+    found = {}
+    for seed in args.seeds:
+        for depth in args.depths:
+            experiment = Experiment(args.config, args.work_dir, args.metric, f'last:{depth}', part=args.part,
+                                    epoch_ratio=args.epoch_ratio, options=args.options,
+                                    variant=f'last{depth}' if depth else '')
+            run_arm(experiment, seed, 'baseline')
+            found.setdefault(depth, {})[seed] = run_arm(experiment, seed, 'upgraded' if depth else 'control')
+    return found
+
+
+def costs(args):
+    cfg = Config.fromfile(args.config)
+    networks = {BASELINE: build_network(cfg)}
+    for depth in args.depths:
+        if depth:
+            networks[str(depth)] = build_network(
+                upgrade_config(cfg, load_from='unused.pth', targets=f'last:{depth}', part=args.part))
+    return measure_costs(networks, Load(args.size, 2, args.repetitions))
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    torch.set_num_threads(args.threads)
+    results = train(args)
+    kept, measured = conditions('cpu'), costs(args)
+    text = (f'{Path(args.config).name}, {args.metric} on the test split after a fine-tune of {args.epoch_ratio:g} of '
+            f'the schedule; costs at {args.size} pixels on {kept["hardware"]}, {args.threads} threads, over the baseline, '
+            f'fastest of {args.repetitions}.\n\n' + depth_table(results, measured))
+    print(text)
+    if args.out:
+        from mmdeform_upgrade.analysis import plots
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        runs = [asdict(result) for found in results.values() for result in found.values()]
+        args.out.with_suffix('.json').write_text(json.dumps({'conditions': kept, 'runs': runs, 'costs': measured},
+                                                            indent=1) + '\n', encoding='utf8')
+        args.out.with_suffix('.md').write_text(text, encoding='utf8')
+        scores = {depth: [result.score for result in found.values()] for depth, found in results.items()}
+        plots.draw_depths(scores, args.out.with_suffix('.png'), ylabel=f'test {args.metric}',
+                          title=f'{Path(args.config).stem}, {len(args.seeds)} seeds')
+
+
+if __name__ == '__main__':
+    launch.run(main)
