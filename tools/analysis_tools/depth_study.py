@@ -69,8 +69,8 @@ def main(argv=None):
     results = train(args)
     kept, measured = conditions('cpu'), costs(args)
     text = (f'{Path(args.config).name}, {args.metric} on the test split after a fine-tune of {args.epoch_ratio:g} of '
-            f'the schedule; costs at {args.size} pixels on {kept["hardware"]}, {args.threads} threads, over the baseline, '
-            f'fastest of {args.repetitions}.\n\n' + depth_table(results, measured))
+            f'the schedule; costs at {args.size} pixels on {kept["hardware"]}, {args.threads} threads, over the '
+            f'baseline, fastest of {args.repetitions}.\n\n' + depth_table(results, measured))
     print(text)
     if args.out:
         from mmdeform_upgrade.analysis import plots
