@@ -8,11 +8,11 @@ from typing import Any, Dict
 import torch
 
 from .checkpoint import import_checkpoint
+from .config import SCHEME
 from .errors import CheckpointError, ConfigError
 from .importers import PLAIN, Imported, dataset_meta
 from .readers import read_tensors
 
-SCHEME = 'baseline://'
 # Read as safely, imported by nobody: what a run is resumed from, and what the hook imports with the network at hand.
 AS_IT_IS = 'safe://'
 

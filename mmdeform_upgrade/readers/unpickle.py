@@ -143,7 +143,8 @@ def _fill(target: Any, items: List[Any]) -> None:
         raise CheckpointError(f'it sets items of a {type(target).__name__} when unpickled')
     if len(items) % 2:
         raise CheckpointError('it has a key without a value')
-    target.update(zip(_keys(items[::2]), items[1::2], strict=True))
+    for key, value in zip(_keys(items[::2]), items[1::2], strict=True):
+        target[key] = value
 
 
 def _collection(kind: Callable[..., Any]) -> Callee:
@@ -255,7 +256,7 @@ def _names() -> Dict[Tuple[str, str], Any]:
         names.update({(f'{core}.multiarray', '_reconstruct'): Callee(_reconstruct),
                       (f'{core}.multiarray', 'scalar'): Callee(_scalar),
                       (f'{core}.numeric', '_frombuffer'): Callee(_from_buffer)})
-    for name, kind in vars(getattr(np, 'dtypes', None) or object()).items() if hasattr(np, 'dtypes') else ():
+    for name, kind in vars(np.dtypes).items() if hasattr(np, 'dtypes') else ():  # since numpy 1.25
         if re.fullmatch(r'(?:U?Int|Float|Bool)\d*DType', name):
             names['numpy.dtypes', name] = _dtype_class(kind)
     return names

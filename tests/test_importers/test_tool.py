@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 
 from mmdeform_upgrade.checkpoint import file_sha256, load_baseline
 from mmdeform_upgrade.errors import CheckpointError, ConfigError
@@ -91,3 +92,18 @@ def test_errors_are_one_message(tmp_path):
     result = run_tool('model_converters/import_baseline.py', tmp_path / 'page.pth', tmp_path / 'out.pth', check=False)
     assert result.returncode == 2 and result.stderr.strip().endswith('(a login or error page was saved)')
     assert 'Traceback' not in result.stderr and not (tmp_path / 'out.pth').exists()
+
+
+def test_an_upgrade_and_its_control_start_from_a_foreign_file(tiny_retinanet, torchvision_file, trained, tmp_path):
+    up, control = tmp_path / 'up.py', tmp_path / 'control.py'
+    plan = run_tool('upgrade.py', tiny_retinanet, torchvision_file, '--out', up, '--control', control,
+                    '--epoch-ratio', 1).stdout
+    assert 'imported torchvision RetinaNet with FPN: ' in plan and '6 offset tensors start at zero' in plan
+    for path in (up, control):
+        cfg = Config.fromfile(path)
+        cfg.work_dir, cfg.experiment_name = str(tmp_path / path.stem), path.stem
+        runner = Runner.from_cfg(cfg)
+        runner.call_hook('before_run')
+        runner.load_or_resume()
+        state = runner.model.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in trained.items() if 'num_batches' not in name)
