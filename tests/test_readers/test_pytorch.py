@@ -182,6 +182,20 @@ def test_a_small_file_cannot_ask_for_a_large_memory(tmp_path, payload, message):
         read_checkpoint(tmp_path / 'a.pth')
 
 
+@pytest.mark.parametrize('opcodes', [
+    b'(I1000000000000\nitorch.storage\nUntypedStorage\n.',
+    b'(ctorch.storage\nUntypedStorage\nI1000000000000\no.',
+    b'ctorch.storage\nUntypedStorage\nI1000000000000\n\x85}\x92.',
+])
+def test_classes_are_made_by_no_other_opcode(tmp_path, opcodes):
+    with zipfile.ZipFile(tmp_path / 'a.pth', 'w') as archive:
+        archive.writestr('archive/data.pkl', b'\x80\x04' + opcodes)
+        archive.writestr('archive/version', '3\n')
+        archive.writestr('archive/byteorder', 'little')
+    with pytest.raises(CheckpointError, match='makes objects in a way that no checkpoint needs'):
+        read_checkpoint(tmp_path / 'a.pth')
+
+
 def test_a_tensor_stays_within_its_storage(tmp_path):
     tensor = torch.arange(4.0)
     torch.save({'a': tensor[1:], 'b': tensor.view(2, 2).t()}, tmp_path / 'a.pth')
