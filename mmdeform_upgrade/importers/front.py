@@ -9,6 +9,8 @@ from torch import Tensor
 from ..errors import CheckpointError
 from . import detectron2, openmmlab, torchvision, torchvision_detection
 from .base import Format, Imported
+from .gluoncv_ssd import GLUONCV_SSD
+from .gluoncv_yolo import GLUONCV_YOLO
 
 # One line a format; the order does not matter, since a state dict may be of one format alone.
 FORMATS: Tuple[Format, ...] = (
@@ -22,7 +24,8 @@ FORMATS: Tuple[Format, ...] = (
     openmmlab.OLD_SSD,
     openmmlab.RPN,
     openmmlab.VERSION_ONE,
-    # GluonCV: GLUONCV_SSD and GLUONCV_YOLO go here.
+    GLUONCV_SSD,
+    GLUONCV_YOLO,
 )
 PLAIN = 'the network\'s own names'
 PLAIN_TWO = 'MMDetection 2 or MMSegmentation 0'

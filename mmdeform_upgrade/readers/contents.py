@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Mapping
 
 from ..errors import CheckpointError
+from .mxnet import is_mxnet, is_mxnet_zip, read_mxnet
 from .pickled import read_pickled
 from .pytorch import read_checkpoint
 from .safetensors import read_safetensors
-from .sniff import existing_file, kind_of, members
+from .sniff import existing_file, first_bytes, kind_of, members
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ def read_tensors(path: str, map_location: Any = 'cpu') -> Contents:
         CheckpointError: no such file, another kind of file (says which), or a damaged one.
     """
     path = existing_file(path)
-    # MXNet: `if is_mxnet(first_bytes(path)): return Contents('MXNet file', read_mxnet(path))` goes here.
+    if is_mxnet(first_bytes(path)):
+        return Contents('MXNet file', read_mxnet(path))
     kind = kind_of(path)
     if kind == 'torch':
         return _of_torch(read_checkpoint(path, map_location))
@@ -48,8 +50,10 @@ def read_tensors(path: str, map_location: Any = 'cpu') -> Contents:
     if kind == 'safetensors':
         tensors, metadata = read_safetensors(path)
         return Contents('safetensors file', tensors, {'metadata': metadata} if metadata else {})
-    # MXNet: the zoo's .zip around one .params, and .npz, come here (`members(path)`).
-    raise CheckpointError(f'{path} is no readable checkpoint: it is a zip archive of {", ".join(members(path)[:5])}, '
+    names = members(path)
+    if is_mxnet_zip(names):
+        return Contents('MXNet file', read_mxnet(path))
+    raise CheckpointError(f'{path} is no readable checkpoint: it is a zip archive of {", ".join(names[:5])}, '
                           'which PyTorch did not write; unpack it and give the checkpoint in it')
 
 

@@ -1,5 +1,6 @@
 """A foreign baseline all the way into a run: recognised, checked, loaded, recorded."""
 import copy
+import zipfile
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from mmdeform_upgrade.checkpoint import import_baseline
 from mmdeform_upgrade.errors import CheckpointError
 from mmdeform_upgrade.importers import PLAIN, import_state_dict
 from mmdeform_upgrade.importers.front import FORMATS
-from mmdeform_upgrade.readers import read_checkpoint, write_safetensors
+from mmdeform_upgrade.importers.gluoncv_ssd import GLUONCV_SSD
+from mmdeform_upgrade.readers import read_checkpoint, read_tensors, write_safetensors
 
-from ..conftest import build
-from . import foreign
+from ..conftest import ROOT, build
+from . import foreign, gluoncv_files
 
 
 def _same(state, trained):
@@ -47,6 +49,22 @@ def test_the_container_does_not_matter(tiny_retinanet, torchvision_state, traine
     model = build(Config.fromfile(tiny_retinanet))
     model.load_state_dict(load_baseline(tmp_path / 'a.pth', model), strict=True)
     _same(model.state_dict(), trained)
+
+
+@pytest.mark.parametrize('zipped', [False, True])
+def test_files_of_mxnet_are_told_by_their_content(tmp_path, zipped):
+    path = tmp_path / 'weights.pth'
+    gluoncv_files.write_ssd(path)
+    if zipped:  # as GluonCV's model zoo serves it
+        with zipfile.ZipFile(tmp_path / 'zoo.pth', 'w') as archive:
+            archive.write(path, 'ssd_512_resnet50_v1_voc-9c8b225a.params')
+        path = tmp_path / 'zoo.pth'
+    imported = import_baseline(path)
+    assert imported.format == GLUONCV_SSD.name and read_tensors(path).container == 'MXNet file'
+    cfg = Config.fromfile(ROOT / 'configs' / 'gluoncv' / 'ssd512_r50_voc.py')
+    cfg.model.backbone.init_cfg = None
+    model = build(cfg)
+    model.load_state_dict(load_baseline(path, model), strict=True)
 
 
 def test_names_of_the_network_always_pass(tmp_path):
