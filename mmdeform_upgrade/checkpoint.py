@@ -6,13 +6,14 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .readers import read_checkpoint
+from .importers import PLAIN, Imported, import_state_dict
+from .readers import read_tensors
 
 StateDict = Dict[str, Tensor]
 
@@ -20,23 +21,66 @@ _OFFSET_KEY = re.compile(r'(?:.*\.)?conv_offset\.(?:weight|bias)')
 _SHOWN = 20
 
 
-def load_baseline(path: str) -> StateDict:
-    """The tensors of a trained baseline, read safely, under the names of the network's modules.
+def load_baseline(path: str, model: Optional[nn.Module] = None) -> StateDict:
+    """The tensors of a trained baseline, read safely, under mmdet's or mmseg's names.
 
     Args:
-        path: an MMEngine checkpoint, or a file that is a bare state dict.
+        path: a checkpoint of the OpenMMLab libraries, a bare state dict, or one of the foreign files that
+            ``docs/formats.md`` lists; recognised by its content.
+        model: the network that it is meant for, upgraded or not; it is not changed. With it, a state dict in the
+            network's own names passes as it is, and everything is checked.
 
     Returns:
-        dict: parameter and buffer names (without a leading ``module.``) to CPU tensors.
+        dict: names (without a leading ``module.``) to CPU tensors. With ``model`` it loads strictly, but for the
+        offset branches of an upgraded network.
 
     Raises:
-        CheckpointError: see :func:`read_checkpoint`; also where the file holds no tensors.
+        CheckpointError: the file cannot be read or imported, or does not fit ``model``; names every problem.
     """
-    state_dict = read_checkpoint(path)['state_dict']
+    imported, remapped = _read(path, model)
+    if remapped is None:
+        return imported.state_dict
+    return {key: value for key, value in remapped.state_dict.items() if key not in remapped.added}
+
+
+def import_baseline(path: str, model: Optional[nn.Module] = None) -> Imported:
+    """As :func:`load_baseline`, with the report of what was renamed, changed and dropped.
+
+    Its ``state_dict`` holds what the file has, so it may lack ``num_batches_tracked``.
+    """
+    return _read(path, model)[0]
+
+
+def read_baseline(path: str, model: nn.Module) -> Tuple[Imported, Remapped]:
+    """Both halves of :func:`load_baseline`: the import, and what it became for ``model``, offsets included."""
+    imported, remapped = _read(path, model)
+    assert remapped is not None
+    return imported, remapped
+
+
+def import_checkpoint(checkpoint: Mapping[str, Any], model: Optional[nn.Module] = None) -> Imported:
+    """A read checkpoint (``state_dict`` and what stands beside it) under mmdet's or mmseg's names."""
+    network = None if model is None else model.state_dict().keys()
+    return import_state_dict(clean_state_dict(checkpoint['state_dict']), checkpoint.get('meta'), network)
+
+
+def fit_baseline(imported: Imported, model: nn.Module) -> Remapped:
+    """Check that ``model`` is the network that was imported, and complete the state dict for it.
+
+    Raises:
+        CheckpointError: settings that would change the numbers, and keys that are missing, unexpected or of another
+            shape, in one message.
+    """
+    problems = imported.problems(model)
+    remapped: Optional[Remapped] = None
     try:
-        return clean_state_dict(state_dict)
+        remapped = remap_state_dict(imported.state_dict, model.state_dict())
     except CheckpointError as error:
-        raise CheckpointError(f'{path}: {error}') from error
+        problems.append(str(error))
+    if problems or remapped is None:
+        foreign = '' if imported.format == PLAIN else f'it was recognised as {imported.format}\n'
+        raise CheckpointError(foreign + '\n'.join(problems))
+    return remapped
 
 
 def file_sha256(path: str) -> str:
@@ -113,19 +157,29 @@ def nonzero_offsets(state_dict: Mapping[str, Tensor]) -> List[str]:
     return [key for key, value in state_dict.items() if is_offset_key(key) and bool(value.any())]
 
 
+def _read(path: str, model: Optional[nn.Module]) -> Tuple[Imported, Optional[Remapped]]:
+    contents = read_tensors(path)
+    try:
+        imported = import_checkpoint({**contents.rest, 'state_dict': contents.tensors}, model)
+        return imported, None if model is None else fit_baseline(imported, model)
+    except CheckpointError as error:
+        raise CheckpointError(f'{path}: {error}') from error
+
+
 def _twin(key: str) -> str:
     stem, _, last = key.rpartition('.')
     return f'{stem}.{"bias" if last == "weight" else "weight"}'
 
 
 def _misfit(missing: List[str], unexpected: List[str], shapes: List[str], required: int) -> str:
-    lines = ['the checkpoint does not fit the upgraded network (only offset branches may be new):']
+    lines = ['the checkpoint does not fit the network (only offset branches may be new):']
     for title, keys in (('missing in the checkpoint', missing), ('unexpected in the checkpoint', unexpected),
                         ('of another shape', shapes)):
         if keys:
             lines.append(f'  {title} ({len(keys)}): {_listed(keys)}')
     if len(missing) > required // 2:
-        lines.append('Most of the network is missing: this is a checkpoint of another architecture.')
+        lines.append('Most of the network is missing: this is a checkpoint of another architecture, or in a format '
+                     'that is not known (docs/formats.md lists those that are).')
     elif shapes and all('cls' in text or 'fc_' in text or 'conv_seg' in text for text in shapes):
         lines.append('Only classification layers differ: the checkpoint was trained on another number of classes.')
     lines.append('Give the checkpoint that the baseline config was trained to, or the config that it was trained with.')

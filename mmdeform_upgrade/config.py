@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 BUILDER = 'DeformUpgrade'
 HOOK = 'DeformUpgradeHook'
+SCHEME = 'baseline://'  # MMEngine's loaders import what stands behind it
 
 
 def upgrade_config(cfg: Config,
@@ -80,8 +81,10 @@ def retrain_changes(cfg: Mapping[str, Any], *, targets: Targets, part: str = 'ba
 
 def control_changes(cfg: Mapping[str, Any], *, load_from: str, epoch_ratio: float) -> Dict[str, Any]:
     """The honest control of an upgrade: the baseline trained on for the same length, with no layer changed."""
-    changes = schedule_changes(cfg, epoch_ratio)
-    return {**changes, 'load_from': load_from}
+    changes = {**schedule_changes(cfg, epoch_ratio), 'load_from': load_from}
+    if load_from.startswith(SCHEME):
+        changes['custom_imports'] = _imports(cfg)  # this package registers the scheme
+    return changes
 
 
 def inheriting_text(base: str, out: str, changes: Mapping[str, Any]) -> str:

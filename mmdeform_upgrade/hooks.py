@@ -9,17 +9,26 @@ from typing import Any, Dict, Iterator, List, Mapping, Optional
 
 import numpy as np
 import torch
-from mmengine.dist import barrier, get_local_rank, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
-from .checkpoint import StateDict, clean_state_dict, file_sha256, nonzero_offsets, remap_state_dict
+from .checkpoint import (
+    StateDict,
+    clean_state_dict,
+    file_sha256,
+    fit_baseline,
+    import_checkpoint,
+    nonzero_offsets,
+    remap_state_dict,
+)
 from .errors import CheckpointError, ConfigError
+from .importers import PLAIN, Imported
 from .layers import ZeroOffsetDCN
+from .locations import AS_IT_IS, local_path
 
-SCHEME = 'baseline://'
 META_KEY = 'deform_upgrade'
 
 
@@ -37,7 +46,7 @@ class DeformUpgradeHook(Hook):
     Raises (from the runner's calls):
         ConfigError: the network has no ``ZeroOffsetDCN``, or there is nothing to load.
         CheckpointError: the checkpoint does not fit; every key that is missing, unexpected or of another shape is
-            named.
+            named, and every setting that would change a foreign baseline's numbers.
     """
 
     # Before EMAHook and CheckpointHook, which work on what this hook makes of the checkpoint.
@@ -61,12 +70,17 @@ class DeformUpgradeHook(Hook):
                 raise ConfigError(f'resume: there is no checkpoint in {runner.work_dir}, and training would start from '
                                   'random weights; run without resume, with load_from the baseline')
         if path is not None:
-            runner._load_from = SCHEME + local_path(path)
+            runner._load_from = AS_IT_IS + local_path(path)
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Make a baseline complete with zero offsets; take an upgraded checkpoint as it is."""
-        given = clean_state_dict(checkpoint['state_dict'])
-        remapped = remap_state_dict(given, _network(runner).state_dict())
+        """Import a baseline and make it complete with zero offsets; take an upgraded checkpoint as it is."""
+        network = _network(runner)
+        if runner._resume:  # never imported: what was interrupted is the network's own
+            given = Imported(PLAIN, clean_state_dict(checkpoint['state_dict']))
+            remapped = remap_state_dict(given.state_dict, network.state_dict())
+        else:
+            given = import_checkpoint(checkpoint, network)
+            remapped = fit_baseline(given, network)
         if remapped.added and runner._resume:
             raise CheckpointError('resume: the checkpoint has no offsets, so it is a baseline and not an interrupted '
                                   'upgrade; give it as load_from, with resume=False')
@@ -74,9 +88,11 @@ class DeformUpgradeHook(Hook):
         self._loaded, self._fresh = remapped.state_dict, bool(remapped.added)
         self.provenance = dict((checkpoint.get('meta') or {}).get(META_KEY) or {})
         if self._fresh:
-            self.provenance = self._describe(runner)
-            runner.logger.info(f'Baseline of {len(given)} tensors fits; {len(remapped.added)} offset tensors added as '
-                               'zeros.')
+            self.provenance = {**self._describe(runner), 'imported': given.summary()}
+            if given.format != PLAIN:
+                runner.logger.info(f'Imported {given}')
+            runner.logger.info(f'Baseline of {len(given.state_dict)} tensors fits; {len(remapped.added)} offset '
+                               'tensors added as zeros.')
         elif not runner._resume:
             runner.logger.info('The checkpoint is upgraded already and was loaded as it is.')
 
@@ -112,7 +128,7 @@ class DeformUpgradeHook(Hook):
 
     def _describe(self, runner) -> Dict[str, Any]:
         from . import __version__
-        path = runner._load_from.replace(SCHEME, '') if runner._load_from else None
+        path = runner._load_from.replace(AS_IT_IS, '') if runner._load_from else None
         return {
             'baseline': os.path.basename(path) if path else None,
             'baseline_sha256': file_sha256(path) if path and is_main_process() else None,
@@ -124,26 +140,6 @@ class DeformUpgradeHook(Hook):
 def upgraded_layers(model: nn.Module) -> Dict[str, ZeroOffsetDCN]:
     """The deformable layers of a network by dotted name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, ZeroOffsetDCN)}
-
-
-def local_path(path: str) -> str:
-    """A file on this machine for a ``load_from``: a path as it is, an http(s) address downloaded once a machine.
-
-    Raises:
-        ConfigError: another scheme, which only MMEngine's own readers know.
-    """
-    path = os.path.expanduser(path[len(SCHEME):] if path.startswith(SCHEME) else path)
-    if path.startswith(('http://', 'https://')):
-        target = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(path))
-        if get_local_rank() == 0 and not os.path.isfile(target):
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            torch.hub.download_url_to_file(path, target)
-        barrier()
-        return target
-    if '://' in path:
-        raise ConfigError(f'load_from={path!r}: a baseline is read from a local file or an http(s) address; download '
-                          'it first')
-    return path
 
 
 def _network(runner) -> nn.Module:

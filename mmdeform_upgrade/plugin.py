@@ -13,9 +13,10 @@ from torch import nn
 from .analysis.complexity import register_handles
 from .config import BUILDER
 from .errors import ConfigError, TargetError
-from .hooks import SCHEME, DeformUpgradeHook
+from .hooks import DeformUpgradeHook
+from .importers import PLAIN
 from .layers import ZeroOffsetDCN
-from .readers import read_checkpoint
+from .locations import AS_IT_IS, SCHEME, imported_checkpoint, local_path, read_as_it_is
 from .targets import Targets
 from .upgrade import upgrade_
 
@@ -62,12 +63,24 @@ def deform_upgrade(base_type: Any = None,
 
 
 def load_from_baseline(filename: str, map_location: Any = None) -> Dict[str, Any]:
-    """MMEngine checkpoint scheme ``baseline://PATH``: the file, read without running anything that it holds."""
-    return read_checkpoint(filename[len(SCHEME):], map_location or 'cpu')
+    """MMEngine checkpoint scheme ``baseline://PATH``: read without running anything that it holds, and imported.
+
+    It serves whatever loads a checkpoint: ``load_from``, ``init_detector``, ``init_cfg``. The settings of the network,
+    which these loaders do not show, are checked by ``DeformUpgradeHook`` and by ``load_baseline(path, model)``.
+    """
+    checkpoint, imported = imported_checkpoint(local_path(filename), map_location or 'cpu')
+    if imported.format != PLAIN:
+        print_log(f'Imported {imported}', logger='current')
+    return checkpoint
+
+
+def load_as_it_is(filename: str, map_location: Any = None) -> Dict[str, Any]:
+    """MMEngine checkpoint scheme ``safe://PATH``: read without running anything that it holds, and not imported."""
+    return read_as_it_is(filename[len(AS_IT_IS):], map_location or 'cpu')
 
 
 def _imported_when_built(module: str, name: str) -> Callable[..., Any]:
-    """A registry entry for a class that needs mmdet, which mmseg's users may not have."""
+    """A registry entry for a class that needs mmdet or mmseg, which the other's users may not have."""
 
     def build(**kwargs: Any) -> Any:
         return getattr(importlib.import_module(module, __package__), name)(**kwargs)
@@ -78,9 +91,10 @@ def _imported_when_built(module: str, name: str) -> Callable[..., Any]:
 
 MODELS.register_module(name=BUILDER, module=deform_upgrade)
 MODELS.register_module(module=ZeroOffsetDCN)
-for _name in ('WideSSDNeck', 'PredictableSSDHead'):
-    MODELS.register_module(name=_name, module=_imported_when_built('.models.ssd', _name))
+for _file, _name in (('ssd', 'WideSSDNeck'), ('ssd', 'PredictableSSDHead'), ('aspp', 'ProjectedASPPHead')):
+    MODELS.register_module(name=_name, module=_imported_when_built(f'.models.{_file}', _name))
 TRANSFORMS.register_module(name='ResizeByDirection', module=_imported_when_built('.transforms', 'ResizeByDirection'))
 HOOKS.register_module(module=DeformUpgradeHook)
 CheckpointLoader.register_scheme(SCHEME, load_from_baseline)
+CheckpointLoader.register_scheme(AS_IT_IS, load_as_it_is)
 register_handles()

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Mapping, Optional
+from typing import TYPE_CHECKING, Any, Mapping
 
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from .checkpoint import Remapped, load_baseline, remap_state_dict
+from .checkpoint import Remapped, read_baseline
 from .config import HOOK
-from .errors import CheckpointError
-from .hooks import SCHEME, upgraded_layers
+from .hooks import upgraded_layers
+from .importers import PLAIN, Imported
+from .locations import without_scheme
 from .schedule import describe_schedule, type_name
 from .upgrade import LayerChange, UpgradeReport, count_parameters
 
@@ -25,14 +26,17 @@ class UpgradePlan:
     """What an upgraded config will do to a baseline, for a person to check."""
 
     report: UpgradeReport
+    imported: Imported
     remapped: Remapped
     schedule_before: str
     schedule_after: str
 
     def __str__(self) -> str:
         baseline = len(self.remapped.state_dict) - len(self.remapped.added)
-        return (f'{self.report}\ncheckpoint: {baseline} tensors fit, {len(self.remapped.added)} offset tensors start '
-                f'at zero\nschedule before: {self.schedule_before}\nschedule after:  {self.schedule_after}')
+        imported = '' if self.imported.format == PLAIN else f'imported {self.imported}\n'
+        return (f'{self.report}\n{imported}checkpoint: {baseline} tensors fit, {len(self.remapped.added)} offset '
+                f'tensors start at zero\nschedule before: {self.schedule_before}\n'
+                f'schedule after:  {self.schedule_after}')
 
 
 def build_network(cfg: Config) -> nn.Module:
@@ -48,8 +52,8 @@ def plan_upgrade(before: Config, after: Config, checkpoint: str) -> UpgradePlan:
         UpgradeError: whatever would stop the run: targets, the checkpoint, the schedule.
     """
     network = build_network(after)
-    remapped = _fit(network, checkpoint)
-    return UpgradePlan(report_of(network), remapped, describe_schedule(before), describe_schedule(after))
+    imported, remapped = read_baseline(without_scheme(checkpoint), network)
+    return UpgradePlan(report_of(network), imported, remapped, describe_schedule(before), describe_schedule(after))
 
 
 def report_of(network: nn.Module) -> UpgradeReport:
@@ -68,20 +72,13 @@ def check_before_training(cfg: Config) -> None:
     Raises:
         UpgradeError: see :func:`plan_upgrade`.
     """
-    if not has_hook(cfg) or cfg.get('resume') or '://' in (cfg.get('load_from') or SCHEME):
+    path = without_scheme(cfg.get('load_from') or '')
+    if not has_hook(cfg) or cfg.get('resume') or not path or '://' in path:
         return
-    _fit(build_network(cfg), cfg.load_from)
+    read_baseline(path, build_network(cfg))
 
 
 def has_hook(cfg: Mapping[str, Any]) -> bool:
     """Whether a config upgrades a baseline."""
     return any(type_name(hook.get('type', '')) == HOOK for hook in cfg.get('custom_hooks') or []
                if isinstance(hook, Mapping))
-
-
-def _fit(network: nn.Module, checkpoint: Optional[str]) -> Remapped:
-    baseline = load_baseline(str(checkpoint))
-    try:
-        return remap_state_dict(baseline, network.state_dict())
-    except CheckpointError as error:
-        raise CheckpointError(f'{checkpoint}: {error}') from error

@@ -97,7 +97,7 @@ def test_upgrade_refuses_bad_checkpoints(tiny_config, tiny_baseline, ssd512_chec
     text.write_text('no checkpoint')
     cut.write_bytes(tiny_baseline.read_bytes()[:-5000])
     _checkpoint_of_another_class_count(tiny_baseline, classes)
-    for checkpoint, message in ((tmp_path / 'none.pth', 'there is no file'), (text, 'no readable PyTorch checkpoint'),
+    for checkpoint, message in ((tmp_path / 'none.pth', 'there is no file'), (text, 'it looks like plain text'),
                                 (cut, 'truncated'), (ssd512_checkpoint, 'of another shape'),
                                 (classes, 'trained on another number of classes')):
         out = tmp_path / 'out.py'
@@ -109,7 +109,7 @@ def test_upgrade_refuses_bad_checkpoints(tiny_config, tiny_baseline, ssd512_chec
     (['load_from=none.pth'], "there is no file 'none.pth'"),
     (['model.backbone.frozen_stages=4'], r'frozen_stages=4.*its weight is frozen'),
     (['model.backbone.targets=last:99'], 'asks for 99 convolutions'),
-    (['model.backbone.base_channels=16'], 'does not fit the upgraded network.*of another shape'),
+    (['model.backbone.base_channels=16'], 'does not fit the network.*of another shape'),
 ])
 def test_train_refuses_before_it_writes_anything(tiny_upgrade, tmp_path, options, message):
     error = _fails('train.py', tiny_upgrade, '--work-dir', tmp_path / 'work', '--cfg-options', *options)

@@ -4,7 +4,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmdeform_upgrade import launch
-from mmdeform_upgrade.hooks import SCHEME, local_path
+from mmdeform_upgrade.locations import SCHEME, local_path
 
 
 def main(argv=None):

@@ -8,8 +8,10 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mmdeform_upgrade import launch
-from mmdeform_upgrade.config import control_changes, inheriting_text, is_lazy, upgrade_changes, upgrade_config
+from mmdeform_upgrade.config import SCHEME, control_changes, inheriting_text, is_lazy, upgrade_changes, upgrade_config
 from mmdeform_upgrade.errors import ConfigError
+from mmdeform_upgrade.importers import PLAIN
+from mmdeform_upgrade.locations import without_scheme
 from mmdeform_upgrade.preflight import plan_upgrade
 
 
@@ -64,13 +66,17 @@ def main(argv=None):
         deform_groups=args.deform_groups,
         epoch_ratio=args.epoch_ratio)
     upgraded = upgrade_config(baseline, **settings)
-    print(plan_upgrade(baseline, upgraded, args.checkpoint))
+    plan = plan_upgrade(baseline, upgraded, args.checkpoint)
+    print(plan)
     if args.dry_run:
         print('dry run: nothing was written')
         return
     write(args.config, outputs[0], upgraded, upgrade_changes(baseline, **settings))
     if args.control:
-        changes = control_changes(baseline, load_from=args.checkpoint, epoch_ratio=args.epoch_ratio)
+        # Without the hook, a foreign checkpoint is imported by the scheme alone.
+        scheme = '' if plan.imported.format == PLAIN else SCHEME
+        changes = control_changes(baseline, load_from=scheme + without_scheme(args.checkpoint),
+                                  epoch_ratio=args.epoch_ratio)
         control = copy.deepcopy(baseline)
         control.merge_from_dict(changes)
         write(args.config, args.control, control, changes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Callable, Dict, List, Mapping, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Tuple
 
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ class Imported:
         changed: target name to what was done to its values (a fold, a roll, rows selected).
         dropped: source name to why it was left out on purpose.
         checks: what only the network can tell (anchors, eps, number of classes).
+        classes: names of the classes in the order of the outputs, where the file leaves no doubt about them.
     """
 
     format: str
@@ -31,10 +32,16 @@ class Imported:
     changed: Mapping[str, str] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
     checks: Tuple[Check, ...] = ()
+    classes: Tuple[str, ...] = ()
 
     def problems(self, model: nn.Module) -> List[str]:
         """Every reason why ``model`` is not the network that this baseline was trained as."""
         return [problem for check in self.checks for problem in check(model)]
+
+    def summary(self) -> Dict[str, Any]:
+        """What was done, in plain numbers and texts, for a checkpoint's ``meta``."""
+        counts = {title: _counted(reasons) for title, reasons in (('changed', self.changed), ('dropped', self.dropped))}
+        return {'format': self.format, 'tensors': len(self.state_dict), **counts}
 
     def __str__(self) -> str:
         lines = [f'{self.format}: {len(self.renamed)} tensors renamed, {len(self.changed)} changed in value, '
@@ -57,6 +64,10 @@ class Format:
     name: str
     recognise: Callable[[Mapping[str, Tensor]], bool]
     convert: Callable[[Mapping[str, Tensor]], Imported]
+
+
+def _counted(reasons: Mapping[str, str]) -> Dict[str, int]:
+    return {reason: list(reasons.values()).count(reason) for reason in dict.fromkeys(reasons.values())}
 
 
 def _grouped(title: str, reasons: Mapping[str, str]) -> List[str]:

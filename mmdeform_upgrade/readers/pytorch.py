@@ -3,43 +3,42 @@
 
 ``torch.load(weights_only=True)`` refuses every real MMEngine checkpoint (its ``message_hub`` holds HistoryBuffers and
 numpy scalars), and MMEngine's own reader falls back to full unpickling. Here the pickle may name exactly the globals
-listed below, and may set the state of exactly the kinds of object that need it.
+of ``unpickle.py`` and those listed below.
 """
 from __future__ import annotations
 
 import importlib
 import os
 import pickle
-import re
 import types
 import zipfile
-from collections import Counter, OrderedDict
 from typing import Any, Callable, ClassVar, Dict, Mapping, Tuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..errors import CheckpointError
+from .sniff import existing_file
+from .unpickle import Callee, SafeUnpickler
 
-# Names are exact: an allow-list by module prefix, or one that holds getattr, can be led to code execution.
-_TORCH_GLOBALS = {
+# Only mentioned by a checkpoint, never called.
+_MENTIONED = {
     'torch': ('FloatStorage', 'DoubleStorage', 'HalfStorage', 'BFloat16Storage', 'LongStorage', 'IntStorage',
               'ShortStorage', 'CharStorage', 'ByteStorage', 'BoolStorage', 'float32', 'float64', 'float16', 'bfloat16',
-              'int64', 'int32', 'int16', 'int8', 'uint8', 'bool', 'Size', 'device'),
+              'int64', 'int32', 'int16', 'int8', 'uint8', 'bool'),
     'torch.storage': ('UntypedStorage', 'TypedStorage'),
-    'torch._utils': ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'),
     'torch.nn.parameter': ('Parameter',),
 }
-_BUILTINS = {'set': set, 'frozenset': frozenset, 'slice': slice, 'complex': complex}
 
 
 class _Buffer:
     """Stands for MMEngine's HistoryBuffer while unpickling: takes its numbers, never its table of functions."""
 
-    def __setstate__(self, state: dict) -> None:
+    def fill(self, state: Any) -> None:
         from mmengine.logging import HistoryBuffer
         fields = ('max_length', '_log_history', '_count_history')
-        if not isinstance(state.get('max_length'), int) or not all(
+        if not isinstance(state, dict) or not isinstance(state.get('max_length'), int) or not all(
                 isinstance(state.get(key), np.ndarray) for key in fields[1:]):
             raise CheckpointError('it holds a damaged HistoryBuffer')
         self.__dict__.update({key: state[key] for key in fields})
@@ -47,84 +46,92 @@ class _Buffer:
         self._set_default_statistics()  # type: ignore[attr-defined]
 
 
-def _getattr(owner: Any, name: str) -> str:
+def _getattr(unpickler: SafeUnpickler, owner: Any, name: str) -> str:
     # HistoryBuffer pickles its statistics as getattr(HistoryBuffer, 'mean'); nothing else may use it.
     if owner is _Buffer and name in ('min', 'max', 'current', 'mean'):
         return name
-    raise CheckpointError(f'it asks for getattr(..., {name!r}) when unpickled, which could run code')
+    raise CheckpointError(f'it asks for getattr(..., {str(name)[:40]!r}) when unpickled, which could run code')
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    # Pickle's protocol 2 writes bytes this way.
-    if encoding != 'latin1':
-        raise CheckpointError(f'it holds bytes in the encoding {encoding!r}')
-    return text.encode('latin1')
+def _rebuild_tensor(unpickler: SafeUnpickler, storage: Any, offset: int, size: Any, stride: Any,
+                    requires_grad: bool = False, hooks: Any = None, metadata: Any = None) -> Tensor:
+    if not isinstance(storage, torch.storage.TypedStorage) or not all(
+            type(number) is int and number >= 0 for number in (offset, *size, *stride)) or len(size) != len(stride):
+        raise CheckpointError('it holds a tensor that PyTorch did not write')
+    empty = 0 in size
+    end = offset + (0 if empty else 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)))
+    length = storage._untyped_storage.nbytes() // storage.dtype.itemsize
+    if end > length:
+        raise CheckpointError(f'it holds a tensor of shape {str(tuple(size))[:80]} in a storage of {length} values')
+    tensor = torch.empty(0, dtype=storage.dtype, device=storage._untyped_storage.device)
+    tensor.set_(storage._untyped_storage, offset, tuple(size), tuple(stride))
+    if tensor.numel() > length:
+        unpickler.claim(tensor.numel() * tensor.element_size())  # expanded: copying it makes all of it
+    return tensor.requires_grad_(bool(requires_grad) and tensor.is_floating_point())
 
 
-def _reconstruct(subtype: type, shape: Tuple[int, ...], kind: bytes) -> np.ndarray:
-    # numpy always writes an empty array here and fills it by its state.
-    if subtype is not np.ndarray or shape != (0,):
-        raise CheckpointError('it holds an array that numpy did not write')
-    return np.ndarray(shape, dtype=np.int8)
+def _rebuild_parameter(unpickler: SafeUnpickler, data: Any, requires_grad: bool, hooks: Any = None) -> Tensor:
+    if not isinstance(data, Tensor):
+        raise CheckpointError('it holds a parameter without a tensor')
+    return torch.nn.Parameter(data, bool(requires_grad) and data.is_floating_point())
 
 
-def _scalar(dtype: np.dtype, data: bytes) -> Any:
-    if dtype.hasobject or dtype.itemsize != len(data):
-        raise CheckpointError('it holds a numpy scalar that numpy did not write')
-    return np.frombuffer(data, dtype)[0]
+def _device(unpickler: SafeUnpickler, *place: Any) -> torch.device:
+    return torch.device(*place)
 
 
-def _find(module: str, name: str) -> Any:
-    if name in _TORCH_GLOBALS.get(module, ()):
-        return getattr(importlib.import_module(module), name)
-    if module in ('builtins', '__builtin__'):
-        return _getattr if name == 'getattr' else _BUILTINS[name]
-    if module == 'numpy.dtypes' and re.fullmatch(r'(?:U?Int|Float|Bool)\d*DType', name):
-        return getattr(importlib.import_module(module), name)
-    return _OTHERS[module, name]
+def _size(unpickler: SafeUnpickler, sizes: Any = ()) -> torch.Size:
+    unpickler.claim(len(sizes))
+    return torch.Size(sizes)
 
 
-_OTHERS: Dict[Tuple[str, str], Any] = {
-    ('collections', 'OrderedDict'): OrderedDict,
-    ('collections', 'Counter'): Counter,  # the milestones of MultiStepLR
-    ('_codecs', 'encode'): _encode,
-    ('numpy', 'ndarray'): np.ndarray,
-    ('numpy', 'dtype'): np.dtype,
-    ('mmengine.logging.history_buffer', 'HistoryBuffer'): _Buffer,
-    **{(core, name): function  # numpy 2 renamed its core
-       for core in ('numpy.core.multiarray', 'numpy._core.multiarray')
-       for name, function in (('_reconstruct', _reconstruct), ('scalar', _scalar))},
-}
-_STATEFUL = (_Buffer, np.ndarray, np.dtype, OrderedDict, torch.Tensor)
+class _TorchUnpickler(SafeUnpickler):
+    known: ClassVar[Dict[Tuple[str, str], Any]] = {
+        **SafeUnpickler.known,
+        **{(module, name): getattr(importlib.import_module(module), name)
+           for module, names in _MENTIONED.items() for name in names},
+        ('torch', 'Size'): Callee(_size),
+        ('torch', 'device'): Callee(_device),
+        ('torch._utils', '_rebuild_tensor'): Callee(_rebuild_tensor),
+        ('torch._utils', '_rebuild_tensor_v2'): Callee(_rebuild_tensor),
+        ('torch._utils', '_rebuild_parameter'): Callee(_rebuild_parameter),
+        ('mmengine.logging.history_buffer', 'HistoryBuffer'): _Buffer,
+        ('builtins', 'getattr'): Callee(_getattr),
+        ('__builtin__', 'getattr'): Callee(_getattr),
+    }
+    instantiable = (_Buffer,)
+    setters: ClassVar[Dict[type, Callable[[Any, Any, Any], None]]] = {
+        **SafeUnpickler.setters, _Buffer: lambda unpickler, buffer, state: buffer.fill(state)}
+    dispatch: ClassVar[Dict[int, Any]] = dict(SafeUnpickler.dispatch)
+
+    def load_binpersid(self) -> None:
+        # ('storage', type, key, location, numel, ...): its memory is made before its bytes are looked at.
+        described = self.stack[-1]
+        if not isinstance(described, tuple) or len(described) < 5 or type(described[4]) is not int:
+            raise CheckpointError('it holds a storage that PyTorch did not write')
+        if described[2] not in self.storages:
+            self.storages.add(described[2])
+            kind = getattr(described[1], 'dtype', torch.uint8)
+            self.claim(described[4] * kind.itemsize)
+        super().load_binpersid()
+
+    def __init__(self, file: Any, *, size: int, **options: Any):
+        super().__init__(file, size=size, **options)
+        self.storages: set = set()
+
+    dispatch[pickle.BINPERSID[0]] = load_binpersid
 
 
-_PyUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
+def _pickle_module(size: int) -> types.ModuleType:
 
+    class Unpickler(_TorchUnpickler):
 
-class _Unpickler(_PyUnpickler):
-    """The pure Python unpickler, since the C one's BUILD sets attributes of whatever it is given."""
+        def __init__(self, file: Any, **options: Any):
+            super().__init__(file, size=size, **options)
 
-    dispatch: ClassVar[Dict[int, Any]] = dict(_PyUnpickler.dispatch)
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _find(module, name)
-        except KeyError:
-            raise CheckpointError(f'it asks for {module}.{name} when unpickled, which no checkpoint needs and which '
-                                  'could run code') from None
-
-    def load_build(self) -> None:
-        if not isinstance(self.stack[-2], _STATEFUL):
-            raise CheckpointError(f'it sets the state of a {type(self.stack[-2]).__name__} when unpickled')
-        super().load_build()
-
-    dispatch[pickle.BUILD[0]] = load_build
-
-
-def _pickle_module() -> types.ModuleType:
     module = types.ModuleType('checkpoint_pickle')
-    load: Callable[..., Any] = lambda file, **kwargs: _Unpickler(file, **kwargs).load()  # noqa: E731
-    module.Unpickler, module.load = _Unpickler, load  # type: ignore[attr-defined]
+    load: Callable[..., Any] = lambda file, **options: Unpickler(file, **options).load()  # noqa: E731
+    module.Unpickler, module.load = Unpickler, load  # type: ignore[attr-defined]
     return module
 
 
@@ -142,12 +149,12 @@ def read_checkpoint(path: str, map_location: Any = 'cpu') -> Dict[str, Any]:
     Raises:
         CheckpointError: no such file, no checkpoint, a truncated one, or one that would run code.
     """
-    path = os.path.expanduser(os.fspath(path))
-    if not os.path.isfile(path):
-        raise CheckpointError(f'there is no file {path!r}: give the path of a checkpoint')
+    path = existing_file(path)
     try:
         _check_container(path)
-        loaded = torch.load(path, map_location=map_location, pickle_module=_pickle_module(), weights_only=False)
+        with open(path, 'rb') as file:  # by its path, PyTorch would judge it by its name
+            loaded = torch.load(file, map_location=map_location, pickle_module=_pickle_module(os.path.getsize(path)),
+                                weights_only=False)
     except CheckpointError as error:
         raise CheckpointError(f'{path} was not loaded: {error}') from error
     except MemoryError:

@@ -121,9 +121,9 @@ def _save(path):
 @pytest.mark.parametrize('make,message', [
     (lambda data: data[:len(data) // 2], 'truncated'),
     (lambda data: data[:-7], 'truncated|readable'),
-    (lambda data: b'', 'no readable PyTorch checkpoint .0 bytes'),
-    (lambda data: b'just some text, no checkpoint\n' * 9, 'no readable PyTorch checkpoint'),
-    (lambda data: pickle.dumps([1, 2]), 'readable|expected a dict'),
+    (lambda data: b'', 'no readable checkpoint .0 bytes.: it is empty'),
+    (lambda data: b'just some text, no checkpoint\n' * 9, 'it looks like plain text'),
+    (lambda data: pickle.dumps([1, 2]), 'holds a list, expected names and arrays'),
 ])
 def test_damaged_files_get_one_clear_error(tmp_path, make, message):
     path = tmp_path / 'a.pth'
@@ -138,8 +138,8 @@ def test_other_files_get_one_clear_error(tmp_path):
     torch.save([torch.ones(1)], tmp_path / 'list.pth')
     with pytest.raises(CheckpointError, match='holds a list, expected a dict with a state_dict'):
         load_baseline(tmp_path / 'list.pth')
-    torch.save({'model': {'a': torch.ones(1)}}, tmp_path / 'model.pth')
-    with pytest.raises(CheckpointError, match='only tensors under the state dict, found others at model'):
+    torch.save({'net': {'a': torch.ones(1)}}, tmp_path / 'model.pth')
+    with pytest.raises(CheckpointError, match='only tensors under the state dict, found others at net'):
         load_baseline(tmp_path / 'model.pth')
     torch.jit.script(nn.Linear(1, 1)).save(tmp_path / 'script.pth')
     with pytest.raises(CheckpointError, match='TorchScript program'):
@@ -154,3 +154,56 @@ def test_a_zip_bomb_is_refused(tmp_path):
         archive.writestr('archive/data.pkl', bytes(10**7))
     with pytest.raises(CheckpointError, match='compressed'):
         load_baseline(tmp_path / 'bomb.pth')
+
+
+def test_weights_under_model_are_those_of_a_trainer(tmp_path):
+    torch.save({'model': {'module.a': torch.ones(1)}, 'iteration': 7}, tmp_path / 'a.pth')
+    assert list(load_baseline(tmp_path / 'a.pth')) == ['a']
+
+
+class Huge:
+    """A tensor or storage of a terabyte, in a file of a few hundred bytes."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize('payload,message', [
+    (Huge(torch.UntypedStorage, 10**12), 'asks for a call of UntypedStorage'),
+    (Huge(np.ndarray, (10**12, )), 'asks for a call of ArrayType'),
+    (torch.ones(1).expand(10**11), 'claims more data than the file has'),
+])
+def test_a_small_file_cannot_ask_for_a_large_memory(tmp_path, payload, message):
+    torch.save({'state_dict': {'a': torch.ones(1)}, 'meta': payload}, tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize('opcodes', [
+    b'(I1000000000000\nitorch.storage\nUntypedStorage\n.',
+    b'(ctorch.storage\nUntypedStorage\nI1000000000000\no.',
+    b'ctorch.storage\nUntypedStorage\nI1000000000000\n\x85}\x92.',
+])
+def test_classes_are_made_by_no_other_opcode(tmp_path, opcodes):
+    with zipfile.ZipFile(tmp_path / 'a.pth', 'w') as archive:
+        archive.writestr('archive/data.pkl', b'\x80\x04' + opcodes)
+        archive.writestr('archive/version', '3\n')
+        archive.writestr('archive/byteorder', 'little')
+    with pytest.raises(CheckpointError, match='makes objects in a way that no checkpoint needs'):
+        read_checkpoint(tmp_path / 'a.pth')
+
+
+def test_a_tensor_stays_within_its_storage(tmp_path):
+    tensor = torch.arange(4.0)
+    torch.save({'a': tensor[1:], 'b': tensor.view(2, 2).t()}, tmp_path / 'a.pth')
+    loaded = load_baseline(tmp_path / 'a.pth')
+    assert loaded['a'].tolist() == [1, 2, 3] and loaded['b'].tolist() == [[0, 2], [1, 3]]
+    data = (tmp_path / 'a.pth').read_bytes()
+    longer = data.replace(b'K\x03\x85', b'K\x09\x85')  # the shape (3,) of a becomes (9,)
+    assert longer != data
+    (tmp_path / 'b.pth').write_bytes(longer)
+    with pytest.raises(CheckpointError, match=r'shape \(9,\) in a storage of 4 values'):
+        load_baseline(tmp_path / 'b.pth')

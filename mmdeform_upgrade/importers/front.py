@@ -1,0 +1,64 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Which importer a state dict belongs to, by its names and shapes alone."""
+from __future__ import annotations
+
+from typing import Any, Iterable, List, Mapping, Optional, Tuple
+
+from torch import Tensor
+
+from ..errors import CheckpointError
+from . import detectron2, openmmlab, torchvision, torchvision_detection
+from .base import Format, Imported
+from .gluoncv_ssd import GLUONCV_SSD
+from .gluoncv_yolo import GLUONCV_YOLO
+
+# One line a format; the order does not matter, since a state dict may be of one format alone.
+FORMATS: Tuple[Format, ...] = (
+    torchvision.RESNET,
+    torchvision.DEEPLAB,
+    torchvision_detection.SSD,
+    torchvision_detection.RCNN,
+    torchvision_detection.RETINANET,
+    detectron2.DETECTRON2,
+    detectron2.CAFFE2,
+    openmmlab.OLD_SSD,
+    openmmlab.RPN,
+    openmmlab.VERSION_ONE,
+    GLUONCV_SSD,
+    GLUONCV_YOLO,
+)
+PLAIN = 'the network\'s own names'
+PLAIN_TWO = 'MMDetection 2 or MMSegmentation 0'
+
+
+def import_state_dict(source: Mapping[str, Tensor], meta: Any = None,
+                      network: Optional[Iterable[str]] = None) -> Imported:
+    """A state dict under mmdet's or mmseg's names.
+
+    Args:
+        source: names to tensors of a file.
+        meta: the ``meta`` beside it, where there is one.
+        network: names of the network that it is meant for. A state dict that has no other names passes as it is.
+
+    Raises:
+        CheckpointError: two formats claim it, or the one that does cannot convert it.
+    """
+    openmmlab.refuse_version_one(meta)
+    formats = [] if network is not None and source.keys() <= set(network) else matching_formats(source)
+    if not formats:
+        name = PLAIN_TWO if openmmlab.is_version_two(meta) else PLAIN
+        return Imported(name, dict(source), {key: key for key in source}, classes=_classes(meta))
+    if len(formats) > 1:
+        raise CheckpointError('its names are those of ' + ' and of '.join(found.name for found in formats)
+                              + ': give a checkpoint of one network')
+    return formats[0].convert(source)
+
+
+def matching_formats(source: Mapping[str, Tensor]) -> List[Format]:
+    """The formats whose names and shapes these are."""
+    return [known for known in FORMATS if known.recognise(source)]
+
+
+def _classes(meta: Any) -> Tuple[str, ...]:
+    classes = openmmlab.dataset_meta(meta).get('classes') or ()
+    return tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else ()

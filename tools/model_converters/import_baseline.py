@@ -1,0 +1,56 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Import a foreign checkpoint once: write it under mmdet's or mmseg's names, and print what was done."""
+import argparse
+import os
+
+import torch
+from mmengine.config import Config
+
+from mmdeform_upgrade import launch
+from mmdeform_upgrade.checkpoint import file_sha256, read_baseline
+from mmdeform_upgrade.errors import ConfigError
+from mmdeform_upgrade.locations import imported_checkpoint, meta_of, read_as_it_is
+from mmdeform_upgrade.preflight import build_network
+from mmdeform_upgrade.readers import written_whole
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('src', help='the foreign checkpoint; docs/formats.md lists what is known')
+    parser.add_argument('dst', help='checkpoint to write')
+    parser.add_argument('--config', help='also check that the network of this config is the one that was trained')
+    parser.add_argument('--force', action='store_true', help='overwrite DST')
+    return parser.parse_args(argv)
+
+
+def check(args):
+    """Refuse what makes no sense before anything is read."""
+    if args.config and not os.path.isfile(args.config):
+        raise ConfigError(f'there is no config file {args.config!r}')
+    if os.path.realpath(args.src) == os.path.realpath(args.dst):
+        raise ConfigError(f'{args.dst!r} is the file to import; name another one to write')
+    if os.path.isdir(args.dst):
+        raise ConfigError(f'{args.dst!r} is a folder; name a file in it')
+    if os.path.exists(args.dst) and not args.force:
+        raise ConfigError(f'{args.dst!r} exists; give --force to overwrite it, or name another file')
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    check(args)
+    if args.config:
+        imported, remapped = read_baseline(args.src, build_network(Config.fromfile(args.config)))
+        state_dict = {name: value for name, value in remapped.state_dict.items() if name not in remapped.added}
+        meta = meta_of(imported, read_as_it_is(args.src).get('meta'))
+    else:
+        checkpoint, imported = imported_checkpoint(args.src)
+        state_dict, meta = imported.state_dict, meta_of(imported, checkpoint.get('meta'))
+    meta['imported'].update(source=os.path.basename(args.src), source_sha256=file_sha256(args.src))
+    with written_whole(args.dst) as temporary:
+        torch.save({'meta': meta, 'state_dict': state_dict}, temporary)
+    print(imported)
+    print(f'written: {args.dst}')
+
+
+if __name__ == '__main__':
+    launch.run(main)
