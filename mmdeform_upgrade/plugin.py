@@ -13,7 +13,7 @@ from torch import nn
 from .analysis.complexity import register_handles
 from .config import BUILDER
 from .errors import ConfigError, TargetError
-from .hooks import SCHEME, DeformUpgradeHook
+from .hooks import SCHEME, DeformUpgradeHook, ExactResumeHook
 from .layers import ZeroOffsetDCN
 from .readers import read_checkpoint
 from .targets import Targets
@@ -82,5 +82,6 @@ for _name in ('WideSSDNeck', 'PredictableSSDHead'):
     MODELS.register_module(name=_name, module=_imported_when_built('.models.ssd', _name))
 TRANSFORMS.register_module(name='ResizeByDirection', module=_imported_when_built('.transforms', 'ResizeByDirection'))
 HOOKS.register_module(module=DeformUpgradeHook)
+HOOKS.register_module(module=ExactResumeHook)
 CheckpointLoader.register_scheme(SCHEME, load_from_baseline)
 register_handles()

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import random
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Mapping, Optional
+from typing import Any, Dict, Mapping, Optional
 
 import numpy as np
 import torch
 from mmengine.dist import barrier, get_local_rank, is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
-from .checkpoint import StateDict, clean_state_dict, file_sha256, nonzero_offsets, remap_state_dict
-from .errors import CheckpointError, ConfigError
-from .layers import ZeroOffsetDCN
+from ..checkpoint import StateDict, clean_state_dict, file_sha256, nonzero_offsets, remap_state_dict
+from ..errors import CheckpointError, ConfigError
+from ..layers import ZeroOffsetDCN
+from .exact_resume import ExactResumeHook
+from .randomness import kept_random_state
 
 SCHEME = 'baseline://'
 META_KEY = 'deform_upgrade'
@@ -33,6 +33,7 @@ class DeformUpgradeHook(Hook):
         val_before_train: validate the untouched upgrade before the first step. The score is logged, stored in every
             checkpoint's ``meta['deform_upgrade']`` and counts for ``save_best``, so that the best checkpoint of a run
             is never below the baseline. The random state of the training is not touched by it.
+        exact_resume: register an ``ExactResumeHook`` as well, which makes a resumed training go on bit for bit.
 
     Raises (from the runner's calls):
         ConfigError: the network has no ``ZeroOffsetDCN``, or there is nothing to load.
@@ -43,14 +44,16 @@ class DeformUpgradeHook(Hook):
     # Before EMAHook and CheckpointHook, which work on what this hook makes of the checkpoint.
     priority = 'VERY_HIGH'
 
-    def __init__(self, val_before_train: bool = True):
+    def __init__(self, val_before_train: bool = True, exact_resume: bool = True):
         self.val_before_train = val_before_train
+        self.exact_resume = exact_resume
         self.provenance: Dict[str, Any] = {}
         self._loaded: Optional[StateDict] = None
         self._fresh = False
 
     def before_run(self, runner) -> None:
         """Check that there is something to do, and have MMEngine read through the safe reader."""
+        self._add_exact_resume(runner)
         if not upgraded_layers(_network(runner)):
             raise ConfigError("DeformUpgradeHook: the model has no ZeroOffsetDCN; set model.backbone=dict("
                               "type='DeformUpgrade', base_type=..., targets=...), or take the hook out")
@@ -65,6 +68,11 @@ class DeformUpgradeHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Make a baseline complete with zero offsets; take an upgraded checkpoint as it is."""
+        self._add_exact_resume(runner)
+        if not str(runner._load_from).startswith(SCHEME):
+            runner.logger.warning('DeformUpgradeHook: FlexibleRunner reads checkpoints before any hook is asked, and '
+                                  f"did not read this one safely; write load_from='{SCHEME}PATH', or use "
+                                  'tools/train.py of this package.')
         given = clean_state_dict(checkpoint['state_dict'])
         remapped = remap_state_dict(given, _network(runner).state_dict())
         if remapped.added and runner._resume:
@@ -99,7 +107,7 @@ class DeformUpgradeHook(Hook):
             return
         self._fresh = False
         runner.logger.info('Validating the upgraded network before its first step.')
-        with _kept_random_state():
+        with kept_random_state():
             metrics = runner.val_loop.run()
         self.provenance['before_training'] = _numbers(metrics)
         runner.logger.info('Before its first step the upgrade scores, as the baseline does: '
@@ -110,8 +118,13 @@ class DeformUpgradeHook(Hook):
         if self.provenance:
             checkpoint['meta'][META_KEY] = dict(self.provenance)
 
+    def _add_exact_resume(self, runner) -> None:
+        # Here, since only the runner's own hooks are called; FlexibleRunner loads before it calls before_run.
+        if self.exact_resume and not any(isinstance(hook, ExactResumeHook) for hook in runner.hooks):
+            runner.register_hook(ExactResumeHook())
+
     def _describe(self, runner) -> Dict[str, Any]:
-        from . import __version__
+        from .. import __version__
         path = runner._load_from.replace(SCHEME, '') if runner._load_from else None
         return {
             'baseline': os.path.basename(path) if path else None,
@@ -147,7 +160,11 @@ def local_path(path: str) -> str:
 
 
 def _network(runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+    """The network without distributed wrappers and test-time augmentation, whose keys checkpoints have."""
+    model = runner.model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
 
 
 def _same(held: torch.Tensor, loaded: torch.Tensor) -> bool:
@@ -157,12 +174,3 @@ def _same(held: torch.Tensor, loaded: torch.Tensor) -> bool:
 def _numbers(metrics: Mapping[str, Any]) -> Dict[str, float]:
     return {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float, np.number))}
 
-
-@contextmanager
-def _kept_random_state() -> Iterator[None]:
-    devices: List[int] = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=devices):
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
