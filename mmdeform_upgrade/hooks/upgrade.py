@@ -74,7 +74,7 @@ class DeformUpgradeHook(Hook):
                                   f"did not read this one safely; write load_from='{SCHEME}PATH', or use "
                                   'tools/train.py of this package.')
         given = clean_state_dict(checkpoint['state_dict'])
-        remapped = remap_state_dict(given, _network(runner).state_dict())
+        remapped = remap_state_dict(given, _state_dict(runner))
         if remapped.added and runner._resume:
             raise CheckpointError('resume: the checkpoint has no offsets, so it is a baseline and not an interrupted '
                                   'upgrade; give it as load_from, with resume=False')
@@ -93,7 +93,7 @@ class DeformUpgradeHook(Hook):
         if self._loaded is None:
             raise ConfigError('DeformUpgradeHook: no checkpoint was loaded, and an upgrade starts from a trained '
                               'baseline; set load_from, or take the hook out to train from scratch')
-        network = _network(runner).state_dict()
+        network = _state_dict(runner)
         changed = [key for key, value in self._loaded.items() if not _same(network[key], value)]
         if changed:
             raise CheckpointError('the network does not hold the loaded values at ' + ', '.join(changed[:20]))
@@ -165,6 +165,17 @@ def _network(runner) -> nn.Module:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
+
+
+def _state_dict(runner) -> StateDict:
+    model = runner.model
+    if is_model_wrapper(model):
+        from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
+        if isinstance(model, FullyShardedDataParallel):  # the network's own tensors are shards
+            whole = FullStateDictConfig(offload_to_cpu=False, rank0_only=False)
+            with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT, whole):
+                return model.state_dict()
+    return _network(runner).state_dict()
 
 
 def _same(held: torch.Tensor, loaded: torch.Tensor) -> bool:

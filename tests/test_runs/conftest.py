@@ -6,9 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, DefaultScope
-from mmengine.runner import Runner
-from torch.nn.modules.batchnorm import _BatchNorm
+from mmengine.registry import HOOKS, RUNNERS, DefaultScope
 
 _number = itertools.count()
 
@@ -20,21 +18,16 @@ class Record(Hook):
     def __init__(self):
         self.losses, self.grads = [], {}
 
+    def before_train(self, runner):
+        runner.optim_wrapper.optimizer.register_step_pre_hook(lambda *_: self._keep_gradients(runner.model))
+
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.losses.append(float(outputs['loss']))
+        self.losses.append(outputs['loss'].item())
+
+    def _keep_gradients(self, model):
         if not self.grads:
-            self.grads = {name: parameter.grad.clone() for name, parameter in runner.model.named_parameters()
+            self.grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters()
                           if parameter.grad is not None}
-
-
-@HOOKS.register_module()
-class FreezeNorms(Hook):
-    """Keeps batch norm's statistics, so that a step does not depend on how its pictures are grouped."""
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        for module in runner.model.modules():
-            if isinstance(module, _BatchNorm):
-                module.eval()
 
 
 @pytest.fixture(autouse=True, scope='package')
@@ -54,7 +47,7 @@ def build_runner(cfg, hooks=(), **changes):
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
     number = next(_number)
     cfg.experiment_name, cfg.work_dir = f'short{number}', f'{cfg.work_dir}{number}'
-    return Runner.from_cfg(cfg)
+    return (RUNNERS.get(cfg.get('runner_type', 'Runner'))).from_cfg(cfg)
 
 
 def train(cfg, hooks=(), **changes):
@@ -90,9 +83,11 @@ def short_cfg(tiny_upgrade_cfg):
 SEGMENTOR = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(type='SegDataPreProcessor', size=(96, 96), mean=[114.0] * 3, std=[58.0] * 3),
-    backbone=dict(type='ResNet', depth=18, base_channels=8, style='pytorch'),
-    decode_head=dict(type='FCNHead', in_channels=64, in_index=3, channels=8, num_convs=1, concat_input=False,
-                     num_classes=8, dropout_ratio=0))
+    backbone=dict(type='ResNet', depth=18, base_channels=8, style='pytorch', num_stages=2, strides=(1, 2),
+                  dilations=(1, 1), out_indices=(0, 1)),
+    decode_head=dict(type='FCNHead', in_channels=16, in_index=1, channels=8, num_convs=1, concat_input=False,
+                     num_classes=8, dropout_ratio=0),
+    test_cfg=dict(mode='whole'))
 
 
 def _segmentor(shapes):
