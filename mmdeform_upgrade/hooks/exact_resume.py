@@ -43,7 +43,7 @@ class ExactResumeHook(Hook):
     def before_train(self, runner) -> None:
         """Give the training data their random numbers."""
         loader = runner.train_dataloader
-        batches = getattr(loader, 'batch_sampler', None)
+        batches: Any = getattr(loader, 'batch_sampler', None)
         if isinstance(loader.dataset, IterableDataset) or not hasattr(batches, 'sampler'):
             _warn('the training data are not drawn by a sampler: what they draw at random is not repeated by a resume')
             return
@@ -94,7 +94,7 @@ class ExactResumeHook(Hook):
 
 def _draw_again(loop: Any) -> None:
     # MMEngine up to 0.10.7 opens the data as soon as the loop is built, and workers read ahead.
-    data = getattr(loop, 'dataloader_iterator', None)
+    data: Any = getattr(loop, 'dataloader_iterator', None)
     if getattr(data, '_iterator', None) is None:
         return
     sampler = loop.dataloader.batch_sampler.sampler.sampler

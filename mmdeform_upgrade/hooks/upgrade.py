@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Dict, Mapping, Optional
 
 import numpy as np
@@ -21,6 +22,7 @@ from .randomness import kept_random_state
 
 SCHEME = 'baseline://'
 META_KEY = 'deform_upgrade'
+_INNER = re.compile(r'_(?:fsdp|checkpoint)_wrapped_module\.')  # what PyTorch's wrappers add to names
 
 
 class DeformUpgradeHook(Hook):
@@ -114,9 +116,12 @@ class DeformUpgradeHook(Hook):
                            + ', '.join(f'{key} {value:.4f}' for key, value in _numbers(metrics).items()))
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Record the upgrade's provenance in what is saved."""
+        """Record the upgrade's provenance in what is saved, and keep that readable for the safe reader."""
         if self.provenance:
             checkpoint['meta'][META_KEY] = dict(self.provenance)
+        state = checkpoint['state_dict']
+        for key in [key for key, value in state.items() if isinstance(value, torch.Tensor) and vars(value)]:
+            state[key] = state[key].detach()  # without the mark that FSDP leaves on its tensors, and pickles
 
     def _add_exact_resume(self, runner) -> None:
         # Here, since only the runner's own hooks are called; FlexibleRunner loads before it calls before_run.
@@ -135,8 +140,8 @@ class DeformUpgradeHook(Hook):
 
 
 def upgraded_layers(model: nn.Module) -> Dict[str, ZeroOffsetDCN]:
-    """The deformable layers of a network by dotted name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, ZeroOffsetDCN)}
+    """The deformable layers of a network by dotted name, as in its state dict."""
+    return {_INNER.sub('', name): module for name, module in model.named_modules() if isinstance(module, ZeroOffsetDCN)}
 
 
 def local_path(path: str) -> str:

@@ -10,17 +10,19 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import RUNNERS, DefaultScope
+from mmengine.registry import FUNCTIONS, RUNNERS, DefaultScope
 
 from mmdeform_upgrade import launch
 
 torch.cuda.set_device = lambda device: None  # MMEngine's launcher sets one whatever the backend is
 
 WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None)
-# Not 'full', which is this with offload_to_cpu=True: PyTorch's FSDP dies of that where the tensors are on the CPU already.
+# Not 'full', which is this with offload_to_cpu=True: PyTorch's FSDP crashes there where the tensors are on a CPU.
 WHOLE = dict(state_dict_type='FULL_STATE_DICT',
              state_dict_config=dict(type='FullStateDictConfig', offload_to_cpu=False),
              optim_state_dict_config=dict(type='FullOptimStateDictConfig', offload_to_cpu=False))
+FSDP = dict(type='FSDPStrategy', state_dict_cfg=WHOLE,
+            model_wrapper=dict(type='MMFullyShardedDataParallel', device_id='cpu', use_orig_params=True))
 RANDOM = {'model.decode_head.dropout_ratio': 0.5, 'train_cfg.max_epochs': 2,
           'train_dataloader.sampler.shuffle': True}
 RUNS = {
@@ -30,10 +32,15 @@ RUNS = {
     'whole': RANDOM,
     'resumed': {**RANDOM, 'resume': True, 'load_from': '{folder}/whole/epoch_1.pth'},
     'sync_bn': {'sync_bn': 'torch', 'model.backbone.norm_eval': False},
-    'fsdp': dict(runner_type='FlexibleRunner', strategy=dict(
-        type='FSDPStrategy', state_dict_cfg=WHOLE,
-        model_wrapper=dict(type='MMFullyShardedDataParallel', device_id='cpu', use_orig_params=True))),
+    'fsdp': dict(runner_type='FlexibleRunner', strategy=FSDP),
+    'fsdp_checkpointed': dict(runner_type='FlexibleRunner', strategy=dict(
+        FSDP, activation_checkpointing=dict(check_fn='is_a_block'))),
 }
+
+
+@FUNCTIONS.register_module()
+def is_a_block(module):
+    return type(module).__name__ == 'BasicBlock'
 
 
 class Losses(Hook):

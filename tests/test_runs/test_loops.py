@@ -22,6 +22,14 @@ def scored_cfg(tiny_upgrade_cfg):
     return cfg
 
 
+def _unchanging(cfg):
+    """Training that changes nothing, so that no score is better than the first."""
+    cfg.optim_wrapper.optimizer.update(lr=1e-12)
+    cfg.model.backbone.norm_cfg = dict(type='BN', momentum=0.0)
+    cfg.model.neck.norm_cfg = dict(type='BN', eps=1e-3, momentum=0.0)
+    return cfg
+
+
 def _log(runner):
     return next(Path(runner.log_dir).glob('*.log')).read_text()
 
@@ -35,20 +43,19 @@ def _by_iteration(cfg):
 
 
 def test_iterations_begin_with_the_baselines_score_which_counts_for_the_best(scored_cfg):
-    cfg = _by_iteration(scored_cfg)
-    cfg.optim_wrapper.optimizer.lr = 1e-12  # so that no later score is better
+    cfg = _unchanging(_by_iteration(scored_cfg))
     runner = build_runner(cfg)
     runner.train()
     log = _log(runner)
     assert len(re.findall('Before its first step', log)) == 1
     assert log.index('Before its first step') < log.index('Iter(train)')
-    assert len(re.findall(r'Iter\(val\) \[\d/1\]|Iter\(val\) +\[1/1\]', log)) == 3 + 3, log[-3000:]
+    assert len(set(re.findall(r'Iter\(val\).*pascal_voc/mAP: (\S+)', log))) == 1
+    assert len(re.findall(r'Iter\(val\).*pascal_voc/mAP', log)) == 3
     assert [path.name for path in Path(runner.work_dir).glob('best_*')] == ['best_pascal_voc_mAP_iter_0.pth']
 
 
 def test_training_stops_early_when_the_score_does_not_rise_above_the_baselines(scored_cfg):
-    cfg = _by_iteration(scored_cfg)
-    cfg.optim_wrapper.optimizer.lr = 1e-12
+    cfg = _unchanging(_by_iteration(scored_cfg))
     cfg.train_cfg.update(max_iters=20, val_interval=1)
     stop = dict(type='EarlyStoppingHook', monitor='pascal_voc/mAP', rule='greater', patience=2, min_delta=0.01)
     runner = build_runner(cfg, [stop])
