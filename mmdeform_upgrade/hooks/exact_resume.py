@@ -93,13 +93,14 @@ class ExactResumeHook(Hook):
 
 
 def _draw_again(loop: Any) -> None:
-    # MMEngine up to 0.10.7 opens the data as soon as the loop is built, and workers read ahead.
+    # MMEngine up to 0.10.7 opens the data as soon as the loop is built: workers have a copy of the data set, and read.
     data: Any = getattr(loop, 'dataloader_iterator', None)
     if getattr(data, '_iterator', None) is None:
         return
     sampler = loop.dataloader.batch_sampler.sampler.sampler
     if hasattr(sampler, '_indices_of_rank'):
         sampler.indices = sampler._indices_of_rank()
+    loop.dataloader._iterator = None  # no persistent worker stays
     loop.dataloader_iterator = type(data)(loop.dataloader)
 
 

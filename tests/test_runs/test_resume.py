@@ -1,9 +1,11 @@
 """A run that was cut and resumed is, bit for bit, the run that was not."""
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 
 from mmdeform_upgrade.readers import read_checkpoint
 
@@ -115,6 +117,20 @@ def test_a_resume_that_cannot_be_exact_warns_and_goes_on(short_cfg, changes, mes
     assert re.search(message, _log(runner)), _log(runner)
 
 
+class _OpenEarly(Hook):
+    """Opens the data as soon as the loop is built, as MMEngine does up to 0.10.7."""
+
+    def before_run(self, runner):
+        runner.train_loop.dataloader_iterator._ensure_iterator()
+
+
+def test_data_that_were_opened_before_the_training_are_drawn_again(short_cfg):
+    short_cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=2)
+    short_cfg.train_dataloader.update(sampler=dict(type='InfiniteSampler'), num_workers=1, persistent_workers=True)
+    losses = [train(short_cfg, hooks).record.losses for hooks in ([], [_OpenEarly()])]
+    assert losses[0] == losses[1]
+
+
 def test_exact_resume_can_be_left_out(short_cfg):
     short_cfg.custom_hooks[0].exact_resume = False
     runner = train(short_cfg)
@@ -124,5 +140,4 @@ def test_exact_resume_can_be_left_out(short_cfg):
 
 
 def _log(runner):
-    from pathlib import Path
     return next(Path(runner.log_dir).glob('*.log')).read_text()
