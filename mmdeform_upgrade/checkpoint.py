@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -58,14 +58,23 @@ def read_baseline(path: str, model: nn.Module) -> Tuple[Imported, Remapped]:
     return imported, remapped
 
 
-def import_checkpoint(checkpoint: Mapping[str, Any], model: Optional[nn.Module] = None) -> Imported:
-    """A read checkpoint (``state_dict`` and what stands beside it) under mmdet's or mmseg's names."""
-    network = None if model is None else model.state_dict().keys()
+def import_checkpoint(checkpoint: Mapping[str, Any], network: Optional[Iterable[str]] = None) -> Imported:
+    """A read checkpoint (``state_dict`` and what stands beside it) under mmdet's or mmseg's names.
+
+    Args:
+        checkpoint: as :func:`read_tensors` gives it.
+        network: names of the network that it is meant for, where that is known.
+    """
     return import_state_dict(clean_state_dict(checkpoint['state_dict']), checkpoint.get('meta'), network)
 
 
-def fit_baseline(imported: Imported, model: nn.Module) -> Remapped:
+def fit_baseline(imported: Imported, model: nn.Module, network: Optional[StateDict] = None) -> Remapped:
     """Check that ``model`` is the network that was imported, and complete the state dict for it.
+
+    Args:
+        imported: the baseline.
+        model: the network.
+        network: its state dict, where the network's own is not whole (sharded).
 
     Raises:
         CheckpointError: settings that would change the numbers, and keys that are missing, unexpected or of another
@@ -74,7 +83,7 @@ def fit_baseline(imported: Imported, model: nn.Module) -> Remapped:
     problems = imported.problems(model)
     remapped: Optional[Remapped] = None
     try:
-        remapped = remap_state_dict(imported.state_dict, model.state_dict())
+        remapped = remap_state_dict(imported.state_dict, model.state_dict() if network is None else network)
     except CheckpointError as error:
         problems.append(str(error))
     if problems or remapped is None:
@@ -160,7 +169,8 @@ def nonzero_offsets(state_dict: Mapping[str, Tensor]) -> List[str]:
 def _read(path: str, model: Optional[nn.Module]) -> Tuple[Imported, Optional[Remapped]]:
     contents = read_tensors(path)
     try:
-        imported = import_checkpoint({**contents.rest, 'state_dict': contents.tensors}, model)
+        names = None if model is None else model.state_dict()
+        imported = import_checkpoint({**contents.rest, 'state_dict': contents.tensors}, names)
         return imported, None if model is None else fit_baseline(imported, model)
     except CheckpointError as error:
         raise CheckpointError(f'{path}: {error}') from error

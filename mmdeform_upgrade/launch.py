@@ -1,5 +1,5 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""What ``tools/train.py`` and ``tools/test.py`` share: the flags of the MM repositories, and a runner from them."""
+"""What the tools share: the flags of the MM repositories, and one way to report the package's own errors."""
 from __future__ import annotations
 
 import argparse
@@ -88,7 +88,25 @@ def set_tta(cfg: Config) -> None:
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         raise ConfigError('--tta needs tta_model and tta_pipeline in the config')
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
-    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:  # RepeatDataset and the like
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+
+
+def set_safe_reader(cfg: Config) -> None:
+    """Have a ``FlexibleRunner`` read its checkpoint safely; with ``Runner``, the hook sees to it."""
+    from mmengine.runner import find_latest_checkpoint
+
+    from .locations import AS_IT_IS, local_path
+    from .preflight import has_hook
+    if 'runner_type' not in cfg or not has_hook(cfg):
+        return
+    path = cfg.get('load_from')
+    if path is None and cfg.get('resume'):
+        path = find_latest_checkpoint(cfg.work_dir)
+    if path is not None:
+        cfg.load_from = AS_IT_IS + local_path(path)
 
 
 def dump_predictions(runner, path: str) -> None:

@@ -127,3 +127,19 @@ def test_shell_launchers_say_how_they_are_used():
     for name in ('dist_train.sh', 'slurm_train.sh'):
         result = subprocess.run(['bash', str(ROOT / 'tools' / name)], capture_output=True, text=True, check=False)
         assert result.returncode == 2 and 'usage:' in result.stderr
+
+
+@pytest.mark.parametrize('name,arguments,message', [
+    ('compose_shapes.py', ['--train', '-1'], 'DataError: '),
+    ('compose_cutouts.py', ['--cutouts', 'nowhere', '--backgrounds', 'nowhere'], 'DataError: '),
+    ('collect_debian_cutouts.py', ['--stamps', 'nowhere'], 'DataError: '),
+])
+def test_data_tools_report_errors_as_all_others_do(name, arguments, message, tmp_path, capsys):
+    import runpy
+
+    from mmdeform_upgrade import launch
+    main = runpy.run_path(str(ROOT / 'tools/dataset_tools' / name))['main']
+    with pytest.raises(SystemExit, match='2'):
+        launch.run(main, ['--out', str(tmp_path / 'out'), *arguments])
+    assert capsys.readouterr().err.startswith(message)
+    assert not (tmp_path / 'out').exists()

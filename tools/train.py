@@ -21,6 +21,7 @@ def main(argv=None):
         launch.set_auto_scale_lr(cfg)
     launch.set_resume(cfg, args.resume)
     check_before_training(cfg)
+    launch.set_safe_reader(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()
 

@@ -21,7 +21,7 @@ from .passes import Wanted, passes
 _LIBRARY = torch.library.Library('mmdeform_upgrade', 'DEF')
 _LIBRARY.define(
     'deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, SymInt[] sizes,'
-    ' str backend) -> (Tensor output, Tensor saved0, Tensor saved1, Tensor saved2)'
+    ' str backend, bool saving=True) -> (Tensor output, Tensor saved0, Tensor saved1, Tensor saved2)'
 )
 _LIBRARY.define(
     'deform_conv2d_backward(Tensor saved0, Tensor saved1, Tensor saved2, Tensor weight, Tensor grad_output,'
@@ -46,7 +46,7 @@ def deform_conv2d(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         output: Tensor = _DeformConv2d.apply(*tensors, geo, backend)
         return output
-    inference: Tensor = torch.ops.mmdeform_upgrade.deform_conv2d(*tensors, list(geo), backend)[0]
+    inference: Tensor = torch.ops.mmdeform_upgrade.deform_conv2d(*tensors, list(geo), backend, False)[0]
     return inference
 
 
@@ -100,13 +100,16 @@ def _forward(
     mask: Tensor | None,
     sizes: list[int],
     backend: str,
+    saving: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    geo = Geometry(*sizes)
+    plain = backend == 'auto' and mask is None and _is_plain(offset)
     with torch.autocast(input.device.type, enabled=False):
-        geo = Geometry(*sizes)
-        output, saved = passes(backend).forward(input, offset, weight, bias, mask, geo)
-        if backend == 'auto' and mask is None and _is_plain(offset):
+        if saving or not plain:  # a backward pass needs what sampling leaves, whatever the offsets are
+            output, saved = passes(backend).forward(input, offset, weight, bias, mask, geo)
+        if plain:
             output = _plain(input, weight, bias, geo)
-    return (output, *saved)
+    return (output, *saved) if saving else (output, *_nothing(input))
 
 
 def _is_plain(offset: Tensor) -> bool:
@@ -128,11 +131,16 @@ def _forward_fake(
     mask: Tensor | None,
     sizes: list[int],
     backend: str,
+    saving: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     geo = Geometry(*sizes)
     shape = (geo.N, geo.O, geo.Ho, geo.Wo)
     output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=matrices.format_of(input))
-    return (output, *passes(backend).like_saved(input, offset, mask, geo))
+    return (output, *(passes(backend).like_saved(input, offset, mask, geo) if saving else _nothing(input)))
+
+
+def _nothing(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return input.new_empty(0), input.new_empty(0), input.new_empty(0)
 
 
 def _backward(

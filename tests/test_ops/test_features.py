@@ -67,7 +67,9 @@ def test_the_operators_meet_the_rules_of_the_dispatcher():
     inputs, offset, weight, bias, mask = CASE.tensors(torch.float32, requires_grad=False)
     geo = list(describe(inputs, offset, weight, bias, mask, CASE.stride, CASE.padding, CASE.dilation))
     operators, tests = torch.ops.mmdeform_upgrade, ('test_schema', 'test_faketensor')
-    torch.library.opcheck(operators.deform_conv2d, (inputs, offset, weight, bias, mask, geo, 'eager'), test_utils=tests)
+    for saving in (True, False):
+        torch.library.opcheck(operators.deform_conv2d, (inputs, offset, weight, bias, mask, geo, 'eager', saving),
+                              test_utils=tests)
     output, *saved = operators.deform_conv2d(inputs, offset, weight, bias, mask, geo, 'eager')
     for wanted in ([True, True, True], [False, True, False], [True, False, True]):
         torch.library.opcheck(operators.deform_conv2d_backward,
@@ -127,6 +129,20 @@ def test_a_frozen_input_needs_no_gradient():
     tensors[0] = tensors[0].detach()
     call(*tensors).sum().backward()
     assert tensors[0].grad is None and all(t.grad is not None for t in tensors[1:])
+
+
+def test_zero_offsets_are_not_sampled_where_no_gradient_is_wanted(monkeypatch):
+    from mmdeform_upgrade.ops import eager
+    sampled, sample = [], eager._sample
+    monkeypatch.setattr(eager, '_sample', lambda *args: sampled.append(1) or sample(*args))
+    inputs, offset, weight, bias, _ = (t.detach() for t in CASE.tensors(torch.float32))
+    plain = torch.nn.functional.conv2d(inputs, weight, bias, **CASE.hyper, groups=CASE.groups)
+    assert torch.equal(deform_conv2d(inputs, offset * 0, weight, bias, **CASE.hyper), plain) and not sampled
+    deform_conv2d(inputs, offset, weight, bias, **CASE.hyper)
+    assert len(sampled) == 1
+    weight.requires_grad_()
+    deform_conv2d(inputs, offset * 0, weight, bias, **CASE.hyper).sum().backward()  # its gradient needs the samples
+    assert len(sampled) > 1 and weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize('requires_grad', [False, True])

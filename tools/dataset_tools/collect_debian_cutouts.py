@@ -2,13 +2,13 @@
 """Sorts the photographic cut-outs of installed Debian packages into class folders."""
 
 import argparse
-import sys
+from typing import List, Optional
 
+from mmdeform_upgrade import launch
 from mmdeform_upgrade.data import collect_debian_cutouts
-from mmdeform_upgrade.errors import UpgradeError
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -17,20 +17,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--out', required=True, help='folder to write')
     parser.add_argument('--stamps', default='/usr/share/tuxpaint/stamps')
     parser.add_argument('--share', default='/usr/share', help='where the wallpapers lie')
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Collects and prints the counts."""
-    args = parse_args()
-    try:
-        found = collect_debian_cutouts(args.out, args.stamps, args.share)
-    except UpgradeError as error:
-        sys.exit(f'error: {error}')
+    args = parse_args(argv)
+    found = collect_debian_cutouts(args.out, args.stamps, args.share)
     for name, count in found['counts'].items():
         print(f'{name}: {count}')
     print(f'{len(found["dropped"])} stamps dropped, see {args.out}/sources.json')
 
 
 if __name__ == '__main__':
-    main()
+    launch.run(main)

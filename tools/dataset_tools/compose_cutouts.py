@@ -2,13 +2,13 @@
 """Composes a data set from cut-outs (DIR/class_name/*.png with alpha) and backgrounds."""
 
 import argparse
-import sys
+from typing import List, Optional
 
+from mmdeform_upgrade import launch
 from mmdeform_upgrade.data import SceneOptions, compose_cutouts
-from mmdeform_upgrade.errors import UpgradeError
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     """Reads the command line."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     add('--difficult-below', type=float, default=0.5, help='visible fraction')
     add('--jpeg-quality', type=int, nargs=2, default=(60, 95), help='least and greatest')
     add('--border', type=int, default=0, help='ignored band in the masks, in pixels')
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def scene_options(args: argparse.Namespace) -> SceneOptions:
@@ -53,29 +53,26 @@ def scene_options(args: argparse.Namespace) -> SceneOptions:
     )
 
 
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Composes and prints the counts."""
-    args = parse_args()
-    try:
-        meta = compose_cutouts(
-            args.out,
-            args.cutouts,
-            args.backgrounds,
-            distractors=args.distractors,
-            train=args.train,
-            val=args.val,
-            test=args.test,
-            split=args.split,
-            seed=args.seed,
-            options=scene_options(args),
-            progress=True,
-        )
-    except UpgradeError as error:
-        sys.exit(f'error: {error}')
+    args = parse_args(argv)
+    meta = compose_cutouts(
+        args.out,
+        args.cutouts,
+        args.backgrounds,
+        distractors=args.distractors,
+        train=args.train,
+        val=args.val,
+        test=args.test,
+        split=args.split,
+        seed=args.seed,
+        options=scene_options(args),
+        progress=True,
+    )
     for split, counts in meta['counts'].items():
         print(f'{split}: {counts["images"]} pictures, {counts["instances"]} objects')
     print(f'written to {args.out}')
 
 
 if __name__ == '__main__':
-    main()
+    launch.run(main)

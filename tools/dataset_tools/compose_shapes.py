@@ -2,14 +2,14 @@
 """Composes a data set of deformable shapes: generated, seeded, no download."""
 
 import argparse
-import sys
 from dataclasses import replace
+from typing import List, Optional
 
+from mmdeform_upgrade import launch
 from mmdeform_upgrade.data import SHAPE_OPTIONS, compose_shapes
-from mmdeform_upgrade.errors import UpgradeError
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     """Reads the command line."""
     formatter = argparse.ArgumentDefaultsHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
@@ -24,31 +24,28 @@ def parse_args() -> argparse.Namespace:
     add('--max-angle', type=float, default=SHAPE_OPTIONS.max_angle, help='in degrees')
     strength = SHAPE_OPTIONS.warp_strength
     add('--warp-strength', type=float, default=strength, help='of bend, shear and the like, to 1')
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
+def main(argv: Optional[List[str]] = None) -> None:
     """Composes and prints the counts."""
-    args = parse_args()
+    args = parse_args(argv)
     warps = {'max_angle': args.max_angle, 'warp_strength': args.warp_strength}
-    try:
-        meta = compose_shapes(
-            args.out,
-            train=args.train,
-            val=args.val,
-            test=args.test,
-            size=args.size,
-            seed=args.seed,
-            warp=not args.no_warp,
-            options=replace(SHAPE_OPTIONS, **warps),
-            progress=True,
-        )
-    except UpgradeError as error:
-        sys.exit(f'error: {error}')
+    meta = compose_shapes(
+        args.out,
+        train=args.train,
+        val=args.val,
+        test=args.test,
+        size=args.size,
+        seed=args.seed,
+        warp=not args.no_warp,
+        options=replace(SHAPE_OPTIONS, **warps),
+        progress=True,
+    )
     for split, counts in meta['counts'].items():
         print(f'{split}: {counts["images"]} pictures, {counts["instances"]} objects')
     print(f'written to {args.out}')
 
 
 if __name__ == '__main__':
-    main()
+    launch.run(main)

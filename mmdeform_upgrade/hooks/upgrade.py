@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import random
-from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, Mapping, Optional
+import re
+from typing import Any, Dict, Mapping, Optional
 
 import numpy as np
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import find_latest_checkpoint
 from torch import nn
 
-from .checkpoint import (
+from ..checkpoint import (
     StateDict,
     clean_state_dict,
     file_sha256,
@@ -24,12 +23,15 @@ from .checkpoint import (
     nonzero_offsets,
     remap_state_dict,
 )
-from .errors import CheckpointError, ConfigError
-from .importers import PLAIN, Imported
-from .layers import ZeroOffsetDCN
-from .locations import AS_IT_IS, local_path
+from ..errors import CheckpointError, ConfigError
+from ..importers import PLAIN, Imported
+from ..layers import ZeroOffsetDCN
+from ..locations import AS_IT_IS, SCHEME, local_path
+from .exact_resume import ExactResumeHook
+from .randomness import kept_random_state
 
 META_KEY = 'deform_upgrade'
+_INNER = re.compile(r'_(?:fsdp|checkpoint)_wrapped_module\.')  # what PyTorch's wrappers add to names
 
 
 class DeformUpgradeHook(Hook):
@@ -42,6 +44,7 @@ class DeformUpgradeHook(Hook):
         val_before_train: validate the untouched upgrade before the first step. The score is logged, stored in every
             checkpoint's ``meta['deform_upgrade']`` and counts for ``save_best``, so that the best checkpoint of a run
             is never below the baseline. The random state of the training is not touched by it.
+        exact_resume: register an ``ExactResumeHook`` as well, which makes a resumed training go on bit for bit.
 
     Raises (from the runner's calls):
         ConfigError: the network has no ``ZeroOffsetDCN``, or there is nothing to load.
@@ -52,14 +55,16 @@ class DeformUpgradeHook(Hook):
     # Before EMAHook and CheckpointHook, which work on what this hook makes of the checkpoint.
     priority = 'VERY_HIGH'
 
-    def __init__(self, val_before_train: bool = True):
+    def __init__(self, val_before_train: bool = True, exact_resume: bool = True):
         self.val_before_train = val_before_train
+        self.exact_resume = exact_resume
         self.provenance: Dict[str, Any] = {}
         self._loaded: Optional[StateDict] = None
         self._fresh = False
 
     def before_run(self, runner) -> None:
         """Check that there is something to do, and have MMEngine read through the safe reader."""
+        self._add_exact_resume(runner)
         if not upgraded_layers(_network(runner)):
             raise ConfigError("DeformUpgradeHook: the model has no ZeroOffsetDCN; set model.backbone=dict("
                               "type='DeformUpgrade', base_type=..., targets=...), or take the hook out")
@@ -74,13 +79,18 @@ class DeformUpgradeHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Import a baseline and make it complete with zero offsets; take an upgraded checkpoint as it is."""
-        network = _network(runner)
+        self._add_exact_resume(runner)
+        if not str(runner._load_from).startswith((AS_IT_IS, SCHEME)):
+            runner.logger.warning('DeformUpgradeHook: FlexibleRunner reads checkpoints before any hook is asked, and '
+                                  f"did not read this one safely; write load_from='{SCHEME}PATH', or use "
+                                  'tools/train.py of this package.')
+        network = _state_dict(runner)
         if runner._resume:  # never imported: what was interrupted is the network's own
             given = Imported(PLAIN, clean_state_dict(checkpoint['state_dict']))
-            remapped = remap_state_dict(given.state_dict, network.state_dict())
+            remapped = remap_state_dict(given.state_dict, network)
         else:
             given = import_checkpoint(checkpoint, network)
-            remapped = fit_baseline(given, network)
+            remapped = fit_baseline(given, _network(runner), network)
         if remapped.added and runner._resume:
             raise CheckpointError('resume: the checkpoint has no offsets, so it is a baseline and not an interrupted '
                                   'upgrade; give it as load_from, with resume=False')
@@ -101,7 +111,7 @@ class DeformUpgradeHook(Hook):
         if self._loaded is None:
             raise ConfigError('DeformUpgradeHook: no checkpoint was loaded, and an upgrade starts from a trained '
                               'baseline; set load_from, or take the hook out to train from scratch')
-        network = _network(runner).state_dict()
+        network = _state_dict(runner)
         changed = [key for key, value in self._loaded.items() if not _same(network[key], value)]
         if changed:
             raise CheckpointError('the network does not hold the loaded values at ' + ', '.join(changed[:20]))
@@ -115,20 +125,28 @@ class DeformUpgradeHook(Hook):
             return
         self._fresh = False
         runner.logger.info('Validating the upgraded network before its first step.')
-        with _kept_random_state():
+        with kept_random_state():
             metrics = runner.val_loop.run()
         self.provenance['before_training'] = _numbers(metrics)
         runner.logger.info('Before its first step the upgrade scores, as the baseline does: '
                            + ', '.join(f'{key} {value:.4f}' for key, value in _numbers(metrics).items()))
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Record the upgrade's provenance in what is saved."""
+        """Record the upgrade's provenance in what is saved, and keep that readable for the safe reader."""
         if self.provenance:
             checkpoint['meta'][META_KEY] = dict(self.provenance)
+        state = checkpoint['state_dict']
+        for key in [key for key, value in state.items() if isinstance(value, torch.Tensor) and vars(value)]:
+            state[key] = state[key].detach()  # without the mark that FSDP leaves on its tensors, and pickles
+
+    def _add_exact_resume(self, runner) -> None:
+        # Here, since only the runner's own hooks are called; FlexibleRunner loads before it calls before_run.
+        if self.exact_resume and not any(isinstance(hook, ExactResumeHook) for hook in runner.hooks):
+            runner.register_hook(ExactResumeHook())
 
     def _describe(self, runner) -> Dict[str, Any]:
-        from . import __version__
-        path = runner._load_from.replace(AS_IT_IS, '') if runner._load_from else None
+        from .. import __version__
+        path = str(runner._load_from).rpartition('://')[2] if runner._load_from else None
         return {
             'baseline': os.path.basename(path) if path else None,
             'baseline_sha256': file_sha256(path) if path and is_main_process() else None,
@@ -138,12 +156,27 @@ class DeformUpgradeHook(Hook):
 
 
 def upgraded_layers(model: nn.Module) -> Dict[str, ZeroOffsetDCN]:
-    """The deformable layers of a network by dotted name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, ZeroOffsetDCN)}
+    """The deformable layers of a network by dotted name, as in its state dict."""
+    return {_INNER.sub('', name): module for name, module in model.named_modules() if isinstance(module, ZeroOffsetDCN)}
 
 
 def _network(runner) -> nn.Module:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+    """The network without distributed wrappers and test-time augmentation, whose keys checkpoints have."""
+    model = runner.model
+    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+        model = model.module
+    return model
+
+
+def _state_dict(runner) -> StateDict:
+    model = runner.model
+    if is_model_wrapper(model):
+        from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
+        if isinstance(model, FullyShardedDataParallel):  # the network's own tensors are shards
+            whole = FullStateDictConfig(offload_to_cpu=False, rank0_only=False)
+            with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT, whole):
+                return model.state_dict()
+    return _network(runner).state_dict()
 
 
 def _same(held: torch.Tensor, loaded: torch.Tensor) -> bool:
@@ -153,12 +186,3 @@ def _same(held: torch.Tensor, loaded: torch.Tensor) -> bool:
 def _numbers(metrics: Mapping[str, Any]) -> Dict[str, float]:
     return {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float, np.number))}
 
-
-@contextmanager
-def _kept_random_state() -> Iterator[None]:
-    devices: List[int] = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=devices):
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
