@@ -117,6 +117,20 @@ def is_lazy(path: str) -> bool:
     return '::' not in path and path.endswith('.py') and Config._is_lazy_import(path)
 
 
+def read_config(name: str) -> Config:
+    """The config that :func:`find_config` finds.
+
+    Raises:
+        ConfigError: also where it inherits from, or imports, a package that is not installed.
+    """
+    from mmengine.config import Config
+    path = find_config(name)
+    try:
+        return Config.fromfile(path)
+    except ImportError as error:
+        raise ConfigError(f'{name}: {error}') from error
+
+
 def _package_configs(package: str, name: str) -> str:
     spec = find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.origin:

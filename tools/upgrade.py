@@ -5,8 +5,6 @@ import copy
 import os
 from pathlib import Path
 
-from mmengine.config import Config
-
 from mmdeform_upgrade import launch
 from mmdeform_upgrade.config import (
     SCHEME,
@@ -14,6 +12,7 @@ from mmdeform_upgrade.config import (
     find_config,
     inheriting_text,
     is_lazy,
+    read_config,
     upgrade_changes,
     upgrade_config,
 )
@@ -26,7 +25,7 @@ from mmdeform_upgrade.preflight import plan_upgrade
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config',
-                        help="config that the baseline was trained with, or PACKAGE::FILE such as 'mmseg::deeplabv3/NAME.py'")
+                        help="config that the baseline was trained with; also PACKAGE::FILE, as in 'mmseg::fcn/NAME.py'")
     parser.add_argument('checkpoint', help='the trained baseline')
     parser.add_argument('--targets', nargs='+', default=['last:3'],
                         help="last:N, one regular expression, or several names (default: last:3)")
@@ -34,7 +33,8 @@ def parse_args(argv):
     parser.add_argument('--part', default='backbone', help='component of the model to upgrade (default: backbone)')
     parser.add_argument('--deform-groups', type=int, default=1, help='groups of channels that share offsets')
     parser.add_argument('--epoch-ratio', type=float, default=0.25, help='new training length over the old')
-    parser.add_argument('--out', help='config to write (default: CONFIG with -upgrade before its ending; for PACKAGE::FILE, here)')
+    parser.add_argument('--out', help='config to write (default: CONFIG with -upgrade before its ending; for '
+                                      'PACKAGE::FILE, in the current folder)')
     parser.add_argument('--control', help='also write the control: the baseline trained on for the same length')
     parser.add_argument('--dry-run', action='store_true', help='print the plan, write nothing')
     return parser.parse_args(argv)
@@ -66,7 +66,7 @@ def write(base, out, full, changes):
 def main(argv=None):
     args = parse_args(argv)
     outputs = checked_outputs(args)
-    baseline = Config.fromfile(find_config(args.config))
+    baseline = read_config(args.config)
     settings = dict(
         load_from=args.checkpoint,
         targets=args.targets[0] if len(args.targets) == 1 else args.targets,
