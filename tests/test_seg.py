@@ -132,7 +132,8 @@ def test_a_stock_config_is_named_by_its_package(tmp_path):
     torch.save({key: torch.zeros((), dtype=value.dtype).expand(value.shape) for key, value in state.items()},
                tmp_path / 'r101.pth')  # a number for each tensor, which is small
     plan = run_tool('upgrade.py', VOC_R101, 'r101.pth', cwd=tmp_path).stdout
-    for text in ('layer4.0.conv2', 'layer4.1.conv2', 'layer4.2.conv2', 'dilation 4', '682 tensors fit', '2 359 296 -> 2 442 240', '20000 iterations; SGD lr 0.01',
+    for text in ('layer4.0.conv2', 'layer4.1.conv2', 'layer4.2.conv2', 'dilation 4', '682 tensors fit',
+                 '2 359 296 -> 2 442 240', '20000 iterations; SGD lr 0.01',
                  '5000 iterations; SGD lr 0.01; PolyLR (iterations: power 0.9, eta_min 0.0001, begin 0, end 5000)'):
         assert text in plan, text
     upgraded = Config.fromfile(tmp_path / (Path(VOC_R101).stem + '-upgrade.py'))

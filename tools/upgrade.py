@@ -25,7 +25,7 @@ from mmdeform_upgrade.preflight import plan_upgrade
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config',
-                        help="config that the baseline was trained with; also PACKAGE::FILE, as in 'mmseg::fcn/NAME.py'")
+                        help="the baseline's config; also PACKAGE::FILE, as in 'mmseg::fcn/NAME.py'")
     parser.add_argument('checkpoint', help='the trained baseline')
     parser.add_argument('--targets', nargs='+', default=['last:3'],
                         help="last:N, one regular expression, or several names (default: last:3)")
