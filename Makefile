@@ -10,7 +10,7 @@ DEMO_OUT ?= demo_output
 # Build tools that onedl-mmcv needs beside torch, since its build sees the environment.
 BUILD_TOOLS := setuptools wheel ninja psutil numpy
 
-.PHONY: install demo test check clean
+.PHONY: install demo test family check clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -39,6 +39,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+# The tests once more, with the original OpenMMLab releases in front of the installed ones (docs/versions.md).
+family: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/families/openmmlab.py -n logical --maxprocesses 4 --dist loadfile
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

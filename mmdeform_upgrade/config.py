@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Dict, Mapping
 
 from .errors import ConfigError
@@ -90,15 +91,63 @@ def control_changes(cfg: Mapping[str, Any], *, load_from: str, epoch_ratio: floa
 def inheriting_text(base: str, out: str, changes: Mapping[str, Any]) -> str:
     """Text of a config file at ``out`` that inherits the one at ``base`` and holds nothing but ``changes``."""
     from mmengine.config import Config
-    if '::' not in base:
-        base = os.path.relpath(base, os.path.dirname(os.path.abspath(out)))
-    return f"_base_ = ['{base}']\n" + Config(dict(changes)).pretty_text
+    return f'_base_ = [{_base_entry(base, out)}]\n' + Config(dict(changes)).pretty_text
+
+
+def find_config(name: str) -> str:
+    """File of a config: a path as it is, ``'mmseg::deeplabv3/NAME.py'`` among the configs of an installed package.
+
+    Raises:
+        ConfigError: there is no such file or package.
+    """
+    package, external, inside = name.partition('::')
+    if not external:
+        if not os.path.isfile(name):
+            raise ConfigError(f'there is no config file {name!r}')
+        return name
+    path = os.path.join(_package_configs(package, name), inside)
+    if not os.path.isfile(path):
+        raise ConfigError(f'{name!r}: there is no config file {path!r}')
+    return path
 
 
 def is_lazy(path: str) -> bool:
     """Whether a config file is of MMEngine's pure Python kind, which a text ``_base_`` cannot inherit."""
     from mmengine.config import Config
     return '::' not in path and path.endswith('.py') and Config._is_lazy_import(path)
+
+
+def read_config(name: str) -> Config:
+    """The config that :func:`find_config` finds.
+
+    Raises:
+        ConfigError: also where it inherits from, or imports, a package that is not installed.
+    """
+    from mmengine.config import Config
+    path = find_config(name)
+    try:
+        return Config.fromfile(path)
+    except ImportError as error:
+        raise ConfigError(f'{name}: {error}') from error
+
+
+def _package_configs(package: str, name: str) -> str:
+    spec = find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.origin:
+        raise ConfigError(f'{name!r}: the package {package!r} is not installed')
+    return os.path.join(os.path.dirname(spec.origin), '.mim', 'configs')
+
+
+def _base_entry(base: str, out: str) -> str:
+    from mmengine.config import Config
+    package, external, inside = base.partition('::')
+    if not external:
+        return repr(os.path.relpath(base, os.path.dirname(os.path.abspath(out))))
+    try:
+        Config.fromstring(f'_base_ = [{base!r}]', '.py')
+    except ImportError:  # MMEngine looks for mmseg as 'mmsegmentation', which onedl-mmsegmentation is not called
+        return f"__import__({package!r}).__path__[0] + '/.mim/configs/{inside}'"
+    return repr(base)
 
 
 def _component(cfg: Mapping[str, Any], part: str) -> Mapping[str, Any]:

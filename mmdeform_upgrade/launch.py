@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Callable, List, Optional
 
+from .config import read_config
 from .errors import ConfigError, UpgradeError
 from .schedule import type_name
 
@@ -19,7 +20,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags that every MM tool has."""
     from mmengine.config import DictAction
     result = argparse.ArgumentParser(description=description)
-    result.add_argument('config', help='config file')
+    result.add_argument('config', help="config file; also PACKAGE::FILE, as in 'mmseg::fcn/NAME.py'")
     result.add_argument('--work-dir', help='folder for logs and checkpoints')
     result.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings to override, as key=value pairs')
     result.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
@@ -29,11 +30,8 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def load_config(args: argparse.Namespace) -> Config:
     """The config that the common flags ask for."""
-    from mmengine.config import Config
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if not os.path.isfile(args.config):
-        raise ConfigError(f'there is no config file {args.config!r}')
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)

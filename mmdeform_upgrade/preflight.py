@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Mapping
 
 from mmengine.registry import MODELS, init_default_scope
@@ -11,6 +12,7 @@ from torch import nn
 
 from .checkpoint import Remapped, read_baseline
 from .config import HOOK
+from .errors import ConfigError
 from .hooks import upgraded_layers
 from .importers import PLAIN, Imported
 from .locations import without_scheme
@@ -41,7 +43,10 @@ class UpgradePlan:
 
 def build_network(cfg: Config) -> nn.Module:
     """The network of ``cfg.model`` on the CPU, without reading any weights."""
-    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    scope = cfg.get('default_scope') or 'mmengine'
+    if scope.isidentifier() and find_spec(scope) is None:
+        raise ConfigError(f'the config has default_scope={scope!r}, and the package {scope} is not installed')
+    init_default_scope(scope)
     return MODELS.build(copy.deepcopy(cfg.model))
 
 

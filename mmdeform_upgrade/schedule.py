@@ -67,14 +67,18 @@ def describe_schedule(cfg: Mapping[str, Any]) -> str:
     """One line a person can check: length, schedulers and their boundaries."""
     length = Length.of(cfg)
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
-    parts = [f'{length.total} {length.unit}']
+    words = {'epochs': 'epochs', 'iters': 'iterations'}
+    parts = [f'{length.total} {words[length.unit]}']
     if 'lr' in optimizer:
         parts.append(f'{type_name(optimizer.get("type", "optimizer"))} lr {optimizer["lr"]}')
     for scheduler in _as_list(cfg.get('param_scheduler')):
-        unit = 'epochs' if scheduler.get('by_epoch', True) else 'iters'
-        numbers = [f'{key} {scheduler[key]}' for key in (*_STEP_LISTS, *_STEP_COUNTS, 'gamma', 'begin', 'end')
+        unit = words['epochs' if scheduler.get('by_epoch', True) else 'iters']
+        shown = (*_STEP_LISTS, *_STEP_COUNTS, 'gamma', 'power', 'eta_min', 'begin', 'end')
+        numbers = [f'{key} {scheduler[key]}' for key in shown
                    if scheduler.get(key) is not None]
         parts.append(f'{type_name(scheduler["type"])} ({unit}: {", ".join(numbers)})')
+    if interval := (cfg.get('train_cfg') or {}).get('val_interval'):
+        parts.append(f'validation every {interval}')
     return '; '.join(parts)
 
 

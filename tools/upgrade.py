@@ -5,10 +5,17 @@ import copy
 import os
 from pathlib import Path
 
-from mmengine.config import Config
-
 from mmdeform_upgrade import launch
-from mmdeform_upgrade.config import SCHEME, control_changes, inheriting_text, is_lazy, upgrade_changes, upgrade_config
+from mmdeform_upgrade.config import (
+    SCHEME,
+    control_changes,
+    find_config,
+    inheriting_text,
+    is_lazy,
+    read_config,
+    upgrade_changes,
+    upgrade_config,
+)
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.importers import PLAIN
 from mmdeform_upgrade.locations import without_scheme
@@ -17,7 +24,8 @@ from mmdeform_upgrade.preflight import plan_upgrade
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config that the baseline was trained with')
+    parser.add_argument('config',
+                        help="the baseline's config; also PACKAGE::FILE, as in 'mmseg::fcn/NAME.py'")
     parser.add_argument('checkpoint', help='the trained baseline')
     parser.add_argument('--targets', nargs='+', default=['last:3'],
                         help="last:N, one regular expression, or several names (default: last:3)")
@@ -25,7 +33,8 @@ def parse_args(argv):
     parser.add_argument('--part', default='backbone', help='component of the model to upgrade (default: backbone)')
     parser.add_argument('--deform-groups', type=int, default=1, help='groups of channels that share offsets')
     parser.add_argument('--epoch-ratio', type=float, default=0.25, help='new training length over the old')
-    parser.add_argument('--out', help='config to write (default: CONFIG with -upgrade before its ending)')
+    parser.add_argument('--out', help='config to write (default: CONFIG with -upgrade before its ending; for '
+                                      'PACKAGE::FILE, in the current folder)')
     parser.add_argument('--control', help='also write the control: the baseline trained on for the same length')
     parser.add_argument('--dry-run', action='store_true', help='print the plan, write nothing')
     return parser.parse_args(argv)
@@ -33,11 +42,11 @@ def parse_args(argv):
 
 def checked_outputs(args):
     """Where to write, refused before any work if it makes no sense."""
-    if not os.path.isfile(args.config):
-        raise ConfigError(f'there is no config file {args.config!r}')
-    outputs = [args.out or str(Path(args.config).with_name(Path(args.config).stem + '-upgrade.py'))]
+    config = Path(find_config(args.config))
+    beside = Path() if '::' in args.config else config.parent
+    outputs = [args.out or str(beside / f'{config.stem}-upgrade.py')]
     outputs += [args.control] if args.control else []
-    paths = [os.path.abspath(path) for path in (args.config, *outputs)]
+    paths = [os.path.abspath(path) for path in (config, *outputs)]
     for given, path in zip(outputs, paths[1:], strict=True):
         if not path.endswith('.py'):
             raise ConfigError(f'{given!r}: a config file ends in .py')
@@ -57,7 +66,7 @@ def write(base, out, full, changes):
 def main(argv=None):
     args = parse_args(argv)
     outputs = checked_outputs(args)
-    baseline = Config.fromfile(args.config)
+    baseline = read_config(args.config)
     settings = dict(
         load_from=args.checkpoint,
         targets=args.targets[0] if len(args.targets) == 1 else args.targets,

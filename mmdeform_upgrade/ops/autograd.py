@@ -208,9 +208,13 @@ def _is_compiling() -> bool:
 def _register() -> None:
     _LIBRARY.impl('deform_conv2d', _forward, 'CompositeExplicitAutograd')
     _LIBRARY.impl('deform_conv2d_backward', _backward, 'CompositeExplicitAutograd')
-    fake = getattr(torch.library, 'register_fake', None) or torch.library.impl_abstract
-    fake('mmdeform_upgrade::deform_conv2d')(_forward_fake)
-    fake('mmdeform_upgrade::deform_conv2d_backward')(_backward_fake)
+    # Names since torch 2.4 and 2.2; before them, fake tensors took what was registered for meta tensors.
+    fake = getattr(torch.library, 'register_fake', None) or getattr(torch.library, 'impl_abstract', None)
+    for name, shapes in (('deform_conv2d', _forward_fake), ('deform_conv2d_backward', _backward_fake)):
+        if fake is not None:
+            fake(f'mmdeform_upgrade::{name}')(shapes)
+        else:
+            _LIBRARY.impl(name, shapes, 'Meta')
     flops.register()
 
 

@@ -43,9 +43,11 @@ def register() -> None:
 
 
 def _hand_over(counter: ModuleType) -> None:
-    operators = torch.ops.mmdeform_upgrade
-    counter.register_flop_formula(operators.deform_conv2d)(forward_flops)
-    counter.register_flop_formula(operators.deform_conv2d_backward)(backward_flops)
+    formula = getattr(counter, 'register_flop_formula', None)
+    if formula is not None:  # torch >= 2.2
+        operators = torch.ops.mmdeform_upgrade
+        formula(operators.deform_conv2d)(forward_flops)
+        formula(operators.deform_conv2d_backward)(backward_flops)
 
 
 class _WhenImported(importlib.abc.MetaPathFinder):

@@ -142,7 +142,7 @@ def _blas_ready(matrix: Tensor) -> Tensor:
 
 
 def _onednn_suits(tensor: Tensor) -> bool:
-    if torch.jit.is_tracing() or not torch.backends.mkldnn.enabled:
+    if torch.jit.is_tracing() or not getattr(torch.backends.mkldnn, 'enabled', True):  # a switch since torch 2.6
         return False
     return tensor.device.type == 'cpu' and tensor.dtype == torch.float32
 

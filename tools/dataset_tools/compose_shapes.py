@@ -24,6 +24,7 @@ def parse_args(argv: Optional[List[str]]) -> argparse.Namespace:
     add('--max-angle', type=float, default=SHAPE_OPTIONS.max_angle, help='in degrees')
     strength = SHAPE_OPTIONS.warp_strength
     add('--warp-strength', type=float, default=strength, help='of bend, shear and the like, to 1')
+    add('--border', type=int, default=0, help='ignored band in the masks, in pixels')
     return parser.parse_args(argv)
 
 
@@ -39,7 +40,7 @@ def main(argv: Optional[List[str]] = None) -> None:
         size=args.size,
         seed=args.seed,
         warp=not args.no_warp,
-        options=replace(SHAPE_OPTIONS, **warps),
+        options=replace(SHAPE_OPTIONS, border=args.border, **warps),
         progress=True,
     )
     for split, counts in meta['counts'].items():

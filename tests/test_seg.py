@@ -1,0 +1,285 @@
+"""MMSegmentation: schedules by iterations, masks, and a DeepLabV3 from its baseline to the fine-tuned upgrade."""
+import copy
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import mmseg
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
+from mmseg.apis import MMSegInferencer, inference_model, init_model
+from mmseg.datasets import BaseSegDataset, PascalVOCDataset
+from mmseg.evaluation import IoUMetric
+
+from mmdeform_upgrade import launch, shorten_schedule, upgrade_
+from mmdeform_upgrade.checkpoint import file_sha256
+from mmdeform_upgrade.config import find_config
+from mmdeform_upgrade.data import SHAPE_CLASSES, SHAPE_OPTIONS, compose_shapes
+from mmdeform_upgrade.errors import ConfigError
+from mmdeform_upgrade.hooks import upgraded_layers
+from mmdeform_upgrade.readers import read_checkpoint
+from mmdeform_upgrade.schedule import describe_schedule
+
+from .conftest import ROOT, build, relative_error, run_tool
+
+CONFIGS = Path(mmseg.__file__).parent / '.mim' / 'configs'
+VOC_R101 = 'mmseg::deeplabv3/deeplabv3_r101-d8_4xb4-20k_voc12aug-512x512.py'
+LAYERS = [f'backbone.layer4.{i}' for i in ('0.conv2', '1.conv1', '1.conv2')]
+
+
+@pytest.fixture(scope='module')
+def seg_config(shapes, tmp_path_factory):
+    """Path of a config like the demo's segmentor, tiny: 24 iterations of 4 pictures."""
+    cfg = Config.fromfile(ROOT / 'configs/demo/deeplabv3_r18_shapes.py')
+    cfg.model.backbone.update(base_channels=8, stem_channels=8)
+    cfg.model.decode_head.update(in_channels=64, channels=16)
+    cfg.model.auxiliary_head.update(in_channels=32, channels=8)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.update(batch_size=4, num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = str(shapes) + '/'
+    cfg.test_dataloader.dataset.ann_file = cfg.val_dataloader.dataset.ann_file
+    cfg.train_cfg.update(max_iters=24, val_interval=12)
+    cfg.param_scheduler = [dict(type='PolyLR', eta_min=1e-5, power=0.9, begin=0, end=24, by_epoch=False)]
+    cfg.default_hooks.checkpoint.update(interval=12, max_keep_ckpts=-1, save_best='mIoU')
+    cfg.default_hooks.logger.interval = 1
+    path = tmp_path_factory.mktemp('seg') / 'seg.py'
+    cfg.dump(path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def seg_baseline(seg_config, shapes):
+    """Checkpoint and log of the tiny segmentor's training.
+
+    So short a training may find a single class everywhere, which would hide any difference between two networks: the
+    checkpoint's logits are centred on one picture, where no class can then be the largest at every pixel.
+    """
+    log = run_tool('train.py', seg_config, '--work-dir', seg_config.parent / 'baseline').stdout
+    path = seg_config.parent / 'baseline' / 'iter_24.pth'
+    logits = inference_model(init_model(str(seg_config), str(path), device='cpu'), _picture(shapes)).seg_logits.data
+    checkpoint = read_checkpoint(path)
+    checkpoint['state_dict']['decode_head.conv_seg.bias'] -= logits.mean((1, 2))
+    torch.save(checkpoint, path)
+    return path, log
+
+
+@pytest.fixture(scope='module')
+def seg_upgrade(seg_config, seg_baseline):
+    """Config that tools/upgrade.py writes for it, and the plan that it prints."""
+    out = seg_config.with_name('upgrade.py')
+    return out, run_tool('upgrade.py', seg_config, seg_baseline[0], '--out', out).stdout
+
+
+@pytest.fixture(scope='module')
+def fine_tuned(seg_upgrade):
+    """Checkpoint and log of the upgrade's fine-tune: 6 iterations."""
+    work_dir = seg_upgrade[0].with_name('upgrade')
+    log = run_tool('train.py', seg_upgrade[0], '--work-dir', work_dir).stdout
+    return work_dir / 'iter_6.pth', log
+
+
+def _config(path, checkpoint, work_dir, **options):
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict({'work_dir': str(work_dir), 'load_from': str(checkpoint), 'log_level': 'WARNING', **options})
+    cfg.experiment_name = f'seg{torch.rand(1).item()}'
+    return cfg
+
+
+def _scores(path, checkpoint, work_dir):
+    """Test scores of whole pictures and of sliding windows."""
+    runner = Runner.from_cfg(_config(path, checkpoint, work_dir))
+    whole = runner.test()
+    runner.model.test_cfg = ConfigDict(mode='slide', crop_size=(64, 64), stride=(32, 32))
+    return whole, runner.test()
+
+
+def _picture(shapes):
+    return str(sorted((shapes / 'VOC2007/JPEGImages').glob('*.jpg'))[0])
+
+
+# Stock schedules, a quarter of each.
+@pytest.mark.parametrize('name,iterations,interval', [
+    ('deeplabv3/deeplabv3_r101-d8_4xb4-20k_voc12aug-512x512.py', 5000, 500),
+    ('deeplabv3/deeplabv3_r101-d8_4xb4-40k_voc12aug-512x512.py', 10000, 1000),
+    ('pspnet/pspnet_r50-d8_4xb2-80k_cityscapes-512x1024.py', 20000, 2000),
+    ('fcn/fcn_r50-d8_4xb4-160k_ade20k-512x512.py', 40000, 4000),
+    ('deeplabv3/deeplabv3_r101-d8_4xb4-320k_coco-stuff164k-512x512.py', 80000, 8000),
+])
+def test_stock_schedules_shrink_by_iterations(name, iterations, interval):
+    cfg = Config.fromfile(find_config(f'mmseg::{name}'))
+    short = shorten_schedule(cfg)
+    assert short.train_cfg == dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=interval)
+    poly, = short.param_scheduler
+    assert (poly.type, poly.begin, poly.end, poly.by_epoch) == ('PolyLR', 0, iterations, False)
+    assert (poly.power, poly.eta_min) == (cfg.param_scheduler[0].power, cfg.param_scheduler[0].eta_min)
+    assert short.default_hooks.checkpoint == dict(type='CheckpointHook', by_epoch=False, interval=interval)
+    assert short.default_hooks.logger == cfg.default_hooks.logger
+    assert f'{iterations} iterations; ' in describe_schedule(short)
+    assert f'validation every {interval}' in describe_schedule(short)
+
+
+def test_warm_up_and_late_validation_shrink_with_them():
+    warm, poly = shorten_schedule(Config.fromfile(
+        CONFIGS / 'vit/vit_deit-b16_upernet_8xb2-80k_ade20k-512x512.py')).param_scheduler
+    assert (warm.type, warm.begin, warm.end, poly.begin, poly.end) == ('LinearLR', 0, 375, 375, 20000)
+    late = shorten_schedule(Config.fromfile(CONFIGS / 'san/san-vit-b16_coco-stuff164k-640x640.py'))
+    assert (late.train_cfg.max_iters, late.train_cfg.val_begin, late.train_cfg.val_interval) == (15000, 13750, 125)
+    assert late.default_hooks.checkpoint.interval == 2500
+
+
+def test_a_stock_config_is_named_by_its_package(tmp_path):
+    cfg = Config.fromfile(find_config(VOC_R101))
+    cfg.model.pretrained = None
+    with torch.device('meta'):
+        state = build(cfg).state_dict()
+    torch.save({key: torch.zeros((), dtype=value.dtype).expand(value.shape) for key, value in state.items()},
+               tmp_path / 'r101.pth')  # a number for each tensor, which is small
+    plan = run_tool('upgrade.py', VOC_R101, 'r101.pth', cwd=tmp_path).stdout
+    for text in ('layer4.0.conv2', 'layer4.1.conv2', 'layer4.2.conv2', 'dilation 4', '682 tensors fit',
+                 '2 359 296 -> 2 442 240', '20000 iterations; SGD lr 0.01',
+                 '5000 iterations; SGD lr 0.01; PolyLR (iterations: power 0.9, eta_min 0.0001, begin 0, end 5000)'):
+        assert text in plan, text
+    upgraded = Config.fromfile(tmp_path / (Path(VOC_R101).stem + '-upgrade.py'))
+    assert upgraded.model.backbone.base_type == 'ResNetV1c' and upgraded.model.pretrained is None
+    assert upgraded.train_dataloader.sampler.type == 'InfiniteSampler' and upgraded.train_cfg.max_iters == 5000
+
+
+@pytest.mark.parametrize('name,message', [
+    ('mmseg::deeplabv3/none.py', "there is no config file '.*deeplabv3/none.py'"),
+    ('nopackage::a/b.py', "the package 'nopackage' is not installed"),
+    ('::a.py', "the package '' is not installed"),
+])
+def test_a_wrong_package_config_is_named(name, message):
+    with pytest.raises(ConfigError, match=message):
+        find_config(name)
+
+
+def test_masks_are_read_with_their_ignored_border(tmp_path):
+    compose_shapes(tmp_path / 'd', train=4, val=0, test=0, size=64, options=replace(SHAPE_OPTIONS, border=2))
+    init_default_scope('mmseg')
+    settings = dict(data_root=str(tmp_path / 'd/VOC2007'), ann_file='ImageSets/Segmentation/train.txt',
+                    data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
+                    pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')])
+    classes = ('background', *SHAPE_CLASSES)
+    dataset = BaseSegDataset(img_suffix='.jpg', seg_map_suffix='.png', metainfo=dict(classes=classes), **settings)
+    truths = [item['data_samples'].gt_sem_seg.data for item in dataset]
+    assert len(truths) == 4 and all({0, 255} < set(truth.unique().tolist()) <= {*range(7), 255} for truth in truths)
+    # The same files, layout and suffixes are what PascalVOCDataset expects; only its class names are fixed.
+    voc = PascalVOCDataset(**settings)
+    assert all(torch.equal(item['data_samples'].gt_sem_seg.data, truth)
+               for item, truth in zip(voc, truths, strict=True))
+    with pytest.raises(ValueError, match='is not a subset of classes'):
+        PascalVOCDataset(metainfo=dict(classes=classes), **settings)
+
+    metric = IoUMetric()
+    metric.dataset_meta = dataset.metainfo
+    for truth in truths:  # wrong at ignored pixels, right elsewhere
+        wrong = torch.where(truth == 255, 3, truth)
+        metric.process({}, [dict(pred_sem_seg=dict(data=wrong), gt_sem_seg=dict(data=truth))])
+    assert np.isclose(metric.evaluate(len(truths))['aAcc'], 100)
+
+
+def test_a_segmentor_trains_by_iterations_with_both_heads(seg_baseline):
+    checkpoint, log = seg_baseline
+    assert re.search(r'Iter\(train\) \[24/24\].*decode\.loss_ce: .*aux\.loss_ce: ', log)
+    # The stock norm is SyncBN; the runner reverts it where there is one process.
+    assert 'reverted to BatchNormXd' in log
+    assert any(key.startswith('auxiliary_head') for key in read_checkpoint(checkpoint)['state_dict'])
+
+
+def test_the_plan_names_iterations(seg_upgrade):
+    _, plan = seg_upgrade
+    assert '24 iterations; AdamW' in plan and '6 iterations; AdamW' in plan and 'validation every 3' in plan
+    assert '6 offset tensors start at zero' in plan and all(name in plan for name in LAYERS)
+
+
+def test_the_upgraded_segmentor_scores_exactly_the_baseline(seg_config, seg_baseline, seg_upgrade, fine_tuned,
+                                                            tmp_path):
+    before = _scores(seg_config, seg_baseline[0], tmp_path / 'b')
+    assert before == _scores(seg_upgrade[0], seg_baseline[0], tmp_path / 'a')
+    assert before[0] != before[1] and len(set(before[0].values())) == 3
+    assert 'the upgrade scores, as the baseline does: ' \
+        + ', '.join(f'{key} {value:.4f}' for key, value in before[0].items()) in fine_tuned[1]
+
+
+def test_logits_of_the_untouched_upgrade_are_the_baselines(seg_config, seg_baseline, seg_upgrade, shapes):
+    picture = _picture(shapes)
+    plain = init_model(str(seg_config), str(seg_baseline[0]), device='cpu')
+    upgraded = init_model(str(seg_upgrade[0]), str(seg_baseline[0]), device='cpu')
+    assert list(upgraded_layers(upgraded)) == LAYERS and plain.with_auxiliary_head
+    logits = [inference_model(model, picture).seg_logits.data for model in (plain, upgraded)]
+    assert relative_error(logits[1], logits[0]) < 1e-5
+    assert logits[0].argmax(0).unique().numel() > 1, 'a network that says one class everywhere shows nothing'
+
+
+def test_the_fine_tune_moves_the_offsets_and_records_where_it_came_from(seg_baseline, fine_tuned):
+    checkpoint = read_checkpoint(fine_tuned[0])
+    offsets = {key: value for key, value in checkpoint['state_dict'].items() if 'conv_offset' in key}
+    assert len(offsets) == 6 and all(value.any() for value in offsets.values())
+    provenance = checkpoint['meta']['deform_upgrade']
+    assert provenance['baseline'] == 'iter_24.pth' and provenance['baseline_sha256'] == file_sha256(seg_baseline[0])
+    assert list(provenance['layers']) == LAYERS and 0 < provenance['before_training']['mIoU'] <= 100
+    assert checkpoint['meta']['iter'] == 6
+    assert re.search(r'best checkpoint with .* mIoU at 0 iter', fine_tuned[1])
+
+
+def test_inference_apis_load_the_upgraded_segmentor(seg_upgrade, fine_tuned, shapes):
+    config, picture = str(seg_upgrade[0]), _picture(shapes)
+    model = init_model(config, str(fine_tuned[0]), device='cpu')
+    saved = read_checkpoint(fine_tuned[0])['state_dict']
+    assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
+    assert model.dataset_meta['classes'] == ('background', *SHAPE_CLASSES)
+    expected = inference_model(model, picture).pred_sem_seg.data[0].numpy()
+    inferencer = MMSegInferencer(config, str(fine_tuned[0]), device='cpu', classes=list(model.dataset_meta['classes']),
+                                 palette=model.dataset_meta['palette'])
+    assert np.array_equal(inferencer(picture, show=False)['predictions'], expected)
+
+
+def test_test_time_augmentation_of_the_upgraded_segmentor(seg_upgrade, fine_tuned, tmp_path):
+    cfg = _config(seg_upgrade[0], fine_tuned[0], tmp_path)
+    cfg.tta_pipeline[1].transforms[0] = cfg.tta_pipeline[1].transforms[0][:1]  # one scale, flipped or not
+    launch.set_tta(cfg)
+    cfg.test_dataloader.batch_size = 1
+    cfg.custom_hooks = []
+    runner = Runner.from_cfg(cfg)
+    assert type(runner.model).__name__ == 'SegTTAModel' and len(upgraded_layers(runner.model)) == 3
+    assert 0 < runner.test()['mIoU'] <= 100
+
+
+def test_resume_goes_on_at_its_iteration(seg_upgrade, fine_tuned, tmp_path):
+    cfg = _config(seg_upgrade[0], fine_tuned[0].with_name('iter_3.pth'), tmp_path, resume=True)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.iter == 6
+    whole, resumed = read_checkpoint(fine_tuned[0]), read_checkpoint(tmp_path / 'iter_6.pth')
+    assert resumed['meta']['deform_upgrade'] == whole['meta']['deform_upgrade']
+    assert resumed['optimizer']['param_groups'][0]['lr'] == whole['optimizer']['param_groups'][0]['lr']
+    assert any(value.any() for key, value in resumed['state_dict'].items() if 'conv_offset' in key)
+
+
+@pytest.mark.parametrize('name,part,dilations', [
+    ('deeplabv3/deeplabv3_r101-d16-mg124_4xb2-40k_cityscapes-512x1024.py', 'backbone', [1, 2, 4]),  # multi_grid
+    ('deeplabv3/deeplabv3_r50-d8_4xb4-20k_voc12aug-512x512.py', 'backbone', [2, 4, 4]),  # contract_dilation
+    ('deeplabv3/deeplabv3_r50-d8_4xb4-20k_voc12aug-512x512.py', 'decode_head', [24, 36, 1]),
+    ('upernet/upernet_r50_4xb4-20k_voc12aug-512x512.py', 'auxiliary_head', [1]),
+])
+def test_dilated_stages_and_heads_upgrade_to_the_same_outputs(name, part, dilations):
+    text = Config.fromfile(CONFIGS / name).pretty_text.replace("'SyncBN'", "'BN'")
+    cfg = Config.fromstring(text, '.py')
+    cfg.model.update(pretrained=None)
+    cfg.model.backbone.update(depth=50, base_channels=8, stem_channels=8)
+    for head, channels in ((cfg.model.decode_head, 256), (cfg.model.auxiliary_head, 128)):
+        head.update(channels=8, in_channels=[32, 64, 128, 256] if isinstance(head.in_channels, list) else channels)
+    model = build(cfg).double().eval()
+    upgraded = copy.deepcopy(model)
+    report = upgrade_(upgraded.get_submodule(part), f'last:{len(dilations)}')
+    assert [layer.dilation[0] for layer in report.layers] == dilations
+    x = torch.randn(1, 3, 65, 97, dtype=torch.float64)
+    with torch.no_grad():
+        for head in ('decode_head', 'auxiliary_head'):
+            outs = [getattr(network, head)(network.extract_feat(x)) for network in (model, upgraded)]
+            assert relative_error(outs[1], outs[0]) < 1e-10
