@@ -57,7 +57,7 @@ def upgrade_changes(cfg: Mapping[str, Any], *, load_from: str, targets: Targets,
         changed['exclude'] = _plain(exclude)
     if deform_groups != 1:
         changed['deform_groups'] = deform_groups
-    if _is_download(component.get('init_cfg')):
+    if is_download(component.get('init_cfg')):
         changed['init_cfg'] = None  # the baseline brings all weights
     model: Dict[str, Any] = changed
     for key in reversed(part.split('.')):
@@ -116,7 +116,8 @@ def _imports(cfg: Mapping[str, Any]) -> Dict[str, Any]:
     return {**imports, 'imports': names, 'allow_failed_imports': imports.get('allow_failed_imports', False)}
 
 
-def _is_download(init_cfg: Any) -> bool:
+def is_download(init_cfg: Any) -> bool:
+    """Whether an initialisation reads weights from a file or an address."""
     return isinstance(init_cfg, Mapping) and type_name(init_cfg.get('type', '')) == 'Pretrained'
 
 

@@ -1,0 +1,222 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""One config: its model built twice, plain and upgraded through the config, and all outputs compared."""
+from __future__ import annotations
+
+import copy
+import time
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import remap_state_dict
+from ..config import upgrade_config
+from ..errors import UpgradeError
+from ..hooks import upgraded_layers
+from ..preflight import build_network
+from ..schedule import type_name
+from . import network, reasons
+from .configs import BACKBONES, NECKS, load_config, parts_called, repository_of
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+COUNT = 3  # upgraded layers a part, or as many as it has
+TOLERANCE = 1e-5  # of the deformable path, in float32
+TOLERANCE64 = 1e-10  # in float64, where float32's rounding is not enough to decide
+MOVED = 1e-4  # least change that moved offsets have to make
+
+Record = Dict[str, Any]
+Runs = List[Tuple[str, Tensor, List[Tensor]]]  # place, input and the original's outputs
+
+
+class Unchecked(Exception):
+    """There is nothing to compare, for one of the reasons that are not this package's."""
+
+    def __init__(self, reason: str, detail: str = ''):
+        super().__init__(f'{reason}: {detail}')
+        self.reason, self.detail = reason, detail
+
+
+def check_config(name: str) -> Record:
+    """Check one config of the zoo; never raises, whatever the config does.
+
+    Args:
+        name: ``LIBRARY/PATH`` of an installed config.
+
+    Returns:
+        dict: ``config``, ``seconds``, and as far as they are known ``model``, ``backbone``, ``convs`` (classes and
+        counts), ``parts`` (one entry for each part that was upgraded: ``layers``, ``same`` (largest relative difference
+        of any output with ``backend='auto'``), ``sampled`` (the same on the forced deformable path), ``moved`` (with
+        moved offsets), ``sampled64`` (where float32 does not decide)), and where it was not checked or not passed, ``reason`` and ``detail``.
+    """
+    start = time.perf_counter()
+    record: Record = {'config': name}
+    with repository_of(name), reasons.no_network(), torch.no_grad():
+        try:
+            _check(_stock(lambda: load_config(name)), record)
+        except Unchecked as problem:
+            record.update(reason=problem.reason, detail=problem.detail)
+        except Exception as error:
+            record.update(reason=reasons.OURS, detail=reasons.short(f'{type(error).__name__}: {error}', 600))
+    record['seconds'] = round(time.perf_counter() - start, 1)
+    return record
+
+
+def check_duplicate(name: str, same_as: str) -> Record:
+    """A config with the model of another one: its model is not checked again, its upgraded config is made."""
+    start = time.perf_counter()
+    record: Record = {'config': name, 'reason': reasons.DUPLICATE, 'detail': same_as}
+    try:
+        cfg = load_config(name)
+        _lend_schedule(cfg)
+        for part in parts_called(cfg.model, BACKBONES):
+            upgrade_config(cfg, load_from='baseline.pth', part=part)
+    except Exception as error:
+        record.update(reason=reasons.OURS, detail=reasons.short(f'{type(error).__name__}: {error}', 600))
+    record['seconds'] = round(time.perf_counter() - start, 1)
+    return record
+
+
+def _lend_schedule(cfg: Config) -> None:
+    if not any(key in (cfg.get('train_cfg') or {}) for key in ('max_epochs', 'max_iters')):
+        cfg.train_cfg = dict(max_epochs=12)  # a file of the model alone, or for tests only
+
+
+def _stock(step: Any) -> Any:
+    """What the framework does alone; its errors are not this package's."""
+    try:
+        return step()
+    except Exception as error:
+        raise Unchecked(*reasons.reason_of(error)) from error
+
+
+def _check(cfg: Config, record: Record) -> None:
+    model = cfg.get('model')
+    if not isinstance(model, Mapping) or 'type' not in model:
+        raise Unchecked(reasons.NO_MODEL)
+    record['model'] = type_name(model['type'])
+    backbones = parts_called(model, BACKBONES)
+    if not backbones:
+        raise Unchecked(reasons.NO_PICTURE, record['model'])
+    _lend_schedule(cfg)
+    record['backbone'] = ', '.join(dict.fromkeys(type_name(_part(model, part)['type']) for part in backbones))
+    original = _stock(lambda: build_network(cfg))
+    original.train()  # some backbones freeze in train() only
+    original.eval()
+    record['parts'] = []
+    for part in backbones:
+        _check_backbone(cfg, original, part, record)
+
+
+def _check_backbone(cfg: Config, original: nn.Module, backbone: str, record: Record) -> None:
+    found = network.places(original, backbone)
+    if not found:
+        raise Unchecked(reasons.STOCK, f'the model has no module for {backbone}')
+    module = original.get_submodule(found[0])
+    record['convs'] = network.conv_classes(module)
+    size = _picture_size(_part(cfg.model, backbone))
+    runs = _stock(lambda: _run_original(original, found, size))
+    count = len(network.trainable_convs(module))
+    if count:
+        record['parts'].append(_check_part(cfg, original, backbone, runs))
+    if count < COUNT:
+        owner = backbone.rpartition('.')[0]
+        for neck in parts_called(_part(cfg.model, owner), NECKS):
+            part = f'{owner}.{neck}'.lstrip('.')
+            places = network.places(original, part)
+            if places and network.trainable_convs(original.get_submodule(places[0])):
+                record['parts'].append(_check_part(cfg, original, part, runs))
+    if not count:
+        raise Unchecked(*_why_none(module))
+
+
+def _why_none(backbone: nn.Module) -> Tuple[str, str]:
+    spatial = network.spatial_classes(backbone)
+    if not spatial:
+        return reasons.NO_CONVS, type(backbone).__name__
+    names = ', '.join(f'{name} x{number}' for name, number in spatial.items())
+    return (reasons.FROZEN if 'Conv2d' in spatial else reasons.SUBCLASSES), names
+
+
+def _picture_size(backbone: Mapping[str, Any]) -> int:
+    """The only size that backbones with a table of positions take, or one that is large enough for the others."""
+    size = backbone.get('img_size') or backbone.get('pretrain_img_size') or 512
+    return max(size) if isinstance(size, (tuple, list)) else size
+
+
+def _run_original(original: nn.Module, found: List[str], size: int) -> Runs:
+    """Place, input and outputs of every backbone (with its neck) that a part became."""
+    runs = []
+    for place in found:
+        x = network.prepare(original, place, size)
+        outs = network.features(original, place, x)
+        problem = network.degenerate(outs)
+        if problem:
+            raise network.RunError(problem)
+        runs.append((place, x, outs))
+    return runs
+
+
+def _check_part(cfg: Config, original: nn.Module, part: str, runs: Runs) -> Record:
+    """Upgrade one part through the config, give it the original's weights, and compare.
+
+    Raises:
+        UpgradeError: a difference that should not be there, or a comparison that would have shown none.
+    """
+    plain = original.get_submodule(network.places(original, part)[0])
+    names = network.trainable_convs(plain)[-COUNT:]
+    targets = network.targets_for(plain, names)
+    with network.uninitialized():
+        upgraded = build_network(upgrade_config(cfg, load_from='baseline.pth', targets=targets, part=part))
+    baseline = copy.copy(original.state_dict())
+    upgraded.load_state_dict(remap_state_dict(baseline, upgraded.state_dict()).state_dict, strict=True)
+    upgraded.eval()
+    result: Record = {'part': part, 'layers': names, 'of': len(upgraded_layers(upgraded))}
+    with network.counting_runs(upgraded) as ran:
+        result['same'] = _largest(upgraded, runs)
+    with network.deformable_path():
+        result['sampled'] = _largest(upgraded, runs)
+        with network.offsets_moved(upgraded):
+            result['moved'] = _largest(upgraded, runs)
+        if not result['sampled'] < TOLERANCE:  # rounding that the network magnifies, or a mistake
+            result['sampled64'] = _largest_in_double(original, upgraded, runs)
+    _judge(result, sorted(set(upgraded_layers(upgraded)) - set(ran)))
+    return result
+
+
+def _largest(upgraded: nn.Module, runs: Runs) -> float:
+    return float(f'{max(network.difference(network.features(upgraded, place, x), outs) for place, x, outs in runs):.2g}')
+
+
+def _largest_in_double(original: nn.Module, upgraded: nn.Module, runs: Runs) -> float:
+    original.double()
+    upgraded.double()
+    try:
+        again = [(place, x.double(), network.features(original, place, x.double())) for place, x, _ in runs]
+        return _largest(upgraded, again)
+    finally:
+        original.float()
+
+
+def _judge(result: Record, idle: List[str]) -> None:
+    problems = []
+    if idle:
+        result['idle'] = idle
+    if result['same'] > 0:
+        problems.append(f'the outputs differ by {result["same"]:.2g}')
+    if not (result['sampled'] < TOLERANCE or result['sampled64'] < TOLERANCE64):
+        problems.append(f'on the deformable path the outputs differ by {result["sampled"]:.2g}')
+    if not result['moved'] > MOVED:
+        problems.append(f'moved offsets change the outputs by {result["moved"]:.2g} only')
+    if len(idle) == result['of']:
+        problems.append('no upgraded layer ran')
+    if problems:
+        raise UpgradeError(f'{result["part"]} ({", ".join(result["layers"])}): ' + '; '.join(problems))
+
+
+def _part(model: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    node: Any = model
+    for key in filter(None, part.split('.')):
+        node = node[key]
+    return node

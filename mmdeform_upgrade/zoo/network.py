@@ -1,0 +1,209 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Running the backbone and the neck of a network that nobody trained, with outputs like a trained one's."""
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from .. import layers
+from ..errors import UpgradeError
+from ..layers import ZeroOffsetDCN
+from ..ops import deform_conv2d
+from ..targets import Targets, find_targets, is_convolution, upgradable_names
+
+SIZES = (64, 128, 256)  # side of the input in pixels; pyramids with many levels need the larger ones
+OFFSET = 0.5  # pixels; far enough to change any output that an upgraded layer takes part in
+
+
+class RunError(Exception):
+    """The original network, as its framework builds it, does not run on a plain picture."""
+
+
+def places(model: nn.Module, part: str) -> List[str]:
+    """Names of the modules that a part of the config became; several where a wrapper builds its detector twice."""
+    modules = dict(model.named_modules())
+    if part in modules:
+        return [part]
+    last = part.rpartition('.')[2]
+    return [name for name in modules if name.rpartition('.')[2] == last and not name.startswith('data_preprocessor')]
+
+
+def conv_classes(module: nn.Module) -> Dict[str, int]:
+    """How many convolutions of which class a module has."""
+    return dict(Counter(type(child).__name__ for child in module.modules() if is_convolution(child)).most_common())
+
+
+def spatial_classes(module: nn.Module) -> Dict[str, int]:
+    """As :func:`conv_classes`, of kernels larger than 1x1 only."""
+    return dict(Counter(type(child).__name__ for child in module.modules() if is_convolution(child)
+                        and max(getattr(child, 'kernel_size', (1, )), default=1) > 1).most_common())
+
+
+def trainable_convs(module: nn.Module) -> List[str]:
+    """Names of the convolutions that ``last:N`` may select and that are not frozen."""
+    modules = dict(module.named_modules())
+    modules.pop('', None)
+    return [name for name in upgradable_names(modules) if modules[name].weight.requires_grad]  # type: ignore
+
+
+def targets_for(module: nn.Module, names: List[str]) -> Targets:
+    """``last:N`` where that selects ``names``, which it does unless frozen convolutions come after them."""
+    last = f'last:{len(names)}'
+    return last if find_targets(module, last) == names else names
+
+
+def randomize(module: nn.Module) -> None:
+    """The framework's own initialisation, scaled so that activations keep their size from layer to layer."""
+    if callable(getattr(module, 'init_weights', None)):
+        module.init_weights()  # type: ignore[operator]  # some parameters are raw memory before
+    for child in module.modules():
+        weight = getattr(child, 'weight', None)
+        if is_convolution(child) and isinstance(weight, nn.Parameter) and weight.dim() == 4:
+            wanted = (2 / weight[0].numel())**0.5  # He et al. 2015, eq. 10
+            deviation = float(weight.std()) if weight.numel() > 1 else 0.0
+            weight.mul_(wanted / deviation) if deviation > 0 else nn.init.normal_(weight, std=wanted)
+        elif isinstance(child, nn.modules.batchnorm._BatchNorm) and child.affine:
+            nn.init.uniform_(child.weight, 0.5, 1)
+            nn.init.uniform_(child.bias, -0.1, 0.1)
+
+
+@contextmanager
+def uninitialized() -> Iterator[None]:
+    """Convolutions and linear layers are built on raw memory: whatever is not loaded afterwards shows."""
+
+    def leave(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return tensor
+
+    with mock.patch.object(nn.init, 'kaiming_uniform_', leave), mock.patch.object(nn.init, 'kaiming_normal_', leave):
+        yield
+
+
+@contextmanager
+def calibrating(module: nn.Module) -> Iterator[None]:
+    """Batch norms take the statistics of what passes; everything else stays in evaluation mode."""
+    norms = {m: (m.momentum, m.training) for m in module.modules()
+             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats}
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.training = True
+    try:
+        yield
+    finally:
+        for norm, (momentum, training) in norms.items():
+            norm.momentum, norm.training = momentum, training
+            # The deepest maps have a handful of pixels; a variance near zero by chance would magnify rounding errors.
+            norm.running_var.clamp_(min=0.1 * float(norm.running_var.mean()))  # type: ignore[union-attr]
+
+
+def features(model: nn.Module, place: str, x: Tensor) -> List[Tensor]:
+    """All outputs of the backbone at ``place`` and of the neck beside it."""
+    owner = model.get_submodule(place.rpartition('.')[0])
+    outs = model.get_submodule(place)(x)
+    tensors = flatten(outs)
+    neck = getattr(owner, 'neck', None)
+    if isinstance(neck, nn.Module) and place.rpartition('.')[2] != 'neck':
+        tensors += flatten(neck(outs))
+    return tensors
+
+
+def flatten(outs: Any) -> List[Tensor]:
+    """The tensors of nested tuples, lists and dicts, in order."""
+    if isinstance(outs, Tensor):
+        return [outs]
+    if isinstance(outs, Mapping):
+        outs = list(outs.values())
+    if isinstance(outs, Sequence) and not isinstance(outs, str):
+        return [tensor for out in outs for tensor in flatten(out)]
+    return []
+
+
+def prepare(model: nn.Module, place: str, size: int = 512, seed: int = 0) -> Tensor:
+    """Give the backbone at ``place`` and its neck weights and statistics, and return an input that they take.
+
+    Args:
+        model: the whole network, on the CPU.
+        place: name of the backbone in it.
+        size: side of the last picture to try, in pixels.
+        seed: of weights and picture.
+
+    Raises:
+        RunError: no size of picture works; the framework's own message for the last one.
+    """
+    torch.manual_seed(seed)
+    owner = model.get_submodule(place.rpartition('.')[0])
+    parts = [model.get_submodule(place), getattr(owner, 'neck', None)]
+    problem: Optional[Exception] = None
+    for part in parts:
+        if isinstance(part, nn.Module):
+            randomize(part)
+    for side in (*SIZES, size):
+        x = torch.randn(2, 3, side, side)
+        try:
+            with calibrating(model):
+                features(model, place, x)
+            return x
+        except Exception as error:  # whatever a framework's module says of a size that it does not take
+            problem = error
+    raise RunError(f'{type(problem).__name__}: {problem}') from problem
+
+
+def degenerate(outs: Sequence[Tensor]) -> Optional[str]:
+    """What is wrong with outputs that would make any comparison of them an empty one."""
+    if not outs:
+        return 'there are no output tensors'
+    for index, out in enumerate(outs):
+        if not bool(out.isfinite().all()):
+            return f'output {index} of {len(outs)} is not finite'
+        if out.is_floating_point() and float(out.max() - out.min()) <= 1e-4 * float(out.abs().max()):
+            return f'output {index} of {len(outs)} is constant'
+    return None
+
+
+def difference(outs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Largest difference over all tensors, each relative to the largest value of what was expected there."""
+    if [out.shape for out in outs] != [out.shape for out in expected]:
+        raise UpgradeError(f'the outputs have the shapes {[tuple(out.shape) for out in outs]}, expected '
+                           f'{[tuple(out.shape) for out in expected]}')
+    return max(float((out - want).abs().max() / want.abs().max()) for out, want in zip(outs, expected, strict=True))
+
+
+@contextmanager
+def deformable_path() -> Iterator[None]:
+    """``ZeroOffsetDCN`` samples its input even where every offset is zero, which 'auto' spares a CPU."""
+
+    def sampled(*args: Any, **kwargs: Any) -> Tensor:
+        return deform_conv2d(*args, **kwargs, backend='eager')
+
+    with mock.patch.object(layers, 'deform_conv2d', sampled):
+        yield
+
+
+@contextmanager
+def offsets_moved(model: nn.Module) -> Iterator[None]:
+    """Every tap of the upgraded layers off its place, by ``OFFSET``."""
+    biases = [m.conv_offset.bias for m in model.modules() if isinstance(m, ZeroOffsetDCN)]
+    for bias in biases:
+        bias.data.fill_(OFFSET)
+    try:
+        yield
+    finally:
+        for bias in biases:
+            bias.data.zero_()
+
+
+@contextmanager
+def counting_runs(model: nn.Module) -> Iterator[List[str]]:
+    """Names of the upgraded layers that ran, each once."""
+    ran: List[str] = []
+    handles = [module.register_forward_hook(lambda *_, name=name: ran.append(name) if name not in ran else None)
+               for name, module in model.named_modules() if isinstance(module, ZeroOffsetDCN)]
+    try:
+        yield ran
+    finally:
+        for handle in handles:
+            handle.remove()
