@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Tuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..checkpoint import remap_state_dict
 from ..config import upgrade_config
@@ -27,7 +28,6 @@ TOLERANCE64 = 1e-10  # in float64, where float32's rounding is not enough to dec
 MOVED = 1e-4  # least change that moved offsets have to make
 
 Record = Dict[str, Any]
-Runs = List[Tuple[str, Tensor, List[Tensor]]]  # place, input and the original's outputs
 
 
 class Unchecked(Exception):
@@ -101,7 +101,8 @@ def _check(cfg: Config, record: Record) -> None:
         raise Unchecked(reasons.NO_PICTURE, record['model'])
     _lend_schedule(cfg)
     record['backbone'] = ', '.join(dict.fromkeys(type_name(_part(model, part)['type']) for part in backbones))
-    original = _stock(lambda: build_network(cfg))
+    with network.uninitialized():
+        original = _stock(lambda: build_network(cfg))
     original.train()  # some backbones freeze in train() only
     original.eval()
     record['parts'] = []
@@ -116,11 +117,13 @@ def _check_backbone(cfg: Config, original: nn.Module, backbone: str, record: Rec
     module = original.get_submodule(found[0])
     record['convs'] = network.conv_classes(module)
     size = _picture_size(_part(cfg.model, backbone))
-    runs = _stock(lambda: _run_original(original, found, size))
+    runs = _stock(lambda: [network.prepare(original, place, size) for place in found])
+    if runs[0].without_neck:
+        record['neck'] = reasons.short(runs[0].without_neck)
     count = len(network.trainable_convs(module))
     if count:
         record['parts'].append(_check_part(cfg, original, backbone, runs))
-    if count < COUNT:
+    if count < COUNT and not runs[0].without_neck:
         owner = backbone.rpartition('.')[0]
         for neck in parts_called(_part(cfg.model, owner), NECKS):
             part = f'{owner}.{neck}'.lstrip('.')
@@ -145,20 +148,7 @@ def _picture_size(backbone: Mapping[str, Any]) -> int:
     return max(size) if isinstance(size, (tuple, list)) else size
 
 
-def _run_original(original: nn.Module, found: List[str], size: int) -> Runs:
-    """Place, input and outputs of every backbone (with its neck) that a part became."""
-    runs = []
-    for place in found:
-        x = network.prepare(original, place, size)
-        outs = network.features(original, place, x)
-        problem = network.degenerate(outs)
-        if problem:
-            raise network.RunError(problem)
-        runs.append((place, x, outs))
-    return runs
-
-
-def _check_part(cfg: Config, original: nn.Module, part: str, runs: Runs) -> Record:
+def _check_part(cfg: Config, original: nn.Module, part: str, runs: List[network.Run]) -> Record:
     """Upgrade one part through the config, give it the original's weights, and compare.
 
     Raises:
@@ -185,16 +175,15 @@ def _check_part(cfg: Config, original: nn.Module, part: str, runs: Runs) -> Reco
     return result
 
 
-def _largest(upgraded: nn.Module, runs: Runs) -> float:
-    return float(f'{max(network.difference(network.features(upgraded, place, x), outs) for place, x, outs in runs):.2g}')
+def _largest(upgraded: nn.Module, runs: List[network.Run]) -> float:
+    return float(f'{max(network.difference(run.again(upgraded), run.outs) for run in runs):.2g}')
 
 
-def _largest_in_double(original: nn.Module, upgraded: nn.Module, runs: Runs) -> float:
+def _largest_in_double(original: nn.Module, upgraded: nn.Module, runs: List[network.Run]) -> float:
     original.double()
     upgraded.double()
     try:
-        again = [(place, x.double(), network.features(original, place, x.double())) for place, x, _ in runs]
-        return _largest(upgraded, again)
+        return _largest(upgraded, [replace(run, outs=run.again(original)) for run in runs])
     finally:
         original.float()
 

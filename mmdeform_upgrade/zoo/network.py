@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
 from unittest import mock
 
@@ -18,6 +19,28 @@ from ..targets import Targets, find_targets, is_convolution, upgradable_names
 
 SIZES = (64, 128, 256)  # side of the input in pixels; pyramids with many levels need the larger ones
 OFFSET = 0.5  # pixels; far enough to change any output that an upgraded layer takes part in
+
+
+@dataclass(frozen=True)
+class Run:
+    """A backbone of the original network, and all that it and its neck make of a picture.
+
+    Attributes:
+        place: name of the backbone in the network.
+        x: (1, 3, H, W).
+        outs: every output.
+        without_neck: why the neck could not be run, if it could not.
+    """
+
+    place: str
+    x: Tensor
+    outs: List[Tensor]
+    without_neck: Optional[str] = None
+
+    def again(self, model: nn.Module) -> List[Tensor]:
+        """The outputs of another network."""
+        dtype = next(model.parameters()).dtype
+        return features(model, self.place, self.x.to(dtype), self.without_neck is None)
 
 
 class RunError(Exception):
@@ -58,28 +81,35 @@ def targets_for(module: nn.Module, names: List[str]) -> Targets:
 
 
 def randomize(module: nn.Module) -> None:
-    """The framework's own initialisation, scaled so that activations keep their size from layer to layer."""
+    """Weights under which activations keep their size from layer to layer, instead of a training."""
     if callable(getattr(module, 'init_weights', None)):
-        module.init_weights()  # type: ignore[operator]  # some parameters are raw memory before
+        with uninitialized():
+            module.init_weights()  # type: ignore[operator]  # some parameters are raw memory before
+    pool = torch.randn(1 << 20)
     for child in module.modules():
         weight = getattr(child, 'weight', None)
-        if is_convolution(child) and isinstance(weight, nn.Parameter) and weight.dim() == 4:
-            wanted = (2 / weight[0].numel())**0.5  # He et al. 2015, eq. 10
-            deviation = float(weight.std()) if weight.numel() > 1 else 0.0
-            weight.mul_(wanted / deviation) if deviation > 0 else nn.init.normal_(weight, std=wanted)
-        elif isinstance(child, nn.modules.batchnorm._BatchNorm) and child.affine:
-            nn.init.uniform_(child.weight, 0.5, 1)
+        if not isinstance(weight, nn.Parameter):
+            continue
+        if isinstance(child, nn.Linear) or (is_convolution(child) and weight.dim() == 4):
+            deviation = (2 / weight[0].numel())**0.5  # He et al. 2015, eq. 10
+            for chunk in weight.detach().view(-1).split(len(pool)):
+                torch.mul(pool[:len(chunk)], deviation, out=chunk)
+            pool = pool.roll(1 + weight.shape[0])
+        elif isinstance(child, nn.modules.batchnorm._BatchNorm):
+            nn.init.uniform_(weight, 0.5, 1)
             nn.init.uniform_(child.bias, -0.1, 0.1)
 
 
 @contextmanager
 def uninitialized() -> Iterator[None]:
-    """Convolutions and linear layers are built on raw memory: whatever is not loaded afterwards shows."""
+    """Kernels of convolutions and linear layers stay raw memory, as what is loaded or drawn replaces it."""
 
     def leave(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return tensor
 
-    with mock.patch.object(nn.init, 'kaiming_uniform_', leave), mock.patch.object(nn.init, 'kaiming_normal_', leave):
+    with ExitStack() as stack:
+        for name in ('kaiming_uniform_', 'kaiming_normal_', 'xavier_uniform_', 'xavier_normal_'):
+            stack.enter_context(mock.patch.object(nn.init, name, leave))
         yield
 
 
@@ -100,13 +130,12 @@ def calibrating(module: nn.Module) -> Iterator[None]:
             norm.running_var.clamp_(min=0.1 * float(norm.running_var.mean()))  # type: ignore[union-attr]
 
 
-def features(model: nn.Module, place: str, x: Tensor) -> List[Tensor]:
+def features(model: nn.Module, place: str, x: Tensor, with_neck: bool = True) -> List[Tensor]:
     """All outputs of the backbone at ``place`` and of the neck beside it."""
-    owner = model.get_submodule(place.rpartition('.')[0])
     outs = model.get_submodule(place)(x)
     tensors = flatten(outs)
-    neck = getattr(owner, 'neck', None)
-    if isinstance(neck, nn.Module) and place.rpartition('.')[2] != 'neck':
+    neck = getattr(model.get_submodule(place.rpartition('.')[0]), 'neck', None)
+    if isinstance(neck, nn.Module) and with_neck:
         tensors += flatten(neck(outs))
     return tensors
 
@@ -122,8 +151,8 @@ def flatten(outs: Any) -> List[Tensor]:
     return []
 
 
-def prepare(model: nn.Module, place: str, size: int = 512, seed: int = 0) -> Tensor:
-    """Give the backbone at ``place`` and its neck weights and statistics, and return an input that they take.
+def prepare(model: nn.Module, place: str, size: int = 512, seed: int = 0) -> Run:
+    """Give the backbone at ``place`` and its neck weights and statistics, and run them.
 
     Args:
         model: the whole network, on the CPU.
@@ -132,24 +161,29 @@ def prepare(model: nn.Module, place: str, size: int = 512, seed: int = 0) -> Ten
         seed: of weights and picture.
 
     Raises:
-        RunError: no size of picture works; the framework's own message for the last one.
+        RunError: no size of picture works, or the outputs would make any comparison an empty one.
     """
     torch.manual_seed(seed)
     owner = model.get_submodule(place.rpartition('.')[0])
-    parts = [model.get_submodule(place), getattr(owner, 'neck', None)]
-    problem: Optional[Exception] = None
-    for part in parts:
+    for part in (model.get_submodule(place), getattr(owner, 'neck', None)):
         if isinstance(part, nn.Module):
             randomize(part)
-    for side in (*SIZES, size):
-        x = torch.randn(2, 3, side, side)
-        try:
-            with calibrating(model):
-                features(model, place, x)
-            return x
-        except Exception as error:  # whatever a framework's module says of a size that it does not take
-            problem = error
-    raise RunError(f'{type(problem).__name__}: {problem}') from problem
+    problems: List[str] = []
+    for with_neck in (True, False):
+        for side in (*SIZES, size):
+            x = torch.randn(2, 3, side, side)  # two, or the statistics of a single pixel would have no variance
+            try:
+                with calibrating(model):
+                    features(model, place, x, with_neck)
+                outs = features(model, place, x[:1], with_neck)
+            except Exception as error:  # whatever a framework's module says of a size that it does not take
+                problems.append(f'{type(error).__name__}: {error}')
+                continue
+            problem = degenerate(outs)
+            if problem:
+                raise RunError(problem)
+            return Run(place, x[:1], outs, None if with_neck else problems[-1])
+    raise RunError(problems[-1])
 
 
 def degenerate(outs: Sequence[Tensor]) -> Optional[str]:

@@ -18,6 +18,7 @@ SUBCLASSES = 'only subclasses of Conv2d'
 FROZEN = 'all frozen'
 NO_MODEL = 'no model'
 NO_PICTURE = 'no backbone for pictures'
+GPU = 'needs a GPU'
 DUPLICATE = "another config's model"
 STOCK = 'fails without the upgrade, too'
 TOO_LONG = 'over the time limit'
@@ -31,6 +32,7 @@ MEANING = {
     FROZEN: 'the config keeps every convolution of the backbone from training; the neck was tried',
     NO_MODEL: 'a file of data sets, schedules or runtime settings',
     NO_PICTURE: 'the model has no backbone, or not one of pictures',
+    GPU: 'the backbone has an operator that has no CPU implementation',
     DUPLICATE: 'the model is, key by key, that of a config that was checked',
     STOCK: 'the framework cannot load, build or run it before anything is upgraded',
     TOO_LONG: 'it was not done when its time was up',
@@ -57,6 +59,8 @@ def reason_of(error: BaseException) -> tuple[str, str]:
         return PACKAGE, package
     if any(isinstance(e, NetworkRefusedError) for e in chain) or _NETWORK.search(text):
         return DOWNLOAD, short(f'{type(error).__name__}: {error}')
+    if 'device cpu not found' in text or 'CPU is not supported' in text or 'Not compiled with GPU support' in text:
+        return GPU, short(f'{type(error).__name__}: {error}')
     return STOCK, short(f'{type(error).__name__}: {error}')
 
 

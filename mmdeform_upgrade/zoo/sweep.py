@@ -2,6 +2,7 @@
 """All configs, or a sample of them, through worker processes into a file of JSON lines that can be added to."""
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import sys
@@ -21,12 +22,13 @@ Record = Dict[str, Any]
 _INTERVAL = 0.5 if sys.stderr.isatty() else 60  # seconds between lines of progress
 
 
-def sweep(out: Path, *, jobs: int = 1, limit: float = 300, sample: Optional[int] = None, seed: int = 0,
-          redo: Sequence[str] = ()) -> List[Record]:
+def sweep(out: Path, *, only: str = '*', jobs: int = 1, limit: float = 300, sample: Optional[int] = None,
+          seed: int = 0, redo: Sequence[str] = ()) -> List[Record]:
     """Check the configs of the installed frameworks, except those that ``out`` already has.
 
     Args:
         out: JSON lines, one a config; what is there is kept, and it is in the order of the configs in the end.
+        only: shell pattern of the configs' names, as in ``'mmdet/retinanet/*'``.
         jobs: processes, one thread each.
         limit: seconds a config may take.
         sample: check this many, spread over the backbone types, instead of all.
@@ -35,9 +37,16 @@ def sweep(out: Path, *, jobs: int = 1, limit: float = 300, sample: Optional[int]
 
     Returns:
         The records of the file.
+
+    Raises:
+        DataError: no config has such a name, or ``out`` is not a file of records.
     """
+    names = fnmatch.filter(config_names(), only)
+    if not names:
+        raise DataError(f'no config of the installed frameworks is called {only!r}; names are like '
+                        'mmdet/retinanet/retinanet_r50_fpn_1x_coco.py')
     done = {record['config']: record for record in read_records(out) if record.get('reason') not in redo}
-    tasks = plan(config_names(), sample, seed)
+    tasks = plan(names, sample, seed)
     left = [task for task in tasks if task[0] not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
     _rewrite(out, done.values())

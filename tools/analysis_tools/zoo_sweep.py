@@ -21,6 +21,7 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, required=True, help='JSON lines, one a config')
     parser.add_argument('--summary', type=Path, help='also write the counts, as Markdown')
+    parser.add_argument('--only', default='*', metavar='PATTERN', help="configs with such names, as in 'mmdet/yolo*/*'")
     parser.add_argument('--jobs', type=int, default=1, help='processes, one thread each (default: 1)')
     parser.add_argument('--limit', type=float, default=300, help='seconds that a config may take (default: 300)')
     parser.add_argument('--sample', type=int, metavar='N', help='only N configs, spread over the backbone types')
@@ -32,7 +33,7 @@ def parse_args(argv):
 
 def main(argv=None):
     args = parse_args(argv)
-    records = sweep(args.out, jobs=args.jobs, limit=args.limit, sample=args.sample, seed=args.seed, redo=args.redo)
+    records = sweep(args.out, only=args.only, jobs=args.jobs, limit=args.limit, sample=args.sample, seed=args.seed, redo=args.redo)
     text = summary(records)
     print(text)
     if args.summary:
