@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ from ..errors import UpgradeError
 from ..hooks import upgraded_layers
 from ..preflight import build_network
 from ..schedule import type_name
-from . import network, reasons
+from . import network, reasons, weights
 from .configs import BACKBONES, NECKS, load_config, parts_called, repository_of
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ TOLERANCE64 = 1e-10  # in float64, where float32's rounding is not enough to dec
 MOVED = 1e-4  # least change that moved offsets have to make
 
 Record = Dict[str, Any]
+Build = Callable[['Config'], nn.Module]
 
 
 class Unchecked(Exception):
@@ -45,10 +46,14 @@ def check_config(name: str) -> Record:
         name: ``LIBRARY/PATH`` of an installed config.
 
     Returns:
-        dict: ``config``, ``seconds``, and as far as they are known ``model``, ``backbone``, ``convs`` (classes and
-        counts), ``parts`` (one entry for each part that was upgraded: ``layers``, ``same`` (largest relative difference
-        of any output with ``backend='auto'``), ``sampled`` (the same on the forced deformable path), ``moved`` (with
-        moved offsets), ``sampled64`` (where float32 does not decide)), and where it was not checked or not passed, ``reason`` and ``detail``.
+        dict: ``config`` and ``seconds``; as far as they are known ``model``, ``backbone``, ``convs`` (classes and
+        counts), ``alone`` (why backbone and neck were built without the rest of the model, if they were), ``neck``
+        (why it was left out, if it was) and ``parts``; where the backbone was not upgraded or not
+        rightly, ``reason`` and ``detail``. An entry of ``parts`` has ``part``, ``layers``, ``of`` (how many layers the
+        network has got in all), and the largest difference of any output, relative to that output's largest value:
+        ``same`` with ``backend='auto'``, ``sampled`` with the deformable path forced, ``sampled64`` in float64 (where
+        float32 does not decide), ``moved`` with offsets that are not zero; ``idle`` are upgraded layers that nothing
+        ran through.
     """
     start = time.perf_counter()
     record: Record = {'config': name}
@@ -101,16 +106,30 @@ def _check(cfg: Config, record: Record) -> None:
         raise Unchecked(reasons.NO_PICTURE, record['model'])
     _lend_schedule(cfg)
     record['backbone'] = ', '.join(dict.fromkeys(type_name(_part(model, part)['type']) for part in backbones))
-    with network.uninitialized():
-        original = _stock(lambda: build_network(cfg))
+    build = build_network
+    try:
+        original = _original(cfg, build)
+    except Unchecked as problem:  # a head, a tracker or a language model: not what is upgraded
+        build = network.build_parts
+        original = _original(cfg, build, problem)
+        record['alone'] = str(problem)
+        backbones = [part for part in backbones if part in dict(original.named_modules())]
     original.train()  # some backbones freeze in train() only
     original.eval()
     record['parts'] = []
     for part in backbones:
-        _check_backbone(cfg, original, part, record)
+        _check_backbone(cfg, original, part, record, build)
 
 
-def _check_backbone(cfg: Config, original: nn.Module, backbone: str, record: Record) -> None:
+def _original(cfg: Config, build: Build, instead_of: Optional[Unchecked] = None) -> nn.Module:
+    try:
+        with weights.initializing(weights.Draws()):
+            return build(cfg)
+    except Exception as error:
+        raise (instead_of or Unchecked(*reasons.reason_of(error))) from error
+
+
+def _check_backbone(cfg: Config, original: nn.Module, backbone: str, record: Record, build: Build) -> None:
     found = network.places(original, backbone)
     if not found:
         raise Unchecked(reasons.STOCK, f'the model has no module for {backbone}')
@@ -122,14 +141,14 @@ def _check_backbone(cfg: Config, original: nn.Module, backbone: str, record: Rec
         record['neck'] = reasons.short(runs[0].without_neck)
     count = len(network.trainable_convs(module))
     if count:
-        record['parts'].append(_check_part(cfg, original, backbone, runs))
+        record['parts'].append(_check_part(cfg, original, backbone, runs, build))
     if count < COUNT and not runs[0].without_neck:
         owner = backbone.rpartition('.')[0]
         for neck in parts_called(_part(cfg.model, owner), NECKS):
             part = f'{owner}.{neck}'.lstrip('.')
             places = network.places(original, part)
             if places and network.trainable_convs(original.get_submodule(places[0])):
-                record['parts'].append(_check_part(cfg, original, part, runs))
+                record['parts'].append(_check_part(cfg, original, part, runs, build))
     if not count:
         raise Unchecked(*_why_none(module))
 
@@ -144,11 +163,12 @@ def _why_none(backbone: nn.Module) -> Tuple[str, str]:
 
 def _picture_size(backbone: Mapping[str, Any]) -> int:
     """The only size that backbones with a table of positions take, or one that is large enough for the others."""
-    size = backbone.get('img_size') or backbone.get('pretrain_img_size') or 512
+    size = next((backbone[key] for key in ('img_size', 'pretrain_img_size', 'input_size') if backbone.get(key)), 512)
     return max(size) if isinstance(size, (tuple, list)) else size
 
 
-def _check_part(cfg: Config, original: nn.Module, part: str, runs: List[network.Run]) -> Record:
+def _check_part(cfg: Config, original: nn.Module, part: str, runs: List[network.Run],
+                build: Build) -> Record:
     """Upgrade one part through the config, give it the original's weights, and compare.
 
     Raises:
@@ -157,8 +177,8 @@ def _check_part(cfg: Config, original: nn.Module, part: str, runs: List[network.
     plain = original.get_submodule(network.places(original, part)[0])
     names = network.trainable_convs(plain)[-COUNT:]
     targets = network.targets_for(plain, names)
-    with network.uninitialized():
-        upgraded = build_network(upgrade_config(cfg, load_from='baseline.pth', targets=targets, part=part))
+    with weights.initializing(weights.raw):
+        upgraded = build(upgrade_config(cfg, load_from='baseline.pth', targets=targets, part=part))
     baseline = copy.copy(original.state_dict())
     upgraded.load_state_dict(remap_state_dict(baseline, upgraded.state_dict()).state_dict, strict=True)
     upgraded.eval()

@@ -66,7 +66,7 @@ def without_downloads(node: Any) -> Any:
                 kept[key] = [item for item in value if not is_download(item)]
             elif not (key == 'init_cfg' and is_download(value)):
                 kept[key] = without_downloads(value)
-        return type(node)(kept) if type(node) is not dict else kept
+        return kept
     if isinstance(node, (list, tuple)):
         return type(node)(without_downloads(item) for item in node)
     return node

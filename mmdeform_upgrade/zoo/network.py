@@ -1,14 +1,16 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""Running the backbone and the neck of a network that nobody trained, with outputs like a trained one's."""
+"""Parts of a network: finding them, running them on a picture, and comparing what comes out."""
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Optional, Sequence
 from unittest import mock
 
 import torch
+from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from .. import layers
@@ -16,6 +18,11 @@ from ..errors import UpgradeError
 from ..layers import ZeroOffsetDCN
 from ..ops import deform_conv2d
 from ..targets import Targets, find_targets, is_convolution, upgradable_names
+from .configs import BACKBONES, NECKS, parts_called
+from .weights import Draws, calibrating, has_batch_norms, randomize
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 SIZES = (64, 128, 256)  # side of the input in pixels; pyramids with many levels need the larger ones
 OFFSET = 0.5  # pixels; far enough to change any output that an upgraded layer takes part in
@@ -45,6 +52,36 @@ class Run:
 
 class RunError(Exception):
     """The original network, as its framework builds it, does not run on a plain picture."""
+
+
+def build_parts(cfg: Config) -> nn.Module:
+    """The backbones and necks of a config's model that can be built, under their names, and nothing else of it.
+
+    Raises:
+        Exception: whatever the framework raises, if there is no backbone among them.
+    """
+    init_default_scope(cfg.default_scope)
+    root = nn.Module()
+    problem: Optional[Exception] = None
+    for part in parts_called(cfg.model, (*BACKBONES, *NECKS)):
+        node = cfg.model
+        for name in part.split('.'):
+            node = node[name]
+        try:
+            module = MODELS.build(copy.deepcopy(node))
+        except Exception as error:
+            problem = error
+            continue
+        holder = root
+        *owners, last = part.split('.')
+        for name in owners:
+            if name not in holder._modules:
+                holder.add_module(name, nn.Module())
+            holder = holder.get_submodule(name)
+        holder.add_module(last, module)
+    if problem and not any(name.rpartition('.')[2] in BACKBONES for name, _ in root.named_modules()):
+        raise problem
+    return root
 
 
 def places(model: nn.Module, part: str) -> List[str]:
@@ -78,56 +115,6 @@ def targets_for(module: nn.Module, names: List[str]) -> Targets:
     """``last:N`` where that selects ``names``, which it does unless frozen convolutions come after them."""
     last = f'last:{len(names)}'
     return last if find_targets(module, last) == names else names
-
-
-def randomize(module: nn.Module) -> None:
-    """Weights under which activations keep their size from layer to layer, instead of a training."""
-    if callable(getattr(module, 'init_weights', None)):
-        with uninitialized():
-            module.init_weights()  # type: ignore[operator]  # some parameters are raw memory before
-    pool = torch.randn(1 << 20)
-    for child in module.modules():
-        weight = getattr(child, 'weight', None)
-        if not isinstance(weight, nn.Parameter):
-            continue
-        if isinstance(child, nn.Linear) or (is_convolution(child) and weight.dim() == 4):
-            deviation = (2 / weight[0].numel())**0.5  # He et al. 2015, eq. 10
-            for chunk in weight.detach().view(-1).split(len(pool)):
-                torch.mul(pool[:len(chunk)], deviation, out=chunk)
-            pool = pool.roll(1 + weight.shape[0])
-        elif isinstance(child, nn.modules.batchnorm._BatchNorm):
-            nn.init.uniform_(weight, 0.5, 1)
-            nn.init.uniform_(child.bias, -0.1, 0.1)
-
-
-@contextmanager
-def uninitialized() -> Iterator[None]:
-    """Kernels of convolutions and linear layers stay raw memory, as what is loaded or drawn replaces it."""
-
-    def leave(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return tensor
-
-    with ExitStack() as stack:
-        for name in ('kaiming_uniform_', 'kaiming_normal_', 'xavier_uniform_', 'xavier_normal_'):
-            stack.enter_context(mock.patch.object(nn.init, name, leave))
-        yield
-
-
-@contextmanager
-def calibrating(module: nn.Module) -> Iterator[None]:
-    """Batch norms take the statistics of what passes; everything else stays in evaluation mode."""
-    norms = {m: (m.momentum, m.training) for m in module.modules()
-             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats}
-    for norm in norms:
-        norm.momentum = 1.0
-        norm.training = True
-    try:
-        yield
-    finally:
-        for norm, (momentum, training) in norms.items():
-            norm.momentum, norm.training = momentum, training
-            # The deepest maps have a handful of pixels; a variance near zero by chance would magnify rounding errors.
-            norm.running_var.clamp_(min=0.1 * float(norm.running_var.mean()))  # type: ignore[union-attr]
 
 
 def features(model: nn.Module, place: str, x: Tensor, with_neck: bool = True) -> List[Tensor]:
@@ -164,17 +151,19 @@ def prepare(model: nn.Module, place: str, size: int = 512, seed: int = 0) -> Run
         RunError: no size of picture works, or the outputs would make any comparison an empty one.
     """
     torch.manual_seed(seed)
+    fill = Draws(seed)
     owner = model.get_submodule(place.rpartition('.')[0])
     for part in (model.get_submodule(place), getattr(owner, 'neck', None)):
         if isinstance(part, nn.Module):
-            randomize(part)
+            randomize(part, fill)
     problems: List[str] = []
     for with_neck in (True, False):
         for side in (*SIZES, size):
             x = torch.randn(2, 3, side, side)  # two, or the statistics of a single pixel would have no variance
             try:
-                with calibrating(model):
-                    features(model, place, x, with_neck)
+                if has_batch_norms(model):
+                    with calibrating(model):
+                        features(model, place, x, with_neck)
                 outs = features(model, place, x[:1], with_neck)
             except Exception as error:  # whatever a framework's module says of a size that it does not take
                 problems.append(f'{type(error).__name__}: {error}')

@@ -28,7 +28,7 @@ MEANING = {
     PACKAGE: 'a package that is not installed is imported by the config or by its model',
     DOWNLOAD: 'building the model reads something from the network',
     NO_CONVS: 'no convolution of the backbone is larger than 1x1; the neck was tried',
-    SUBCLASSES: 'each spatial convolution of the backbone has a forward of its own, so it is refused by name; the neck was tried',
+    SUBCLASSES: 'each spatial convolution of the backbone has a forward of its own and is refused; the neck was tried',
     FROZEN: 'the config keeps every convolution of the backbone from training; the neck was tried',
     NO_MODEL: 'a file of data sets, schedules or runtime settings',
     NO_PICTURE: 'the model has no backbone, or not one of pictures',
@@ -39,7 +39,7 @@ MEANING = {
     OURS: 'a bug of this package',
 }
 
-_PACKAGES = (r"No module named '([\w.]+)'", r'([\w-]+) is not installed', r'[Pp]lease install (?:the )?([\w-]+)',
+_PACKAGES = (r'mim install ([\w-]+)', r"No module named '([\w.]+)'", r'([\w-]+) is not installed', r'[Pp]lease install (?:the )?([\w-]+)',
              r"custom modules from \{'imports': \[?'([\w.]+)", r'pip install (?:-U )?([\w-]+)',
              r'requires the ([\w-]+) library')
 _NETWORK = re.compile(r'NetworkRefused|huggingface\.co|URLError|HTTPError|ConnectionError|Max retries|offline|'
@@ -66,8 +66,8 @@ def reason_of(error: BaseException) -> tuple[str, str]:
 
 def short(message: str, length: int = 160) -> str:
     """One line without this machine's folders."""
-    for folder in {sysconfig.get_paths()['purelib'], *site.getsitepackages(), os.path.realpath(os.getcwd()), os.getcwd(),
-                   os.path.expanduser('~')} - {'/'}:
+    for folder in {sysconfig.get_paths()['purelib'], *site.getsitepackages(), os.path.realpath(os.getcwd()),
+                   os.getcwd(), os.path.expanduser('~')} - {'/'}:
         message = message.replace(folder.rstrip('/') + '/', '')
     message = ' '.join(message.split())
     return message if len(message) <= length else message[:length - 3] + '...'

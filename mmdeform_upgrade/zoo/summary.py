@@ -43,7 +43,7 @@ def _totals(records: Sequence[Record]) -> List[str]:
     seconds = sum(record['seconds'] for record in records)
     return [
         '# Every config of mmdet and mmseg, upgraded', '',
-        'Written by `tools/analysis_tools/zoo_sweep.py`; what is compared, and how, stands in [models.md](../models.md).',
+        'Written by `tools/analysis_tools/zoo_sweep.py`; [models.md](../models.md) says what is compared, and how.',
         '', versions() + '.', '',
         f'- {len(records)} config files, of which {counts[reasons.NO_MODEL]} hold no model and '
         f'{counts[reasons.DUPLICATE]} repeat the model of another file',

@@ -33,7 +33,8 @@ def parse_args(argv):
 
 def main(argv=None):
     args = parse_args(argv)
-    records = sweep(args.out, only=args.only, jobs=args.jobs, limit=args.limit, sample=args.sample, seed=args.seed, redo=args.redo)
+    records = sweep(args.out, only=args.only, jobs=args.jobs, limit=args.limit, sample=args.sample, seed=args.seed,
+                    redo=args.redo)
     text = summary(records)
     print(text)
     if args.summary:
