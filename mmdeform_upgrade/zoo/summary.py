@@ -22,9 +22,14 @@ def passed(record: Record) -> bool:
     return 'reason' not in record
 
 
+def _neck_instead(record: Record) -> bool:
+    return record.get('reason') in _NECK_TRIED and bool(record.get('parts'))
+
+
 def summary(records: Sequence[Record]) -> str:
     """Markdown: totals, a table by backbone type, and every config that was not upgraded with its reason."""
-    return '\n'.join([*_totals(records), *_backbones(records), *_magnified(records), *_others(records)]) + '\n'
+    return '\n'.join([*_totals(records), *_backbones(records), *_magnified(records), *_partly(records),
+                      *_others(records)]) + '\n'
 
 
 def versions() -> str:
@@ -38,8 +43,9 @@ def versions() -> str:
 def _totals(records: Sequence[Record]) -> List[str]:
     counts = Counter(record.get('reason') for record in records)
     distinct = [record for record in records if record.get('reason') not in _UNCOUNTED]
-    good = sum(map(passed, distinct))
-    necks = sum(record.get('reason') in _NECK_TRIED and bool(record.get('parts')) for record in distinct)
+    alone = sum(passed(record) and 'alone' in record for record in distinct)
+    good = sum(map(passed, distinct)) - alone
+    necks = sum(map(_neck_instead, distinct))
     seconds = sum(record['seconds'] for record in records)
     return [
         '# Every config of mmdet and mmseg, upgraded', '',
@@ -47,10 +53,11 @@ def _totals(records: Sequence[Record]) -> List[str]:
         '', versions() + '.', '',
         f'- {len(records)} config files, of which {counts[reasons.NO_MODEL]} hold no model and '
         f'{counts[reasons.DUPLICATE]} repeat the model of another file',
-        f'- {len(distinct)} distinct models: **{good} upgraded with exactly the original outputs**, '
-        f'{len(distinct) - good} not, for the reasons below (in {necks} of these the neck could be upgraded)',
+        f'- {len(distinct)} distinct models: **{good} upgraded, with exactly the original outputs**; {alone} upgraded '
+        'likewise but without the rest of the model, which cannot be built here; '
+        f'{len(distinct) - good - alone} not (in {necks} of these the neck was upgraded instead)',
         f'- {counts[reasons.OURS]} failures of this package',
-        f'- {seconds / 3600:.1f} processor hours', '']
+        f'- {seconds / 3600:.1f} hours of one process', '']
 
 
 def _backbones(records: Sequence[Record]) -> List[str]:
@@ -68,13 +75,14 @@ def _backbones(records: Sequence[Record]) -> List[str]:
              "Largest difference of any output, relative to the output's largest value. *auto* is what runs on a CPU: "
              'while all offsets are zero, the plain convolution. *deformable* forces the sampling of the deformable '
              'path, in float32.', '',
-             '| backbone | configs | distinct models | upgraded | neck instead | difference, auto | deformable |',
-             '|---|---|---|---|---|---|---|']
+             '| backbone | configs | distinct models | upgraded | of these alone | neck instead | difference, auto '
+             '| deformable |', '|---|---|---|---|---|---|---|---|']
     for name in sorted(groups, key=lambda name: (-len(groups[name]), name)):
         group = groups[name]
         parts = [part for record in group for part in record.get('parts', ()) if 'moved' in part]
-        necks = sum(record.get('reason') in _NECK_TRIED and bool(record.get('parts')) for record in group)
-        lines.append(f'| {name} | {files[name]} | {len(group)} | {sum(map(passed, group))} | {necks or ""} '
+        necks = sum(map(_neck_instead, group))
+        lines.append(f'| {name} | {files[name]} | {len(group)} | {sum(map(passed, group))} '
+                     f'| {sum(passed(record) and "alone" in record for record in group) or ""} | {necks or ""} '
                      f'| {_largest(parts, "same")} | {_largest(parts, "sampled")} |')
     return [*lines, '']
 
@@ -90,24 +98,37 @@ def _magnified(records: Sequence[Record]) -> List[str]:
             '']
 
 
+def _partly(records: Sequence[Record]) -> List[str]:
+    lines: List[str] = []
+    for key, title in (('alone', 'Backbone and neck upgraded without the rest of the model'),
+                       ('neck', 'Backbone upgraded and compared without the neck')):
+        group = [record for record in records if key in record]
+        if group:
+            lines += [f'## {title}: {len(group)}', '', *_by_detail(group, key), '']
+    return lines
+
+
 def _others(records: Sequence[Record]) -> List[str]:
     lines = ['## Not upgraded', '']
     for reason, meaning in reasons.MEANING.items():
         group = [record for record in records if record.get('reason') == reason]
         if not group or reason in _UNCOUNTED:
             continue
-        details: Dict[str, List[Record]] = defaultdict(list)
-        for record in group:
-            details[record.get('detail', '')].append(record)
-        lines += [f'### {reason[0].upper()}{reason[1:]}: {len(group)}', '', f'{meaning[0].upper()}{meaning[1:]}.', '']
-        for detail, members in sorted(details.items(), key=lambda item: (-len(item[1]), item[0])):
-            lines.append(f'- {_code(detail)} ({len(members)}): {_names(members)}')
-        lines.append('')
+        lines += [f'### {reason[0].upper()}{reason[1:]}: {len(group)}', '', f'{meaning[0].upper()}{meaning[1:]}.', '',
+                  *_by_detail(group, 'detail'), '']
     return lines
 
 
+def _by_detail(group: Sequence[Record], key: str) -> List[str]:
+    details: Dict[str, List[Record]] = defaultdict(list)
+    for record in group:
+        details[record.get(key, '')].append(record)
+    return [f'- {_code(detail)} ({len(members)}): {_names(members)}'
+            for detail, members in sorted(details.items(), key=lambda item: (-len(item[1]), item[0]))]
+
+
 def _names(records: Sequence[Record]) -> str:
-    return ', '.join(record['config'].removesuffix('.py') + (' (neck upgraded)' if record.get('parts') else '')
+    return ', '.join(record['config'].removesuffix('.py') + (' (its neck was upgraded)' if _neck_instead(record) else '')
                      for record in records)
 
 
