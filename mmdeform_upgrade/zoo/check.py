@@ -17,7 +17,7 @@ from ..hooks import upgraded_layers
 from ..preflight import build_network
 from ..schedule import type_name
 from . import network, reasons, weights
-from .configs import BACKBONES, NECKS, load_config, parts_called, repository_of
+from .configs import BACKBONES, NECKS, component, load_config, parts_called, repository_of
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -105,7 +105,7 @@ def _check(cfg: Config, record: Record) -> None:
     if not backbones:
         raise Unchecked(reasons.NO_PICTURE, record['model'])
     _lend_schedule(cfg)
-    record['backbone'] = ', '.join(dict.fromkeys(type_name(_part(model, part)['type']) for part in backbones))
+    record['backbone'] = ', '.join(dict.fromkeys(type_name(component(model, part)['type']) for part in backbones))
     build = build_network
     try:
         original = _original(cfg, build)
@@ -135,7 +135,7 @@ def _check_backbone(cfg: Config, original: nn.Module, backbone: str, record: Rec
         raise Unchecked(reasons.STOCK, f'the model has no module for {backbone}')
     module = original.get_submodule(found[0])
     record['convs'] = network.conv_classes(module)
-    size = _picture_size(_part(cfg.model, backbone))
+    size = _picture_size(component(cfg.model, backbone))
     runs = _stock(lambda: [network.prepare(original, place, size) for place in found])
     if runs[0].without_neck:
         record['neck'] = reasons.short(runs[0].without_neck)
@@ -144,7 +144,7 @@ def _check_backbone(cfg: Config, original: nn.Module, backbone: str, record: Rec
         record['parts'].append(_check_part(cfg, original, backbone, runs, build))
     if count < COUNT and not runs[0].without_neck:
         owner = backbone.rpartition('.')[0]
-        for neck in parts_called(_part(cfg.model, owner), NECKS):
+        for neck in parts_called(component(cfg.model, owner), NECKS):
             part = f'{owner}.{neck}'.lstrip('.')
             places = network.places(original, part)
             if places and network.trainable_convs(original.get_submodule(places[0])):
@@ -222,10 +222,3 @@ def _judge(result: Record, idle: List[str]) -> None:
         problems.append('no upgraded layer ran')
     if problems:
         raise UpgradeError(f'{result["part"]} ({", ".join(result["layers"])}): ' + '; '.join(problems))
-
-
-def _part(model: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    node: Any = model
-    for key in filter(None, part.split('.')):
-        node = node[key]
-    return node

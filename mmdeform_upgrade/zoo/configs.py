@@ -72,10 +72,17 @@ def without_downloads(node: Any) -> Any:
     return node
 
 
-def model_key(cfg: Mapping[str, Any]) -> str:
-    """Equal for configs that build the same network in the same scope."""
-    text = json.dumps([cfg['default_scope'], cfg['model']], sort_keys=True, default=str)
+def config_key(cfg: Mapping[str, Any], node: Any) -> str:
+    """Equal for what builds the same modules in the same scope; ``node`` is a config's model or a part of it."""
+    text = json.dumps([cfg['default_scope'], node], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def component(model: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    """The config at a dotted place of a model's config; the model's own for an empty place."""
+    for key in filter(None, part.split('.')):
+        model = model[key]
+    return model
 
 
 def parts_called(model: Mapping[str, Any], names: Sequence[str]) -> List[str]:

@@ -18,7 +18,7 @@ from ..errors import UpgradeError
 from ..layers import ZeroOffsetDCN
 from ..ops import deform_conv2d
 from ..targets import Targets, find_targets, is_convolution, upgradable_names
-from .configs import BACKBONES, NECKS, parts_called
+from .configs import BACKBONES, NECKS, component, parts_called
 from .weights import Draws, calibrating, has_batch_norms, randomize
 
 if TYPE_CHECKING:
@@ -64,11 +64,8 @@ def build_parts(cfg: Config) -> nn.Module:
     root = nn.Module()
     problem: Optional[Exception] = None
     for part in parts_called(cfg.model, (*BACKBONES, *NECKS)):
-        node = cfg.model
-        for name in part.split('.'):
-            node = node[name]
         try:
-            module = MODELS.build(copy.deepcopy(node))
+            module = MODELS.build(copy.deepcopy(component(cfg.model, part)))
         except Exception as error:
             problem = error
             continue

@@ -39,9 +39,9 @@ MEANING = {
     OURS: 'a bug of this package',
 }
 
-_PACKAGES = (r'mim install ([\w-]+)', r"No module named '([\w.]+)'", r'([\w-]+) is not installed', r'[Pp]lease install (?:the )?([\w-]+)',
-             r"custom modules from \{'imports': \[?'([\w.]+)", r'pip install (?:-U )?([\w-]+)',
-             r'requires the ([\w-]+) library')
+_PACKAGES = (r'mim install ([\w-]+)', r"No module named '([\w.]+)'", r'([\w-]+) is not installed',
+             r'[Pp]lease install (?:the )?([\w-]+)', r"custom modules from \{'imports': \[?'([\w.]+)",
+             r'pip install (?:-U )?([\w-]+)', r'requires the ([\w-]+) library')
 _NETWORK = re.compile(r'NetworkRefused|huggingface\.co|URLError|HTTPError|ConnectionError|Max retries|offline|'
                       r'[Cc]hecksum|Failed to (?:download|resolve)')
 

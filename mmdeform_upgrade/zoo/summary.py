@@ -128,8 +128,8 @@ def _by_detail(group: Sequence[Record], key: str) -> List[str]:
 
 
 def _names(records: Sequence[Record]) -> str:
-    return ', '.join(record['config'].removesuffix('.py') + (' (its neck was upgraded)' if _neck_instead(record) else '')
-                     for record in records)
+    return ', '.join(record['config'].removesuffix('.py')
+                     + (' (its neck was upgraded)' if _neck_instead(record) else '') for record in records)
 
 
 def _code(text: str) -> str:

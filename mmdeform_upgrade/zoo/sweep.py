@@ -8,13 +8,13 @@ import os
 import sys
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Set, Tuple
 
 from tqdm import tqdm
 
 from ..errors import DataError
 from ..schedule import type_name
-from .configs import BACKBONES, choose, config_names, load_config, model_key, parts_called
+from .configs import BACKBONES, NECKS, choose, component, config_key, config_names, load_config, parts_called
 from .worker import Task, Worker
 
 Record = Dict[str, Any]
@@ -63,18 +63,24 @@ def sweep(out: Path, *, only: str = '*', jobs: int = 1, limit: float = 300, samp
 
 
 def plan(names: Sequence[str], sample: Optional[int] = None, seed: int = 0) -> List[Task]:
-    """Which configs to check in full, and which only repeat the model of one before them."""
+    """Which configs to check in full, and which only repeat the model of one before them.
+
+    Models whose backbone or neck is new come first, so that what is wrong shows early.
+    """
     first: Dict[str, str] = {}
-    tasks: List[Task] = []
+    seen: Set[str] = set()
+    new: List[Task] = []
+    repeated: List[Task] = []
     rows: List[Mapping[str, Any]] = []
     for name in tqdm(names, desc='reading configs', unit='', mininterval=_INTERVAL):
-        key, backbone = _model_of(name)
-        tasks.append((name, first.get(key) if key else None))
+        key, backbone, parts = _model_of(name)
+        (repeated if parts in seen else new).append((name, first.get(key) if key else None))
         if key and key not in first:
             first[key] = name
+            seen.add(parts)
             rows.append({'config': name, 'backbone': backbone})
     if sample is None:
-        return tasks
+        return new + repeated
     return [(name, None) for name in choose([row for row in rows if row['backbone']], sample, seed)]
 
 
@@ -118,18 +124,18 @@ def read_records(path: Path) -> List[Record]:
     return records
 
 
-def _model_of(name: str) -> tuple[Optional[str], str]:
+def _model_of(name: str) -> Tuple[Optional[str], str, str]:
+    """Key of the model, type of its backbone, key of its backbones and necks; nothing where there is no model."""
     try:
         cfg = load_config(name)
         if not isinstance(cfg.get('model'), Mapping):
-            return None, ''
-        parts = parts_called(cfg.model, BACKBONES)
-        node: Any = cfg.model
-        for key in parts[0].split('.') if parts else ():
-            node = node[key]
-        return model_key(cfg), type_name(node['type']) if parts else ''
+            return None, '', ''
+        parts = {part: component(cfg.model, part) for part in parts_called(cfg.model, (*BACKBONES, *NECKS))}
+        backbone = next((type_name(node['type']) for part, node in parts.items()
+                         if part.rpartition('.')[2] in BACKBONES), '')
+        return config_key(cfg, cfg.model), backbone, config_key(cfg, parts)
     except Exception:  # checking it will say why
-        return None, ''
+        return None, '', ''
 
 
 def _line(record: Record) -> str:
