@@ -118,7 +118,9 @@ def _imports(cfg: Mapping[str, Any]) -> Dict[str, Any]:
 
 def is_download(init_cfg: Any) -> bool:
     """Whether an initialisation reads weights from a file or an address."""
-    return isinstance(init_cfg, Mapping) and type_name(init_cfg.get('type', '')) == 'Pretrained'
+    if not isinstance(init_cfg, Mapping):
+        return False
+    return type_name(init_cfg.get('type', '')) == 'Pretrained' or 'checkpoint' in init_cfg  # PVT's has no type
 
 
 def _plain(targets: Targets) -> Any:

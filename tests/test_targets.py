@@ -109,6 +109,15 @@ def test_the_frameworks_own_subclasses_are_refused_by_name_and_skipped_by_last(k
         find_targets(net, ['layer2.1.conv2'])
 
 
+def test_what_predicts_offsets_inside_another_conv_is_not_counted_by_last():
+    from mmcv.ops import DeformConv2dPack, SAConv2d
+    net = Net()
+    net.layer2[1].conv2 = SAConv2d(4, 4, 3, padding=1, use_deform=True)
+    net.layer2[0].conv2 = DeformConv2dPack(4, 4, 3, padding=1)
+    assert type(net.layer2[1].conv2.offset_s) is type(net.layer2[0].conv2.conv_offset) is nn.Conv2d
+    assert find_targets(net, 'last:2') == ['layer1.0.conv2', 'layer1.1.conv2']
+
+
 @pytest.mark.parametrize('conv_cfg', ['ConvWS', 'ConvAWS'])
 def test_a_backbone_of_subclasses_only_has_nothing_to_upgrade(conv_cfg):
     from mmdet.models.backbones import ResNet

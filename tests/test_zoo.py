@@ -140,16 +140,19 @@ def _backbone(kind='plain'):
     (dict(text="custom_imports = dict(imports=['pack_age.models'], allow_failed_imports=False)\n"), reasons.PACKAGE,
      'pack_age'),
     (dict(text="_base_ = './not_there.py'\n"), reasons.STOCK, r"FileNotFoundError: .*not_there\.py'"),
-    (dict(text="model = dict(type='NotThere', backbone=dict(type='ZooPicture'))\n"), reasons.STOCK,
+    (dict(text="model = dict(type='NotThere', backbone=dict(type='NeitherThis'))\n"), reasons.STOCK,
      'KeyError: .*NotThere is not in the'),
     (dict(text="model = dict(type='ZooWhole')\n"), reasons.NO_PICTURE, 'ZooWhole'),
     (dict(backbone=_backbone('download')), reasons.DOWNLOAD, 'NetworkRefused: example.com'),
     (dict(backbone=_backbone('broken')), reasons.STOCK, 'this backbone takes no picture'),
     (dict(backbone=_backbone('constant')), reasons.STOCK, 'output 0 of 1 is constant'),
     (dict(backbone=_backbone('no convolutions')), reasons.NO_CONVS, 'Picture'),
-    (dict(backbone=_backbone('frozen')), reasons.FROZEN, 'Conv2d x2'),
+    (dict(backbone=_backbone('frozen')), reasons.FROZEN, 'Picture'),
     (dict(backbone=dict(type='mmdet.ResNet', depth=18, base_channels=8, conv_cfg=dict(type='ConvWS'))),
      reasons.SUBCLASSES, 'ConvWS2d x17'),
+    (dict(backbone=dict(type='mmdet.ResNet', depth=50, num_stages=1, out_indices=(0, ), strides=(1, ), dilations=(1, ),
+                        base_channels=8, deep_stem=False, dcn=dict(type='DCN'), stage_with_dcn=(True, ),
+                        frozen_stages=0)), reasons.DEFORMABLE, 'DeformConv2dPack x3'),
     (dict(backbone=_backbone('idle')), reasons.OURS, 'moved offsets change the outputs by 0 only; no upgraded layer'),
 ])
 def test_a_config_that_is_not_upgraded_gets_its_reason(zoo, given, reason, detail):
@@ -163,6 +166,16 @@ def test_necks_are_tried_where_a_backbone_has_fewer_than_three_convolutions(zoo)
     assert passed(record) and [part['layers'] for part in record['parts']] == [['convs.0', 'convs.1'], ['conv']]
     record = check_config(zoo(backbone=_backbone('no convolutions'), neck=dict(type='ZooNeck')))
     assert record['reason'] == reasons.NO_CONVS and [part['part'] for part in record['parts']] == ['neck']
+
+
+def test_backbone_and_neck_are_upgraded_alone_where_the_rest_cannot_be_built(zoo):
+    model = dict(type='NotThere', detector=dict(type='NorThis', backbone=_backbone(), neck=dict(type='ZooNeck')),
+                 reid=dict(type='NorThis', backbone=dict(type='NeitherThis')))
+    record = check_config(zoo(text=f'model = {model}\n'))
+    assert passed(record), record.get('detail')
+    assert 'NotThere is not in the' in record['alone']
+    assert [part['part'] for part in record['parts']] == ['detector.backbone', 'detector.neck']
+    assert '0 upgraded, with exactly the original outputs**; 1 upgraded likewise but without' in summary([record])
 
 
 def test_a_neck_that_no_cpu_runs_is_left_out_and_named(zoo):

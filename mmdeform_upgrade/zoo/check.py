@@ -155,10 +155,11 @@ def _check_backbone(cfg: Config, original: nn.Module, backbone: str, record: Rec
 
 def _why_none(backbone: nn.Module) -> Tuple[str, str]:
     spatial = network.spatial_classes(backbone)
-    if not spatial:
-        return reasons.NO_CONVS, type(backbone).__name__
-    names = ', '.join(f'{name} x{number}' for name, number in spatial.items())
-    return (reasons.FROZEN if 'Conv2d' in spatial else reasons.SUBCLASSES), names
+    names = ', '.join(f'{name} x{number}' for name, number in spatial.items()) or type(backbone).__name__
+    if spatial:
+        return (reasons.DEFORMABLE if all('DeformConv' in name for name in spatial) else reasons.SUBCLASSES), names
+    frozen = any(not parameter.requires_grad for parameter in backbone.parameters() if parameter.dim() == 4)
+    return (reasons.FROZEN if frozen else reasons.NO_CONVS), names
 
 
 def _picture_size(backbone: Mapping[str, Any]) -> int:

@@ -17,7 +17,7 @@ from .. import layers
 from ..errors import UpgradeError
 from ..layers import ZeroOffsetDCN
 from ..ops import deform_conv2d
-from ..targets import Targets, find_targets, is_convolution, upgradable_names
+from ..targets import Targets, find_targets, is_convolution, predicts_offsets, upgradable_names
 from .configs import BACKBONES, NECKS, component, parts_called
 from .weights import Draws, calibrating, has_batch_norms, randomize
 
@@ -96,9 +96,15 @@ def conv_classes(module: nn.Module) -> Dict[str, int]:
 
 
 def spatial_classes(module: nn.Module) -> Dict[str, int]:
-    """As :func:`conv_classes`, of kernels larger than 1x1 only."""
-    return dict(Counter(type(child).__name__ for child in module.modules() if is_convolution(child)
-                        and max(getattr(child, 'kernel_size', (1, )), default=1) > 1).most_common())
+    """As :func:`conv_classes`, only those that could be targets: larger than 1x1, trained, no offset predictors."""
+    modules = dict(module.named_modules())
+    return dict(Counter(type(child).__name__ for name, child in modules.items() if is_convolution(child)
+                        and max(getattr(child, 'kernel_size', (1, )), default=1) > 1
+                        and not predicts_offsets(name, modules) and _trains(child)).most_common())
+
+
+def _trains(module: nn.Module) -> bool:
+    return all(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
 def trainable_convs(module: nn.Module) -> List[str]:

@@ -15,6 +15,7 @@ PACKAGE = 'needs a package'
 DOWNLOAD = 'needs a download'
 NO_CONVS = 'backbone without convolutions'
 SUBCLASSES = 'only subclasses of Conv2d'
+DEFORMABLE = 'deformable already'
 FROZEN = 'all frozen'
 NO_MODEL = 'no model'
 NO_PICTURE = 'no backbone for pictures'
@@ -29,6 +30,7 @@ MEANING = {
     DOWNLOAD: 'building the model reads something from the network',
     NO_CONVS: 'no convolution of the backbone is larger than 1x1; the neck was tried',
     SUBCLASSES: 'each spatial convolution of the backbone has a forward of its own and is refused; the neck was tried',
+    DEFORMABLE: 'each convolution that is not frozen is deformable by the config; the neck was tried',
     FROZEN: 'the config keeps every convolution of the backbone from training; the neck was tried',
     NO_MODEL: 'a file of data sets, schedules or runtime settings',
     NO_PICTURE: 'the model has no backbone, or not one of pictures',

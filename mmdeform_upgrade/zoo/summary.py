@@ -14,7 +14,7 @@ from . import reasons
 Record = Mapping[str, Any]
 
 _UNCOUNTED = (reasons.NO_MODEL, reasons.DUPLICATE)
-_NECK_TRIED = (reasons.NO_CONVS, reasons.SUBCLASSES, reasons.FROZEN)
+_NECK_TRIED = (reasons.NO_CONVS, reasons.SUBCLASSES, reasons.DEFORMABLE, reasons.FROZEN)
 
 
 def passed(record: Record) -> bool:

@@ -9,8 +9,10 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ..targets import is_convolution
+from ..targets import is_convolution, predicts_offsets
 
+OFFSETS = 0.1  # weights of offset predictors; offsets of many pixels would turn rounding errors into other samples
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 _CHUNK = 1 << 20  # weights drawn at a time
 
 
@@ -50,17 +52,22 @@ def initializing(fill: Callable[..., Tensor]) -> Iterator[None]:
 
 
 def randomize(module: nn.Module, fill: Draws) -> None:
-    """The framework's own initialisation, but kernels and batch norms as of a trained network."""
+    """The framework's own initialisation, but kernels and norms as of a trained network."""
     if callable(getattr(module, 'init_weights', None)):
         with initializing(fill):
             module.init_weights()  # type: ignore[operator]  # some parameters are raw memory before
-    for child in module.modules():
+    modules = dict(module.named_modules())
+    for name, child in modules.items():
         weight = getattr(child, 'weight', None)
         if not isinstance(weight, nn.Parameter):
             continue
         if isinstance(child, (nn.Linear, nn.modules.conv._ConvNd)) or (is_convolution(child) and weight.dim() == 4):
             fill(weight)
-        elif isinstance(child, nn.modules.batchnorm._BatchNorm):
+            if predicts_offsets(name, modules):
+                weight.mul_(OFFSETS)
+            if isinstance(gamma := getattr(child, 'weight_gamma', None), Tensor):  # mmcv's ConvAWS2d: its deviation
+                gamma.fill_((2 / weight[0].numel())**0.5)
+        elif isinstance(child, _NORMS):  # a block's last one often starts at 0, and would hide what is before it
             nn.init.uniform_(weight, 0.5, 1)
             nn.init.uniform_(child.bias, -0.1, 0.1)
 
@@ -74,7 +81,7 @@ def has_batch_norms(module: nn.Module) -> bool:
 def calibrating(module: nn.Module) -> Iterator[None]:
     """Batch norms take the statistics of what passes; everything else stays in evaluation mode."""
     norms = {m: (m.momentum, m.training) for m in module.modules()
-             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats}
+             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats and m.eps > 0}
     for norm in norms:
         norm.momentum = 1.0
         norm.training = True

@@ -90,11 +90,9 @@ def work(connection: Connection) -> None:
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter('ignore')
-    with open(os.devnull, 'w') as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing):
+    with open(os.devnull, 'w') as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing), \
+            contextlib.suppress(EOFError, BrokenPipeError):  # the sweep was stopped
         while True:
-            try:
-                name, same_as = connection.recv()
-            except EOFError:
-                return
+            name, same_as = connection.recv()
             connection.send(check_duplicate(name, same_as) if same_as else check_config(name))
             gc.collect()
