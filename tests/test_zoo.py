@@ -31,7 +31,7 @@ SAMPLE = configs.choose([record for record in RECORDS if passed(record)], 40, SE
 
 @pytest.mark.parametrize('name', SAMPLE)
 def test_configs_of_the_frameworks_keep_all_outputs_when_upgraded(name):
-    if not (configs.config_root(name.split('/')[0]) / name.split('/', 1)[1]).is_file():
+    if not configs.config_path(name).is_file():
         pytest.skip('these versions of the frameworks have no such config')
     record = check_config(name)
     assert passed(record), record
@@ -129,6 +129,16 @@ def zoo(tmp_path, monkeypatch):
         return f'mmdet/{name}'
 
     return write
+
+
+def test_pure_python_configs_are_checked_like_others(zoo):
+    record = check_config(zoo(text="""from mmdet.models.backbones import ResNet
+from mmdet.models.necks import FPN
+model = dict(type='ZooWhole',
+             backbone=dict(type=ResNet, depth=18, base_channels=8, init_cfg=dict(type='Pretrained', checkpoint='x')),
+             neck=dict(type=FPN, in_channels=[8, 16, 32, 64], out_channels=8, num_outs=5))
+"""))
+    assert passed(record) and record['backbone'] == 'ResNet' and record['parts'][0]['layers'][-1] == 'layer4.1.conv2'
 
 
 def _backbone(kind='plain'):

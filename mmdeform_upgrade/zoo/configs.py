@@ -34,9 +34,22 @@ def config_root(library: str) -> Path:
 
 
 def config_names(libraries: Sequence[str] = LIBRARIES) -> List[str]:
-    """``LIBRARY/PATH`` of every config file, ``_base_`` files included, in order."""
-    return [f'{library}/{path.relative_to(config_root(library)).as_posix()}' for library in libraries
-            for path in sorted(config_root(library).rglob('*.py'))]
+    """``LIBRARY/PATH`` of every config file, ``_base_`` files and pure Python configs included, in order."""
+    names = []
+    for library in libraries:
+        root = config_root(library)
+        names += [f'{library}/{path.relative_to(root).as_posix()}' for path in sorted(root.rglob('*.py'))]
+        package = root.parents[1]  # pure Python configs are modules in some releases
+        names += [f'{library}/{path.relative_to(package).as_posix()}'
+                  for path in sorted((package / 'configs').rglob('*.py')) if path.name != '__init__.py']
+    return names
+
+
+def config_path(name: str) -> Path:
+    """The file of a config."""
+    library, _, path = name.partition('/')
+    root = config_root(library)
+    return root / path if (root / path).is_file() else root.parents[1] / path
 
 
 def load_config(name: str) -> Config:
@@ -46,12 +59,11 @@ def load_config(name: str) -> Config:
         name: as in :func:`config_names`.
     """
     from mmengine.config import Config
-    library, _, path = name.partition('/')
-    cfg = Config.fromfile(str(config_root(library) / path))
+    cfg = Config.fromfile(str(config_path(name)))
     if isinstance(cfg.get('model'), Mapping):
         cfg.model = without_downloads(cfg.model)
     if not cfg.get('default_scope'):
-        cfg.default_scope = library
+        cfg.default_scope = name.partition('/')[0]
     return cfg
 
 
