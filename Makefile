@@ -7,10 +7,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_OUT ?= demo_output
+ZOO_OUT ?= zoo_output
+JOBS ?= 1
 # Build tools that onedl-mmcv needs beside torch, since its build sees the environment.
 BUILD_TOOLS := setuptools wheel ninja psutil numpy
 
-.PHONY: install demo test family check clean
+.PHONY: install demo test family check zoo clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -48,5 +50,10 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Some hours of one core; JOBS=4 uses four. Stopped and started again, it goes on.
+zoo: $(VENV)/.installed
+	$(BIN)/python tools/analysis_tools/zoo_sweep.py --out $(ZOO_OUT)/zoo.jsonl --summary docs/results/zoo.md --jobs $(JOBS)
+	mv $(ZOO_OUT)/zoo.jsonl docs/results/zoo.jsonl
+
 clean:
-	rm -rf $(VENV) $(DEMO_OUT) build *.egg-info mmdeform_upgrade/.mim
+	rm -rf $(VENV) $(DEMO_OUT) $(ZOO_OUT) build *.egg-info mmdeform_upgrade/.mim

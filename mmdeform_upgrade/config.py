@@ -55,7 +55,7 @@ def upgrade_changes(cfg: Mapping[str, Any], *, load_from: str, targets: Targets,
     """What :func:`upgrade_config` changes, as a dict that merges into ``cfg``; the keys of a short config file."""
     changes = retrain_changes(cfg, targets=targets, part=part, exclude=exclude, deform_groups=deform_groups)
     # The baseline brings all weights.
-    if _is_download(_component(cfg, part).get('init_cfg')):
+    if is_download(_component(cfg, part).get('init_cfg')):
         _inside(changes['model'], part)['init_cfg'] = None
     if cfg['model'].get('pretrained'):
         changes['model']['pretrained'] = None
@@ -181,8 +181,11 @@ def _imports(cfg: Mapping[str, Any]) -> Dict[str, Any]:
     return {**imports, 'imports': names, 'allow_failed_imports': imports.get('allow_failed_imports', False)}
 
 
-def _is_download(init_cfg: Any) -> bool:
-    return isinstance(init_cfg, Mapping) and type_name(init_cfg.get('type', '')) == 'Pretrained'
+def is_download(init_cfg: Any) -> bool:
+    """Whether an initialisation reads weights from a file or an address."""
+    if not isinstance(init_cfg, Mapping):
+        return False
+    return type_name(init_cfg.get('type', '')) == 'Pretrained' or 'checkpoint' in init_cfg  # PVT's has no type
 
 
 def _plain(targets: Targets) -> Any:

@@ -89,7 +89,15 @@ def upgradable_names(modules: Dict[str, nn.Module]) -> List[str]:
     """Names of the convolutions that ``last:N`` counts: upgradable, with a spatial kernel, no offset predictors."""
     return [name for name, module in modules.items()
             if why_not_upgradable(module) is None and max(module.weight.shape[2:]) > 1  # type: ignore[index,union-attr]
-            and name.rpartition('.')[2] != 'conv_offset']
+            and not predicts_offsets(name, modules)]
+
+
+def predicts_offsets(name: str, modules: Dict[str, nn.Module]) -> bool:
+    """Whether a convolution is a part of another one, as the offset predictors of deformable layers are."""
+    # DCN.conv_offset, SAConv2d.offset_s and offset_l; in guided anchoring, conv_offset stands beside its layer.
+    owner, _, last = name.rpartition('.')
+    around = modules.get(owner)
+    return last == 'conv_offset' or (around is not None and is_convolution(around) and 'weight' in around._parameters)
 
 
 def _last(modules: Dict[str, nn.Module], count_text: str, excluded: set) -> List[str]:

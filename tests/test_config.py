@@ -36,9 +36,11 @@ def test_inherited_hooks_and_imports_are_kept():
     assert upgraded.custom_imports == dict(imports=['json', 'mmdeform_upgrade'], allow_failed_imports=True)
 
 
-def test_a_baseline_brings_its_weights_so_nothing_is_downloaded():
-    upgraded = upgrade_config(Config.fromfile(MMDET_CONFIGS / 'retinanet/retinanet_r50_fpn_1x_coco.py'), load_from='x')
-    assert upgraded.model.backbone.init_cfg is None
+@pytest.mark.parametrize('name', ['retinanet/retinanet_r50_fpn_1x_coco.py', 'pvt/retinanet_pvt-t_fpn_1x_coco.py'])
+def test_a_baseline_brings_its_weights_so_nothing_is_downloaded(name):
+    cfg = Config.fromfile(MMDET_CONFIGS / name)
+    assert cfg.model.backbone.init_cfg.checkpoint
+    assert upgrade_config(cfg, load_from='x').model.backbone.init_cfg is None
 
 
 @pytest.mark.parametrize('part,targets,expected', [

@@ -176,6 +176,48 @@ def test_a_subclass_that_is_named_is_refused_with_its_reason():
         find_targets(net, ['stem', 'layer2.1.conv2'])
 
 
+def _subclasses():
+    from mmcv.cnn.bricks import ConvAWS2d, ConvWS2d
+    from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
+    from mmcv.ops import SAConv2d
+    return ConvWS2d, ConvAWS2d, SAConv2d, Conv2dAdaptivePadding
+
+
+@pytest.mark.parametrize('kind', _subclasses(), ids=lambda kind: kind.__name__)
+def test_the_frameworks_own_subclasses_are_refused_by_name_and_skipped_by_last(kind):
+    net = Net()
+    net.layer2[1].conv2 = kind(4, 4, 3, padding=1)
+    assert find_targets(net, 'last:1') == ['layer2.0.conv2']
+    with pytest.raises(TargetError, match=rf'layer2\.1\.conv2: it is a subclass of Conv2d \({kind.__name__}\) with a '
+                                          'forward of its own'):
+        find_targets(net, ['layer2.1.conv2'])
+
+
+def test_what_predicts_offsets_inside_another_conv_is_not_counted_by_last():
+    from mmcv.ops import DeformConv2dPack, SAConv2d
+    net = Net()
+    net.layer2[1].conv2 = SAConv2d(4, 4, 3, padding=1, use_deform=True)
+    net.layer2[0].conv2 = DeformConv2dPack(4, 4, 3, padding=1)
+    assert type(net.layer2[1].conv2.offset_s) is type(net.layer2[0].conv2.conv_offset) is nn.Conv2d
+    assert find_targets(net, 'last:2') == ['layer1.0.conv2', 'layer1.1.conv2']
+
+
+@pytest.mark.parametrize('conv_cfg', ['ConvWS', 'ConvAWS'])
+def test_a_backbone_of_subclasses_only_has_nothing_to_upgrade(conv_cfg):
+    from mmdet.models.backbones import ResNet
+    net = ResNet(18, base_channels=8, conv_cfg=dict(type=conv_cfg))
+    with pytest.raises(TargetError, match='asks for 3 convolutions, and there are 0.*no upgradable convolution'):
+        find_targets(net, 'last:3')
+
+
+def test_levels_that_share_a_conv_count_it_once():
+    from mmdet.models.dense_heads import RTMDetSepBNHead
+    head = RTMDetSepBNHead(2, 8, feat_channels=8, stacked_convs=2, share_conv=True, pred_kernel_size=1)
+    assert head.cls_convs[0][1].conv is head.cls_convs[2][1].conv
+    assert find_targets(head, 'last:4') == ['cls_convs.0.0.conv', 'cls_convs.0.1.conv', 'reg_convs.0.0.conv',
+                                            'reg_convs.0.1.conv']
+
+
 def test_a_model_without_convolutions_says_so():
     with pytest.raises(TargetError, match='no upgradable convolution'):
         find_targets(nn.Sequential(nn.Linear(2, 2), nn.Flatten()), 'last:1')

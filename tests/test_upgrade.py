@@ -7,6 +7,7 @@ from torch import nn
 
 from mmdeform_upgrade import UpgradeError, ZeroOffsetDCN, revert_, upgrade_
 from mmdeform_upgrade.errors import TargetError
+from mmdeform_upgrade.zoo.network import deformable_path
 
 from .conftest import MMDET_CONFIGS, ROOT, build, relative_error
 
@@ -82,6 +83,60 @@ def test_upgrade_keeps_outputs_and_gradients_of_whole_networks(name, dtype, tole
             assert relative_error(new_parameters[key].grad, parameter.grad) < tolerance, key
     offsets = [p for key, p in new_parameters.items() if 'conv_offset' in key]
     assert len(offsets) == 6 and all(p.grad.abs().sum() > 0 for p in offsets)
+
+
+def _backbones():
+    from mmdet.models import backbones as det
+    from mmseg.models import backbones as seg
+    stage = dict(num_modules=1, block='BASIC', fuse_method='SUM')
+    extra = {f'stage{i}': dict(stage, num_branches=i, num_blocks=(1, ) * i, num_channels=(8, 16, 24, 32)[:i])
+             for i in (2, 3, 4)}
+    extra['stage1'] = dict(stage, block='BOTTLENECK', num_branches=1, num_blocks=(1, ), num_channels=(8, ))
+    return {  # and how many groups their last spatial convolutions have
+        'basic blocks': (lambda: det.ResNet(18, base_channels=8), {1}),
+        'grouped': (lambda: det.ResNeXt(depth=50, groups=4, base_width=4, base_channels=8), {4}),
+        'RegNet': (lambda: det.RegNet('regnetx_400mf'), {24}),
+        'depthwise': (lambda: det.MobileNetV2(widen_factor=0.25), {144, 240}),
+        'depthwise, v3': (lambda: seg.MobileNetV3('small'), {144, 576}),
+        'HRNet': (lambda: det.HRNet(extra), {1}),
+        'Hourglass': (lambda: det.HourglassNet(2, 1, (8, 8, 8), (1, 1, 1), 8), {1}),
+    }
+
+
+@pytest.mark.parametrize('name', _backbones())
+def test_every_kind_of_backbone_keeps_its_outputs(name):
+    build_it, groups = _backbones()[name]
+    net = build_it()
+    net.eval()  # not chained: some of these return None
+    upgraded = copy.deepcopy(net)
+    report = upgrade_(upgraded, 'last:3')
+    assert {layer.groups for layer in report.layers} <= groups, [layer.groups for layer in report.layers]
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = net(x)
+        for out, want in zip(upgraded(x), expected, strict=True):
+            assert torch.equal(out, want) and want.std() > 0
+        net.double()
+        upgraded.double()
+        with deformable_path():
+            sampled = upgraded(x.double())
+        for out, want in zip(sampled, net(x.double()), strict=True):
+            assert relative_error(out, want) < 1e-10
+
+
+def test_a_conv_that_levels_share_is_replaced_in_all_of_them():
+    from mmdet.models.dense_heads import RTMDetSepBNHead
+    head = RTMDetSepBNHead(2, 8, feat_channels=8, stacked_convs=2, share_conv=True, pred_kernel_size=1)
+    head.eval()
+    maps = [torch.randn(1, 8, size, size) for size in (8, 4, 2)]
+    expected = head(maps)
+    report = upgrade_(head, 'last:2')
+    assert report.names == ['reg_convs.0.0.conv', 'reg_convs.0.1.conv']
+    assert all(level[1].conv is head.reg_convs[0][1].conv for level in head.reg_convs)
+    assert isinstance(head.reg_convs[2][1].conv, ZeroOffsetDCN)
+    assert report.parameters_after - report.parameters_before == sum(layer.added for layer in report.layers)
+    for outs, wants in zip(head(maps), expected, strict=True):
+        assert all(torch.equal(out, want) for out, want in zip(outs, wants, strict=True))
 
 
 class Net(nn.Module):
