@@ -97,7 +97,7 @@ def test_resume_without_a_path_takes_the_latest_checkpoint(short_cfg):
     runner = build_runner(cfg)
     runner._work_dir = first.work_dir
     runner.train()
-    assert runner._load_from == f'baseline://{first.work_dir}/epoch_1.pth' and runner.epoch == 2 and runner.iter == 4
+    assert runner._load_from == f'safe://{first.work_dir}/epoch_1.pth' and runner.epoch == 2 and runner.iter == 4
 
 
 @pytest.mark.parametrize('changes,message', [
