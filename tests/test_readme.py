@@ -1,7 +1,11 @@
 """What the README shows is what there is."""
+import functools
 import re
 
+import pytest
+import torch
 from mmengine.config import Config
+from torch import nn
 
 from mmdeform_upgrade.hooks import upgraded_layers
 
@@ -12,6 +16,11 @@ README = (ROOT / 'README.md').read_text(encoding='utf8')
 
 def _blocks(language):
     return re.findall(rf'```{language}\n(.*?)```', README, re.S)
+
+
+@functools.cache
+def _help(tool):
+    return run_tool(tool, '--help').stdout
 
 
 def test_the_config_to_add_works(tiny_config, tiny_baseline, tmp_path):
@@ -25,12 +34,19 @@ def test_the_config_to_add_works(tiny_config, tiny_baseline, tmp_path):
     assert '6 offset tensors added as zeros' in log
 
 
-def test_the_plain_pytorch_lines_work():
-    from torch import nn
+def test_the_plain_pytorch_lines_work(tmp_path, monkeypatch):
     text, = (block for block in _blocks('python') if 'upgrade_(model' in block)
-    model = nn.Sequential(*(nn.Conv2d(3, 3, 3) for _ in range(4)))
-    exec(text, {'model': model})
+    assert len(text.splitlines()) <= 5
+    trained, model = (nn.Sequential(*(nn.Conv2d(3, 3, 3) for _ in range(4))) for _ in range(2))
+    torch.save(trained.state_dict(), tmp_path / 'baseline.pth')
+    monkeypatch.chdir(tmp_path)
+    found = {'model': model, 'torch': torch}
+    exec(text, found)
     assert len(upgraded_layers(model)) == 3
+    images = torch.randn(1, 3, 16, 16)
+    assert torch.equal(model(images), trained(images))
+    known = {id(p) for group in found['optimizer'].param_groups for p in group['params']}
+    assert all(id(p) in known for layer in upgraded_layers(model).values() for p in layer.conv_offset.parameters())
 
 
 def test_files_and_links_exist():
@@ -39,8 +55,17 @@ def test_files_and_links_exist():
         assert (ROOT / target).exists(), target
 
 
-def test_flags_exist():
-    helped = run_tool('upgrade.py', '--help').stdout
+@pytest.mark.parametrize('command', sorted(set(re.findall(r'^python tools/(.+)$', README, re.M))))
+def test_commands_name_tools_and_flags_that_exist(command):
+    tool, *words = command.split('#')[0].split()
+    helped = _help(tool)
+    for word in words:
+        assert not word.startswith('--') or word in helped, word
+        assert not word.startswith('configs/') or (ROOT / word).is_file(), word
+
+
+def test_flags_in_the_table_exist():
+    helped = _help('upgrade.py')
     for flag in set(re.findall(r'--(?:part|epoch-ratio|control|dry-run|out|targets)\b', README)):
         assert flag in helped, flag
 
