@@ -18,8 +18,10 @@ AS_IT_IS = 'safe://'
 
 
 def without_scheme(path: str) -> str:
-    """A path without ``baseline://``."""
-    return path[len(SCHEME):] if path.startswith(SCHEME) else path
+    """A path without ``baseline://``, or the ``safe://`` that the hook left at a runner that is run again."""
+    for scheme in (SCHEME, AS_IT_IS):
+        path = path.removeprefix(scheme)
+    return path
 
 
 def local_path(path: str) -> str:
