@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, List, Mapping, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 import matplotlib
 import numpy as np
@@ -29,19 +29,12 @@ def draw_curves(curves: Mapping[str, Curve], path: Path, *, ylabel: str, title: 
         title: data and conditions.
         xlabel: unit of x.
     """
-    figure = Figure(figsize=(7.2, 4.2), layout='constrained')
-    axes = figure.subplots()
-    for (name, points), colour in zip(curves.items(), COLOURS, strict=False):
-        x, y = zip(*points, strict=True)
-        axes.plot(x, y, marker='o', markersize=3.5, color=colour, label=f'{name} ({y[-1]:.3f})')
-    axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-    axes.legend(loc='lower right')
-    save(figure, path)
+    bands = {name: [(x, y, y, y) for x, y in points] for name, points in curves.items()}
+    draw_bands(bands, path, ylabel=ylabel, title=title, xlabel=xlabel, bottom=0)
 
 
-def draw_bands(curves: Mapping[str, Band], path: Path, *, ylabel: str, title: str, xlabel: str) -> None:
+def draw_bands(curves: Mapping[str, Band], path: Path, *, ylabel: str, title: str, xlabel: str,
+               bottom: Optional[float] = None) -> None:
     """Scores over training of several seeds, one line per arm in a band from the lowest to the highest.
 
     Args:
@@ -50,6 +43,7 @@ def draw_bands(curves: Mapping[str, Band], path: Path, *, ylabel: str, title: st
         ylabel: the score's name.
         title: data and conditions.
         xlabel: unit of x.
+        bottom: lower end of the score's axis; None fits it to the curves.
     """
     figure = Figure(figsize=(7.2, 4.2), layout='constrained')
     axes = figure.subplots()
@@ -59,6 +53,7 @@ def draw_bands(curves: Mapping[str, Band], path: Path, *, ylabel: str, title: st
             axes.fill_between(x, lowest, highest, color=colour, alpha=0.2, linewidth=0)
             axes.plot(x, mean, marker='o', markersize=3, color=colour, label=f'{name} ({mean[-1]:.3f})')
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    axes.set_ylim(bottom=bottom)
     axes.grid(alpha=0.3)
     axes.legend(loc='lower right')
     save(figure, path)
