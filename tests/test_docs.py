@@ -1,0 +1,24 @@
+"""Links, tools and flags in the documentation exist."""
+import re
+
+import pytest
+
+from .conftest import ROOT
+
+PAGES = sorted((ROOT / 'docs').glob('*.md'))
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
+def test_links_and_tools_exist(page):
+    text = page.read_text(encoding='utf8')
+    for target in re.findall(r'\]\((?!http)([^)#]+)\)', text):
+        assert (page.parent / target).exists(), target
+    for target in re.findall(r'\b(?:tools|configs|tests)/[\w/.-]+\.(?:py|sh|txt)', text):
+        assert (ROOT / target).is_file(), target
+
+
+def test_the_layout_names_every_module():
+    text = (ROOT / 'docs/development.md').read_text(encoding='utf8').replace('/', '')
+    for path in (ROOT / 'mmdeform_upgrade').iterdir():
+        if path.name[0] not in '_.' and (path.is_dir() or path.suffix == '.py'):
+            assert f'`{path.stem}`' in text, path.name
