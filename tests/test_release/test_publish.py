@@ -90,7 +90,7 @@ def test_inspect_says_which_layers_moved_and_what_else_is_in_the_file(files, rel
     found = inspect_checkpoint(files.checkpoint)
     assert [(layer.name, layer.deform_groups) for layer in found.layers] == list(files.layers.items())
     assert [layer.largest for layer in found.layers][:2] == [0, pytest.approx(0.01)] and found.layers[2].largest > 1
-    assert found.extras == ('optimizer', 'schedulers') and found.provenance['baseline'] == 'epoch_1.pth'
+    assert found.extras == ('optimizer', 'schedulers', 'messages') and found.provenance['baseline'] == 'epoch_1.pth'
     for path in release[:2]:
         text = str(inspect_checkpoint(path))
         assert 'an upgrade of 3 layers' in text and 'offsets exactly zero' in text and 'epoch 2' in text

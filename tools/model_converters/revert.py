@@ -64,7 +64,8 @@ def main(argv=None):
     cfg = Config.fromfile(args.config)
     checkpoint = read_as_it_is(args.checkpoint)
     model = build_network(cfg).eval()
-    checkpoint['state_dict'] = remap_state_dict(clean_state_dict(checkpoint['state_dict']), model.state_dict()).state_dict
+    fitted = remap_state_dict(clean_state_dict(checkpoint['state_dict']), model.state_dict())
+    checkpoint['state_dict'] = fitted.state_dict
     model.load_state_dict(checkpoint['state_dict'])
     model.cfg = cfg
     runs = data(model, cfg, args)
