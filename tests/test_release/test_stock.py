@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_a_release_gives_the_same_in_a_stock_installation(tmp_path):
     meta = {'cfg': cfg.pretty_text, 'dataset_meta': {'classes': ('a', 'b', 'c')}, 'experiment_name': 'retina'}
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, checkpoint)
     release, _, stock = publish(str(checkpoint), str(tmp_path / 'zoo'), date='20260101')
-    assert 'mmdeform_upgrade' not in open(stock).read() and stock.endswith('-stock.py')
+    assert 'mmdeform_upgrade' not in Path(stock).read_text() and stock.endswith('-stock.py')
     image = torch.randn(1, 3, 96, 128)
     torch.save(image, tmp_path / 'image.pt')
     arguments = [stock, release, tmp_path / 'image.pt', tmp_path / 'out.pt']
@@ -83,7 +84,7 @@ def test_the_stock_config_names_whole_stages_and_leaves_the_other_settings():
 @pytest.mark.parametrize('change,reason', [
     (dict(targets='last:2'), 'the switch changes whole stages'),
     (dict(targets={'res5': 1, 'res4': 2}), 'different deform_groups'),
-    (dict(targets='conv1'), 'conv1 is not the 3x3 convolution of a Bottleneck block'),
+    (dict(targets=['conv1'], frozen_stages=-1), 'conv1 is not the 3x3 convolution of a Bottleneck block'),
     (dict(depth=18), 'is not the 3x3 convolution of a Bottleneck block'),
 ])
 def test_what_the_switch_cannot_say_has_a_reason(change, reason):
