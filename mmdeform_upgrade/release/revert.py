@@ -139,6 +139,7 @@ def validate(cfg: Config, state_dict: Mapping[str, Tensor], title: str) -> Dict[
         cfg.update(work_dir=folder, load_from=None, resume=False, custom_hooks=hooks or [], experiment_name=title)
         # Nothing is to be saved, and save_best would ask for what only a training sets up.
         cfg.default_hooks = {**(cfg.get('default_hooks') or {}), 'checkpoint': None}
+        cfg.visualizer = None  # one of a name exists once a process, with the first run's folder
         runner = Runner.from_cfg(cfg)
         runner.model.load_state_dict(state_dict)
         return {key: float(value) for key, value in runner.val().items()}
