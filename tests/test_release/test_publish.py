@@ -98,10 +98,10 @@ def test_inspect_says_which_layers_moved_and_what_else_is_in_the_file(files, rel
 
 
 def test_inspect_says_of_a_baseline_that_it_is_one(files):
-    text = run_tool('upgrade.py', '--inspect', files.baseline).stdout
+    text = str(inspect_checkpoint(files.baseline))
     assert 'a baseline, nothing in it is upgraded' in text and 'optimizer' in text and 'epoch 1' in text
-    result = run_tool('upgrade.py', '--inspect', 'none.pth', check=False)
-    assert result.returncode == 2 and 'there is no file' in result.stderr
+    with pytest.raises(CheckpointError, match='there is no file'):
+        inspect_checkpoint('none.pth')
 
 
 def test_a_refused_publish_writes_nothing(files, tmp_path):
