@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable, Collection, Dict, List, Optional, Tuple
 
 from torch import nn
 
@@ -108,24 +108,30 @@ def upgrade_(model: nn.Module,
     return UpgradeReport(layers, before, count_parameters(model))
 
 
-def revert_(model: nn.Module, *, keep: Optional[Callable[[str, ZeroOffsetDCN], bool]] = None) -> List[str]:
+def revert_(model: nn.Module, *, keep: Optional[Callable[[str, ZeroOffsetDCN], bool]] = None,
+            drop: Collection[str] = ()) -> List[str]:
     """Turn deformable layers whose offsets are exactly zero back into plain convolutions, in place.
 
     Args:
         model: any module.
         keep: ``keep(name, layer)`` says which of them to leave deformable; none by default.
+        drop: dotted names of layers that go back although their offsets have moved, which changes the output.
 
     Returns:
         Names of the reverted layers.
 
     Raises:
-        UpgradeError: the model has no ``ZeroOffsetDCN`` at all.
+        UpgradeError: the model has no ``ZeroOffsetDCN`` at all, or none of a name in ``drop``; nothing was changed.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, ZeroOffsetDCN)}
     if not layers:
         raise UpgradeError(f'{type(model).__name__} has no ZeroOffsetDCN: there is nothing to revert')
-    chosen = {name: m for name, m in layers.items() if m.conv_offset.is_zero() and not (keep and keep(name, m))}
-    _replace(model, {layer: layer.to_conv() for layer in chosen.values()})
+    unknown = [name for name in drop if name not in layers]
+    if unknown:
+        raise UpgradeError(f'drop names {", ".join(unknown)}, and the deformable layers are {", ".join(layers)}')
+    chosen = {name: m for name, m in layers.items()
+              if (name in drop or m.conv_offset.is_zero()) and not (keep and keep(name, m))}
+    _replace(model, {layer: layer.to_conv(force=True) for layer in chosen.values()})
     return list(chosen)
 
 

@@ -20,10 +20,21 @@ from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.importers import PLAIN
 from mmdeform_upgrade.locations import without_scheme
 from mmdeform_upgrade.preflight import plan_upgrade
+from mmdeform_upgrade.release import inspect_checkpoint
+
+
+class Inspect(argparse.Action):
+    """``--inspect FILE`` stands alone, like ``--help``."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        print(inspect_checkpoint(value))
+        parser.exit()
 
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--inspect', action=Inspect, metavar='FILE',
+                        help='say what a checkpoint is (baseline or upgrade, layers, provenance), and do nothing else')
     parser.add_argument('config',
                         help="the baseline's config; also PACKAGE::FILE, as in 'mmseg::fcn/NAME.py'")
     parser.add_argument('checkpoint', help='the trained baseline')

@@ -46,19 +46,20 @@ def look(model: nn.Module, image: str) -> Look:
     """
     if not any(isinstance(m, ZeroOffsetDCN) for m in model.modules()):
         raise ConfigError('the network has no ZeroOffsetDCN: give the config and the checkpoint of an upgrade')
-    family = {c.__module__.split('.')[0] for c in type(model).__mro__}
     seen: List[Tensor] = []
     backbone: nn.Module = model.backbone  # type: ignore[assignment]
     hook = backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     try:
         with OffsetRecorder(model) as recorder:
-            prediction = _predict(family, model, image)
+            prediction = predict(model, image)
     finally:
         hook.remove()
     return Look(_as_picture(model, seen[-1]), seen[-1], list(recorder.records.values()), prediction)
 
 
-def _predict(family: set, model: nn.Module, image: str) -> Any:
+def predict(model: nn.Module, image: str) -> Any:
+    """The framework's own inference on the file of a picture."""
+    family = {c.__module__.split('.')[0] for c in type(model).__mro__}
     if 'mmdet' in family:
         from mmdet.apis import inference_detector
         return inference_detector(model, image)

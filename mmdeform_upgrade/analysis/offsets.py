@@ -108,9 +108,14 @@ def statistics(record: Record) -> OffsetStatistics:
         return OffsetStatistics(0.0, 0.0, 0.0, 0.0)
     y, x = record.positions().unbind(3)
     outside = (y <= -1) | (y >= record.size[0]) | (x <= -1) | (x >= record.size[1])
-    rank = max(1, -(-95 * length.numel() // 100))  # torch.quantile takes at most 16 million numbers
-    return OffsetStatistics(float(length.mean()), float(length.kthvalue(rank).values), float(length.max()),
+    return OffsetStatistics(float(length.mean()), percentile95(length), float(length.max()),
                             float(outside.float().mean()))
+
+
+def percentile95(length: Tensor) -> float:
+    """The length that 95 % of the lengths, one dimension of at least one, do not pass."""
+    rank = max(1, -(-95 * length.numel() // 100))  # torch.quantile takes at most 16 million numbers
+    return float(length.kthvalue(rank).values)
 
 
 def sampling_points(records: Sequence[Record], position: Tuple[float, float], image: Tuple[int, int], depth: int,

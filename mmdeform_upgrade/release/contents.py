@@ -1,0 +1,87 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""What stands beside the tensors of a release, as plain values, and files that are the same for the same contents."""
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Dict, Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, ConfigError
+from ..readers import written_whole
+
+# What tells where a checkpoint is from; times, seeds and paths of a run stay behind.
+KEPT_META = ('dataset_meta', 'CLASSES', 'PALETTE', 'cfg', 'config', 'epoch', 'iter', 'mmengine_version',
+             'deform_upgrade', 'imported')
+
+
+def plain(value: Any) -> Any:
+    """``value`` made of dict, list, tuple, str, int, float, bool and None alone.
+
+    Raises:
+        CheckpointError: it holds something else.
+    """
+    if isinstance(value, (np.generic, np.ndarray, Tensor)):
+        value = value.tolist()
+    if value is None or type(value) in (str, bool, int, float):
+        return value
+    if isinstance(value, Mapping):
+        return {plain(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        entries = [plain(entry) for entry in value]
+        return entries if isinstance(value, list) else tuple(entries)
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(entry) for entry in value)
+    raise CheckpointError(f'meta holds a {type(value).__name__}, which a release cannot; take it out of meta')
+
+
+def plain_meta(meta: Any) -> Dict[str, Any]:
+    """The entries of a checkpoint's ``meta`` that a release keeps."""
+    return {key: plain(meta[key]) for key in KEPT_META if isinstance(meta, Mapping) and meta.get(key) is not None}
+
+
+def meta_text(meta: Mapping[str, Any]) -> Dict[str, str]:
+    """``meta`` as the metadata of a safetensors file."""
+    return {'format': 'pt', 'meta': json.dumps(meta, ensure_ascii=False)}
+
+
+def meta_of_text(metadata: Mapping[str, str]) -> Dict[str, Any]:
+    """``meta`` from the metadata of a safetensors file; empty where there is none of this package."""
+    try:
+        meta = json.loads(metadata.get('meta', '{}'))
+    except ValueError as error:
+        raise CheckpointError("the file's metadata has a damaged entry 'meta'; copy or download it again") from error
+    return meta if isinstance(meta, dict) else {}
+
+
+def write_checkpoint(path: str, state_dict: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write a checkpoint whole or not at all; the same contents give the same bytes."""
+    # A pickle depends on which equal texts are one object, so each gets one here.
+    texts: Dict[str, str] = {}
+    checkpoint = {'meta': _with_shared_texts(plain(meta), texts),
+                  'state_dict': {texts.setdefault(name, name): tensor.detach().cpu().contiguous().clone()
+                                 for name, tensor in state_dict.items()}}
+    with written_whole(path) as temporary, open(temporary, 'wb') as file:  # by a path, its name would go into the file
+        torch.save(checkpoint, file)
+
+
+def refuse_existing(paths: Iterable[str], force: bool) -> None:
+    """Refuse to overwrite files without ``--force``."""
+    for path in paths:
+        if os.path.isdir(path):
+            raise ConfigError(f'{path!r} is a folder; name a file in it')
+        if os.path.exists(path) and not force:
+            raise ConfigError(f'{path!r} exists; give --force to overwrite it, or name another file')
+
+
+def _with_shared_texts(value: Any, texts: Dict[str, str]) -> Any:
+    if isinstance(value, str):
+        return texts.setdefault(value, value)
+    if isinstance(value, dict):
+        return {_with_shared_texts(key, texts): _with_shared_texts(entry, texts) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_with_shared_texts(entry, texts) for entry in value)
+    return value

@@ -1,0 +1,135 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""What a checkpoint is, from its file alone, read without running anything that it holds."""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import clean_state_dict, file_sha256, import_checkpoint, is_offset_key
+from ..errors import CheckpointError
+from ..importers import PLAIN
+from ..readers import read_tensors
+from .contents import meta_of_text
+
+_STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
+
+
+@dataclass(frozen=True)
+class OffsetLayer:
+    """One upgraded layer: its deform groups G (None where the shape fits none) and its largest offset parameter."""
+
+    name: str
+    deform_groups: Optional[int]
+    largest: float
+
+    def __str__(self) -> str:
+        moved = (f'offsets moved, largest offset parameter {self.largest:.4g}' if self.largest != 0 else
+                 'offsets exactly zero')
+        return f'{self.name}: deform_groups {self.deform_groups or "unknown (not of DCNv1)"}, {moved}'
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything that ``tools/upgrade.py --inspect`` shows.
+
+    Attributes:
+        container: kind of file.
+        format: what family its names are of.
+        layers: the upgraded layers; none in a baseline.
+        provenance: ``meta['deform_upgrade']``.
+        meta: the rest of ``meta``.
+        parameters: numbers in parameters, of these in offset branches, and numbers in BN statistics.
+        extras: what it holds besides weights (``'optimizer'``, ``'EMA'`` ...).
+    """
+
+    path: str
+    sha256: str
+    container: str
+    format: str
+    layers: Tuple[OffsetLayer, ...]
+    provenance: Mapping[str, Any]
+    meta: Mapping[str, Any]
+    parameters: Tuple[int, int, int]
+    extras: Tuple[str, ...]
+
+    def __str__(self) -> str:
+        total, offsets, statistics = self.parameters
+        kind = f'an upgrade of {len(self.layers)} layers' if self.layers else 'a baseline, nothing in it is upgraded'
+        lines = [f'{self.path}: {kind}',
+                 f'  file: {self.container}, {os.path.getsize(self.path)} bytes, sha256 {self.sha256}']
+        if self.format != PLAIN:
+            lines.append(f'  format: {self.format}')
+        lines.append(f'  parameters: {total} (of these {offsets} in offset branches), BN statistics: {statistics}')
+        lines += [f'  {layer}' for layer in self.layers]
+        lines.append('  trained: ' + (', '.join(f'{key} {self.meta[key]}' for key in ('epoch', 'iter')
+                                                if key in self.meta) or 'not recorded'))
+        lines.append(f'  besides weights: {", ".join(self.extras) or "nothing"}')
+        return '\n'.join(lines + self._provenance())
+
+    def _provenance(self) -> List[str]:
+        if not self.provenance:
+            return ['  provenance: not recorded'] if self.layers else []
+        return ['  provenance:', *(f'    {key}: {value}' for key, value in self.provenance.items())]
+
+
+def inspect_checkpoint(path: str) -> Inspection:
+    """Look at any checkpoint that ``load_baseline`` reads, of this project or of another library.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    path = os.path.expanduser(path)
+    contents = read_tensors(path)
+    rest = contents.rest
+    meta = rest.get('meta') or meta_of_text(rest.get('metadata') or {})
+    meta = meta if isinstance(meta, Mapping) else {}
+    try:
+        imported = import_checkpoint({**rest, 'meta': meta, 'state_dict': contents.tensors})
+        tensors, format = imported.state_dict, imported.format
+    except CheckpointError:  # of a known family, but damaged or unfinished: it can be looked at all the same
+        tensors, format = clean_state_dict(contents.tensors), 'not importable'
+    provenance = meta.get('deform_upgrade')
+    return Inspection(path, file_sha256(path), contents.container, format, tuple(offset_layers(tensors)),
+                      provenance if isinstance(provenance, Mapping) else {}, meta, count_numbers(tensors),
+                      _extras(rest))
+
+
+def offset_layers(state_dict: Mapping[str, Tensor]) -> List[OffsetLayer]:
+    """The deformable layers of a state dict, in its order."""
+    layers: Dict[str, List[Tensor]] = {}
+    for key, tensor in state_dict.items():
+        if is_offset_key(key):
+            layers.setdefault(key.rpartition('conv_offset.')[0].rstrip('.'), []).append(tensor)
+    return [OffsetLayer(name, _deform_groups(tensors), max(_largest(tensor) for tensor in tensors))
+            for name, tensors in layers.items()]
+
+
+def count_numbers(state_dict: Mapping[str, Tensor]) -> Tuple[int, int, int]:
+    """Numbers in parameters, of these in offset branches, and in the statistics of batch norms."""
+    statistics = sum(t.numel() for key, t in state_dict.items() if key.rpartition('.')[2] in _STATISTICS)
+    offsets = sum(t.numel() for key, t in state_dict.items() if is_offset_key(key))
+    return sum(t.numel() for t in state_dict.values()) - statistics, offsets, statistics
+
+
+def _deform_groups(tensors: List[Tensor]) -> Optional[int]:
+    weight = next((tensor for tensor in tensors if tensor.dim() == 4), None)
+    if weight is None:
+        return None
+    groups, rest = divmod(weight.shape[0], 2 * weight.shape[2] * weight.shape[3])  # (2GK, C, kh, kw)
+    return None if rest else groups
+
+
+def _largest(tensor: Tensor) -> float:
+    if not tensor.numel():
+        return 0.0
+    return float(torch.linalg.vector_norm(tensor.detach().double(), ord=float('inf')))
+
+
+def _extras(rest: Mapping[str, Any]) -> Tuple[str, ...]:
+    names = {'optimizer': 'optimizer', 'param_schedulers': 'schedulers', 'message_hub': 'messages',
+             'ema_state_dict': 'EMA'}
+    return tuple(title for key, title in names.items() if rest.get(key))

@@ -1,0 +1,114 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""A checkpoint of a run to the files of a model zoo."""
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional
+
+from ..checkpoint import StateDict, clean_state_dict, file_sha256
+from ..errors import CheckpointError, ConfigError
+from ..readers import read_tensors, write_safetensors
+from .contents import meta_of_text, meta_text, plain_meta, refuse_existing, write_checkpoint
+from .stock import why_not_stock
+
+
+def published_checkpoint(checkpoint: Mapping[str, Any], *, ema: bool = False,
+                         config_text: Optional[str] = None) -> Dict[str, Any]:
+    """What is published of a checkpoint: weights and ``meta``, without optimizer, schedulers, messages and EMA copies.
+
+    Args:
+        checkpoint: as read; it is not changed.
+        ema: publish the averaged weights. MMEngine's ``EMAHook`` saves these under ``state_dict``, where every loader
+            looks, and those that were trained under ``ema_state_dict``; other trainers do it the other way round.
+        config_text: takes the place of the config in ``meta``.
+
+    Raises:
+        CheckpointError: there are no averaged weights, or what is there is no checkpoint.
+    """
+    meta = checkpoint.get('meta') or {}
+    state_dict = clean_state_dict(checkpoint.get('state_dict'))
+    if ema:
+        if not checkpoint.get('ema_state_dict'):
+            raise CheckpointError('--ema: the checkpoint has no ema_state_dict; publish it without --ema, or train '
+                                  "with custom_hooks=[dict(type='EMAHook')]")
+        if 'mmengine_version' not in meta:
+            state_dict = _averaged(state_dict, checkpoint['ema_state_dict'])
+    kept = plain_meta(meta)
+    if config_text is not None:
+        kept['cfg'] = config_text
+    return {'meta': kept, 'state_dict': state_dict}
+
+
+def release_stem(source: str, meta: Mapping[str, Any], config: Optional[str] = None) -> str:
+    """First part of a release's name: the config's, else the run's, else the checkpoint's."""
+    if config:
+        return Path(config).stem
+    experiment = re.sub(r'_\d{8}_\d{6}$', '', str(meta.get('experiment_name') or ''))
+    return re.sub(r'[^\w.-]', '_', experiment) or Path(source).stem
+
+
+def publish(source: str, out_dir: str, *, config: Optional[str] = None, ema: bool = False, force: bool = False,
+            date: Optional[str] = None) -> List[str]:
+    """Write ``{config}_{date}-{sha256[:8]}.pth``, a safetensors file, and a config for stock installations if possible.
+
+    Args:
+        source: checkpoint of a run.
+        out_dir: folder for the release.
+        config: the config it was trained with; without it, the text in the checkpoint is used.
+        ema: see :func:`published_checkpoint`.
+        force: overwrite files of the same names.
+        date: YYYYMMDD, by default today.
+
+    Returns:
+        The paths written; a last line that begins with ``no stock config`` where there can be none.
+
+    Raises:
+        CheckpointError: the source cannot be read or published.
+        ConfigError: files exist, or the date is none.
+    """
+    from mmengine.config import Config
+    date = date or datetime.date.today().strftime('%Y%m%d')
+    if not re.fullmatch(r'\d{8}', date):
+        raise ConfigError(f'--date {date!r}: expected YYYYMMDD')
+    cfg = Config.fromfile(config) if config else None
+    contents = read_tensors(source)
+    raw = {'meta': meta_of_text(contents.rest.get('metadata') or {}), **contents.rest, 'state_dict': contents.tensors}
+    release = published_checkpoint(raw, ema=ema, config_text=cfg.pretty_text if cfg else None)
+    if cfg is None and isinstance(release['meta'].get('cfg'), str):
+        cfg = _config_of(release['meta']['cfg'])
+    release['meta']['published'] = {'source': os.path.basename(source), 'source_sha256': file_sha256(source),
+                                    'weights': 'averaged (EMA)' if ema else 'state_dict'}
+    os.makedirs(out_dir, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out_dir, prefix='.publish') as folder:
+        temporary = os.path.join(folder, 'release.pth')
+        write_checkpoint(temporary, release['state_dict'], release['meta'])
+        name = f'{release_stem(source, raw["meta"] or {}, config)}_{date}-{file_sha256(temporary)[:8]}'
+        stem = os.path.join(out_dir, name)
+        stock, reason = why_not_stock(cfg) if cfg else (None, 'the checkpoint holds no config; give --config')
+        written = [f'{stem}.pth', f'{stem}.safetensors'] + ([f'{stem}-stock.py'] if stock else [])
+        refuse_existing(written, force)
+        write_safetensors(written[1], release['state_dict'], meta_text(release['meta']))
+        if stock:
+            Path(written[2]).write_text(stock.pretty_text, encoding='utf8')
+        os.replace(temporary, written[0])
+    return written + ([] if stock else [f'no stock config: {reason}'])
+
+
+def _averaged(trained: StateDict, averaged: Mapping[str, Any]) -> StateDict:
+    found = clean_state_dict({key: value for key, value in averaged.items() if key != 'steps'})
+    odd = sorted(set(found) - set(trained)) + sorted(set(trained) - set(found))
+    if odd:
+        raise CheckpointError(f'--ema: state_dict and ema_state_dict differ in their names: {", ".join(odd[:20])}')
+    return {key: found[key] for key in trained}
+
+
+def _config_of(text: str) -> Any:
+    from mmengine.config import Config
+    try:
+        return Config.fromstring(text, '.py')
+    except Exception:  # what older libraries left there need be no config of MMEngine
+        return None

@@ -1,0 +1,187 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Back again: which upgraded layers do nothing on given data, what going back costs, and the files that say so."""
+from __future__ import annotations
+
+import copy
+import tempfile
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..analysis.offsets import percentile95
+from ..checkpoint import StateDict, clean_state_dict
+from ..errors import CheckpointError
+from ..hooks import META_KEY, upgraded_layers
+from ..layers import ZeroOffsetDCN
+from ..preflight import build_network
+from .rewrite import with_layers, without_plugin
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+Run = Callable[[], Any]  # one picture or batch through the network
+
+
+@dataclass(frozen=True)
+class LayerVerdict:
+    """One layer on the data: 95th percentile of its offsets' length in pixels (None if it never ran or no data was
+    given), and the relative difference of its component's output without its offsets."""
+
+    name: str
+    zero: bool
+    percentile95: Optional[float]
+    cost: Optional[float]
+    revert: bool
+
+    def __str__(self) -> str:
+        length = 'offsets exactly zero' if self.zero else (
+            'not seen on the data' if self.percentile95 is None else
+            f'95 % of offsets below {self.percentile95:.4g} px')
+        cost = '' if self.cost is None else f', reverting it changes the output by {self.cost:.3g} (relative)'
+        return f'{self.name}: {"revert" if self.revert else "keep"}: {length}{cost}'
+
+
+def judge(model: nn.Module, threshold: Optional[float], runs: Sequence[Run] = ()) -> List[LayerVerdict]:
+    """Which layers go back: those at exactly zero, and those whose offsets stay below ``threshold`` on the data.
+
+    Args:
+        model: an upgrade; it is not changed.
+        threshold: length in pixels of the layer's input, for the 95th percentile; None takes exact zeros alone.
+        runs: each puts some of the data through the model.
+
+    Raises:
+        CheckpointError: the model has no upgraded layer.
+    """
+    layers = upgraded_layers(model)
+    if not layers:
+        raise CheckpointError('the network has no ZeroOffsetDCN: there is nothing to revert')
+    lengths = _lengths(layers, runs)
+    costs = {name: output_difference(model, [name], runs) for name in layers} if runs else {}
+    verdicts = []
+    for name, layer in layers.items():
+        zero, p95 = layer.conv_offset.is_zero(), percentile95(lengths[name]) if len(lengths[name]) else None
+        below = threshold is not None and p95 is not None and p95 < threshold
+        verdicts.append(LayerVerdict(name, zero, p95, costs.get(name), zero or below))
+    return verdicts
+
+
+@torch.no_grad()
+def output_difference(model: nn.Module, names: Sequence[str], runs: Sequence[Run]) -> float:
+    """Relative difference |without - with| / |with| (2-norms over all data) of the outputs of the components that hold
+    the layers, the backbone as a rule, with and without the offsets of these layers."""
+    layers = upgraded_layers(model)
+    parts = {name.split('.')[0]: model.get_submodule(name.split('.')[0]) for name in names}
+    changed = total = 0.0
+    for run in runs:
+        before = _outputs(parts.values(), run)
+        with offsets_at_zero([layers[name] for name in names]):
+            after = _outputs(parts.values(), run)
+        for old, new in zip(before, after, strict=True):
+            changed += float((new.double() - old.double()).square().sum())
+            total += float(old.double().square().sum())
+    return (changed / total)**0.5 if total else 0.0
+
+
+@contextmanager
+def offsets_at_zero(layers: Sequence[ZeroOffsetDCN]) -> Iterator[None]:
+    """Some layers as if their offsets had not been learned, for as long as the context lasts."""
+    with ExitStack() as stack:
+        for layer in layers:
+            hook = layer.conv_offset.register_forward_hook(lambda _, args, output: torch.zeros_like(output))
+            stack.callback(hook.remove)
+        yield
+
+
+def reverted_checkpoint(checkpoint: Mapping[str, Any], verdicts: Sequence[LayerVerdict]) -> Dict[str, Any]:
+    """A checkpoint without the offset branches of the layers that go back; what is for resuming is left out."""
+    gone = [verdict.name for verdict in verdicts if verdict.revert]
+    state_dict = {key: value for key, value in clean_state_dict(checkpoint['state_dict']).items()
+                  if not any(key.startswith(f'{name}.conv_offset.') for name in gone)}
+    meta = dict(checkpoint.get('meta') or {})
+    provenance = dict(meta.get(META_KEY) or {})
+    kept = provenance.get('layers') or {}
+    provenance['layers'] = {name: count for name, count in kept.items() if name not in gone}
+    provenance['reverted'] = {v.name: {'percentile95': v.percentile95, 'cost': v.cost} for v in verdicts if v.revert}
+    return {'meta': {**meta, META_KEY: provenance}, 'state_dict': state_dict}
+
+
+def reverted_config(cfg: Config, model: nn.Module, verdicts: Sequence[LayerVerdict], state_dict: StateDict) -> Config:
+    """The config of what is left: the remaining targets, or the plain baseline.
+
+    Raises:
+        CheckpointError: the network that it builds does not have exactly the names of ``state_dict``.
+    """
+    layers = upgraded_layers(model)
+    result = with_layers(cfg, {v.name: layers[v.name].deform_groups for v in verdicts if not v.revert})
+    light = copy.deepcopy(result)
+    light.model.pop('pretrained', None)
+    if isinstance(light.model.get('backbone'), dict):
+        light.model.backbone.pop('init_cfg', None)
+    with torch.device('meta'):
+        built = {key: value.shape for key, value in build_network(light).state_dict().items()}
+    odd = sorted(key for key in {*built, *state_dict}
+                 if key not in built or key not in state_dict or built[key] != state_dict[key].shape)
+    if odd:
+        raise CheckpointError('no config could be made for what is left, nothing was written; it would differ at '
+                              f'{", ".join(odd[:5])}: revert whole components, or write the config by hand')
+    return result
+
+
+def validate(cfg: Config, state_dict: Mapping[str, Tensor], title: str) -> Dict[str, float]:
+    """The validation of a config on given weights; it leaves nothing behind."""
+    from mmengine.runner import Runner
+    cfg = copy.deepcopy(cfg)
+    hooks = without_plugin(cfg).get('custom_hooks')
+    with tempfile.TemporaryDirectory() as folder:
+        cfg.update(work_dir=folder, load_from=None, resume=False, custom_hooks=hooks or [], experiment_name=title)
+        # Nothing is to be saved, and save_best would ask for what only a training sets up.
+        cfg.default_hooks = {**(cfg.get('default_hooks') or {}), 'checkpoint': None}
+        cfg.visualizer = None  # one of a name exists once a process, with the first run's folder
+        runner = Runner.from_cfg(cfg)
+        runner.model.load_state_dict(state_dict)
+        return {key: float(value) for key, value in runner.val().items()}
+
+
+def _outputs(parts: Any, run: Run) -> List[Tensor]:
+    kept: List[Tensor] = []
+    hooks = [part.register_forward_hook(lambda _, args, output: kept.extend(_tensors(output))) for part in parts]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return kept
+
+
+def _tensors(output: Any) -> List[Tensor]:
+    if isinstance(output, Tensor):
+        return [output.detach().clone()]
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    return [tensor for entry in output for tensor in _tensors(entry)] if isinstance(output, (list, tuple)) else []
+
+
+@torch.no_grad()
+def _lengths(layers: Mapping[str, ZeroOffsetDCN], runs: Sequence[Run]) -> Dict[str, Tensor]:
+    """Lengths of all offsets of each layer, in pixels, over all data and every time that it ran."""
+    found: Dict[str, List[Tensor]] = {name: [] for name in layers}
+
+    def keeper(name: str) -> Any:
+
+        def keep(branch: nn.Module, args: Any, output: Tensor) -> None:
+            pairs = output.detach().float().unflatten(1, (-1, 2))  # (N, GK, 2, Ho, Wo)
+            found[name].append(torch.linalg.vector_norm(pairs, dim=2).flatten().cpu())
+
+        return keep
+
+    hooks = [layer.conv_offset.register_forward_hook(keeper(name)) for name, layer in layers.items()]
+    try:
+        for run in runs:
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: torch.cat(lengths) if lengths else torch.empty(0) for name, lengths in found.items()}

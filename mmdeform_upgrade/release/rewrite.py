@@ -1,0 +1,88 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""An upgrade's config without its upgrade, or with fewer layers: pure functions from config to config."""
+from __future__ import annotations
+
+import copy
+import re
+from typing import TYPE_CHECKING, Any, Dict, Mapping
+
+from ..config import BUILDER
+from ..schedule import type_name
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+_HOOKS = ('DeformUpgradeHook', 'ExactResumeHook')
+_SETTINGS = ('base_type', 'targets', 'exclude', 'deform_groups')
+
+
+def without_plugin(cfg: Config) -> Config:
+    """``cfg`` without this package's hooks and import, and with nothing to load; the model is left as it is."""
+    result = copy.deepcopy(cfg)
+    result.load_from, result.resume = None, False
+    hooks = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook.get('type', '')) not in _HOOKS]
+    if hooks:
+        result.custom_hooks = hooks
+    else:
+        result.pop('custom_hooks', None)
+    imports = cfg.get('custom_imports') or {}
+    names = [imports['imports']] if isinstance(imports.get('imports'), str) else list(imports.get('imports') or [])
+    names = [name for name in names if name.split('.')[0] != 'mmdeform_upgrade']
+    if names:
+        result.custom_imports.imports = names
+    else:
+        result.pop('custom_imports', None)
+    return result
+
+
+def component_without_upgrade(component: Mapping[str, Any]) -> Dict[str, Any]:
+    """A component's settings as the baseline had them: neither builder nor ``ZeroOffsetDCN`` switch."""
+    plain = copy.deepcopy(dict(component))
+    if type_name(plain.get('type', '')) == BUILDER:
+        plain['type'] = plain['base_type']
+        for key in _SETTINGS:
+            plain.pop(key, None)
+    if isinstance(plain.get('dcn'), Mapping) and type_name(plain['dcn'].get('type', '')) == 'ZeroOffsetDCN':
+        plain.pop('dcn')
+        plain.pop('stage_with_dcn', None)
+    return plain
+
+
+def with_layers(cfg: Config, layers: Mapping[str, int]) -> Config:
+    """``cfg`` with exactly these upgraded layers.
+
+    Args:
+        cfg: config of an upgrade; it is not changed.
+        layers: dotted names in the network to deform groups; with none, the result is a baseline's config.
+    """
+    result = copy.deepcopy(cfg) if layers else without_plugin(cfg)
+    _rewrite(result.model, '', layers)
+    if not layers and _names_plugin(result._cfg_dict.to_dict()) and cfg.get('custom_imports'):
+        result.custom_imports = copy.deepcopy(cfg.custom_imports)
+    return result
+
+
+def _rewrite(node: Any, prefix: str, layers: Mapping[str, int]) -> None:
+    for key, value in list(node.items()):
+        if not isinstance(value, dict):
+            continue
+        _rewrite(value, f'{prefix}{key}.', layers)
+        plain = component_without_upgrade(value)
+        if plain == dict(value):
+            continue
+        inside = {name[len(prefix) + len(key) + 1:]: count for name, count in layers.items()
+                  if name.startswith(f'{prefix}{key}.')}
+        if inside:
+            same = len(set(inside.values())) == 1
+            plain = {**plain, 'type': BUILDER, 'base_type': plain['type'],
+                     'targets': list(inside) if same else {re.escape(name): n for name, n in inside.items()},
+                     **({'deform_groups': next(iter(inside.values()))} if same else {})}
+        value.clear()
+        value.update(plain)
+
+
+def _names_plugin(node: Any) -> bool:
+    own = ('WideSSDNeck', 'PredictableSSDHead', 'ProjectedASPPHead', 'ResizeByDirection')
+    if isinstance(node, Mapping):
+        return type_name(node.get('type', '')) in own or any(_names_plugin(value) for value in node.values())
+    return isinstance(node, (list, tuple)) and any(_names_plugin(value) for value in node)

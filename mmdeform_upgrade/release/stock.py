@@ -1,0 +1,105 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Upgraded configs in the words of a stock mmdet or mmseg, where its own ``dcn`` switch can say them."""
+from __future__ import annotations
+
+import copy
+import re
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
+
+import torch
+
+from ..config import BUILDER
+from ..errors import UpgradeError
+from ..hooks import upgraded_layers
+from ..layers import ZeroOffsetDCN
+from ..preflight import build_network
+from .rewrite import component_without_upgrade, without_plugin
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+_OWN = (BUILDER, 'ZeroOffsetDCN', 'WideSSDNeck', 'PredictableSSDHead', 'ProjectedASPPHead', 'ResizeByDirection',
+        'DeformUpgradeHook', 'ExactResumeHook')
+
+
+def stock_config(cfg: Config) -> Optional[Config]:
+    """The config with which an installation without this package loads an upgrade's checkpoint.
+
+    mmdet's and mmseg's ResNets with Bottleneck blocks can make the 3x3 convolutions of whole stages deformable.
+
+    Args:
+        cfg: config of an upgrade; it is not changed.
+
+    Returns:
+        Config, or None where the layers, or anything else in the config, need this package
+        (:func:`why_not_stock` says what).
+    """
+    return why_not_stock(cfg)[0]
+
+
+def why_not_stock(cfg: Config) -> Tuple[Optional[Config], str]:
+    """The stock config and an empty text, or None and the reason why there is none."""
+    with torch.device('meta'):
+        try:
+            network = build_network(_without_downloads(cfg))
+        except UpgradeError as error:
+            return None, f'the config does not build: {error}'
+    layers = upgraded_layers(network)
+    stages, reason = _whole_stages(layers)
+    if reason:
+        return None, reason
+    groups = {layer.deform_groups for layer in layers.values()}
+    if len(groups) > 1:
+        return None, f'the layers have different deform_groups ({sorted(groups)}), and the switch has one number'
+    stock = without_plugin(cfg)
+    backbone = component_without_upgrade(cfg.model.backbone)
+    backbone.update(dcn=dict(type='DCN', deform_groups=groups.pop(), fallback_on_stride=False),
+                    stage_with_dcn=tuple(stage in stages for stage in range(1, 5))[:backbone.get('num_stages', 4)])
+    stock.model.backbone = backbone
+    own = sorted(set(_types(stock._cfg_dict)) & set(_OWN))
+    if own:
+        return None, f'the config needs {", ".join(own)} of mmdeform_upgrade'
+    return _verified(stock, network)
+
+
+def _whole_stages(layers: Mapping[str, ZeroOffsetDCN]) -> Tuple[List[int], str]:
+    if not layers:
+        return [], 'the config upgrades nothing'
+    found = {name: re.fullmatch(r'backbone\.layer([1-4])\.\d+\.conv2', name) for name in layers}
+    odd = [name for name, match in found.items() if match is None]
+    if odd:
+        return [], f'{odd[0]} is not the 3x3 convolution of a Bottleneck block in a stage of the backbone'
+    biased = [name for name, layer in layers.items() if layer.bias is not None]
+    if biased:
+        return [], f'{biased[0]} has a bias, which the stock DCN lacks'
+    return sorted({int(match.group(1)) for match in found.values() if match}), ''
+
+
+def _verified(stock: Config, network: torch.nn.Module) -> Tuple[Optional[Config], str]:
+    """Built, it must have exactly the upgrade's names and shapes: whole stages, Bottlenecks, groups."""
+    with torch.device('meta'):
+        try:
+            built = build_network(_without_downloads(stock))
+        except Exception as error:  # whatever a stock backbone says to settings that it does not know
+            return None, f'the stock backbone refuses the switch: {type(error).__name__}: {error}'
+    shapes: List[Dict[str, Any]] = [{key: tuple(value.shape) for key, value in model.state_dict().items()}
+                                    for model in (network, built)]
+    if shapes[0] != shapes[1]:
+        odd = sorted(key for key in {*shapes[0], *shapes[1]} if shapes[0].get(key) != shapes[1].get(key))
+        return None, f'the switch changes whole stages, and the upgrade does not: they differ at {", ".join(odd[:4])}'
+    return stock, ''
+
+
+def _without_downloads(cfg: Config) -> Config:
+    result = copy.deepcopy(cfg)
+    result.model.pop('pretrained', None)
+    if isinstance(result.model.get('backbone'), dict):
+        result.model.backbone.pop('init_cfg', None)
+    return result
+
+
+def _types(node: Any) -> List[str]:
+    if isinstance(node, Mapping):
+        own = [str(node['type']).rpartition('.')[2]] if 'type' in node else []
+        return own + [name for value in node.values() for name in _types(value)]
+    return [name for value in node for name in _types(value)] if isinstance(node, (list, tuple)) else []

@@ -1,0 +1,59 @@
+"""Deltas: bit for bit the upgrade, and only on its own baseline."""
+import os
+
+import pytest
+import torch
+
+from mmdeform_upgrade.checkpoint import file_sha256, is_offset_key
+from mmdeform_upgrade.errors import CheckpointError
+from mmdeform_upgrade.readers import read_safetensors
+from mmdeform_upgrade.release import apply_delta, make_delta
+
+
+def test_a_fine_tune_with_everything_else_frozen_gives_its_offset_branches_alone(files, tmp_path):
+    delta, out = tmp_path / 'd.safetensors', tmp_path / 'up.pth'
+    counts = make_delta(files.baseline, files.checkpoint, str(delta))
+    tensors, metadata = read_safetensors(str(delta))
+    assert len(tensors) == 6 and all(is_offset_key(key) for key in tensors) and counts == (6, len(files.state_dict))
+    assert os.path.getsize(delta) < 0.3 * os.path.getsize(files.checkpoint)
+    assert metadata['baseline_sha256'] == file_sha256(files.baseline)
+    apply_delta(files.baseline, str(delta), str(out))
+    loaded = torch.load(out, weights_only=True)
+    assert list(loaded['state_dict']) == list(files.state_dict)
+    assert all(torch.equal(value, files.state_dict[key]) for key, value in loaded['state_dict'].items())
+    assert loaded['meta']['deform_upgrade']['layers'] == files.layers
+
+
+def test_changed_weights_and_statistics_come_back_bit_for_bit(files, tmp_path):
+    changed = {key: value.clone() for key, value in files.state_dict.items()}
+    for key in ('backbone.bn1.running_mean', 'backbone.layer4.0.conv1.weight'):
+        changed[key].view(-1)[0] = float('nan')
+    changed['backbone.bn1.weight'].view(-1)[0] = -0.0
+    path, delta = tmp_path / 'c.pth', str(tmp_path / 'd.safetensors')
+    torch.save({'state_dict': changed}, path)
+    assert make_delta(files.baseline, str(path), delta)[0] == 9
+    result = apply_delta(files.baseline, delta, str(tmp_path / 'o.pth'))
+    for key, value in changed.items():
+        assert torch.equal(result[key].view(-1).view(torch.uint8), value.view(-1).view(torch.uint8)), key
+
+
+def test_another_baseline_is_refused_with_both_hashes(files, tmp_path):
+    delta, other, out = str(tmp_path / 'd.safetensors'), str(tmp_path / 'other.pth'), tmp_path / 'out.pth'
+    make_delta(files.baseline, files.checkpoint, delta)
+    checkpoint = torch.load(files.baseline, weights_only=False)
+    torch.save({'state_dict': checkpoint['state_dict']}, other)
+    apply_delta(other, delta, str(out))  # saved again: the tensors are the same
+    out.unlink()
+    checkpoint['state_dict']['backbone.bn1.weight'][0] += 1
+    torch.save(checkpoint, other)
+    with pytest.raises(CheckpointError, match=f'(?s){file_sha256(other)}.*{file_sha256(files.baseline)}'):
+        apply_delta(other, delta, str(out))
+    assert not out.exists()
+
+
+def test_files_that_do_not_belong_together_are_refused(files, tmp_path):
+    with pytest.raises(CheckpointError, match='is no upgrade of the first: it lacks 6'):
+        make_delta(files.checkpoint, files.baseline, str(tmp_path / 'd.safetensors'))
+    with pytest.raises(CheckpointError, match='is no delta'):
+        apply_delta(files.baseline, files.checkpoint, str(tmp_path / 'o.pth'))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,98 @@
+"""Back to plain convolutions where offsets do nothing."""
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmdeform_upgrade.errors import CheckpointError, UpgradeError
+from mmdeform_upgrade.hooks import upgraded_layers
+from mmdeform_upgrade.release.revert import judge, output_difference, reverted_checkpoint, reverted_config
+from mmdeform_upgrade.upgrade import revert_
+
+from ..conftest import build, relative_error, run_tool
+
+NAMES = [f'backbone.layer4.{name}' for name in ('0.conv2', '1.conv1', '1.conv2')]
+
+
+@pytest.fixture
+def network(files):
+    cfg = Config.fromfile(files.config)
+    model = build(copy.deepcopy(cfg)).eval()  # detectors write into their config
+    model.load_state_dict(files.state_dict)
+    images = torch.randn(2, 3, 96, 96)
+    return cfg, model, [lambda i=i: model(images[i:i + 1], None, mode='tensor') for i in range(2)]
+
+
+def _verdicts(model, runs, threshold):
+    verdicts = judge(model, threshold, runs)
+    assert [verdict.name for verdict in verdicts] == NAMES
+    return verdicts
+
+
+@pytest.mark.parametrize('threshold,expected', [(None, [True, False, False]), (0.05, [True, True, False]),
+                                                (100, [True, True, True])])
+def test_layers_go_back_by_their_offsets_on_the_data(network, threshold, expected):
+    _, model, runs = network
+    verdicts = _verdicts(model, runs, threshold)
+    assert [verdict.revert for verdict in verdicts] == expected
+    assert verdicts[0].percentile95 == 0 and verdicts[0].cost == 0
+    assert verdicts[1].percentile95 == pytest.approx(0.01 * 2**0.5, rel=1e-4) and 0 < verdicts[1].cost < 0.02
+    assert verdicts[2].percentile95 > 1 and verdicts[2].cost > verdicts[1].cost
+
+
+@torch.no_grad()
+def test_the_cost_is_that_of_really_reverting(network):
+    _, model, runs = network
+    cost = output_difference(model, NAMES[2:], runs)
+    image = torch.randn(1, 3, 96, 96)
+    runs = [lambda: model.backbone(image)]
+    cost, before = output_difference(model, NAMES[2:], runs), torch.cat([x.flatten() for x in runs[0]()])
+    assert revert_(model, drop=NAMES[2:]) == [NAMES[0], NAMES[2]]
+    after = torch.cat([x.flatten() for x in runs[0]()])
+    assert cost == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-4) and cost > 1e-4
+
+
+def test_without_data_only_exact_zeros_go_back(network):
+    assert [v.revert for v in judge(network[1], 100)] == [True, False, False]
+    with pytest.raises(UpgradeError, match=r'drop names layer9, and the deformable layers are backbone\.layer4'):
+        revert_(network[1], drop=['layer9'])
+    assert list(upgraded_layers(network[1])) == NAMES, 'a refused call leaves the model untouched'
+
+
+@pytest.mark.parametrize('threshold', [None, 100])
+@torch.no_grad()
+def test_what_is_written_builds_the_reverted_network(network, files, threshold):
+    cfg, model, runs = network
+    verdicts = _verdicts(model, runs, threshold)
+    result = reverted_checkpoint(torch.load(files.checkpoint, weights_only=False), verdicts)
+    new = reverted_config(cfg, model, verdicts, result['state_dict'])
+    left = [v.name for v in verdicts if not v.revert]
+    built = build(copy.deepcopy(new)).eval()
+    built.load_state_dict(result['state_dict'])
+    assert list(upgraded_layers(built)) == left == list(result['meta']['deform_upgrade']['layers'])
+    assert list(result['meta']['deform_upgrade']['reverted']) == [name for name in NAMES if name not in left]
+    if not left:
+        assert new.model == Config.fromfile(files.baseline_config).model and 'custom_hooks' not in new
+    revert_(model, drop=[v.name for v in verdicts if v.revert])
+    image = torch.randn(1, 3, 96, 96)
+    for a, b in zip(built.backbone(image), model.backbone(image), strict=True):
+        assert relative_error(a, b) == 0
+
+
+def test_a_baseline_has_nothing_to_revert():
+    with pytest.raises(CheckpointError, match='no ZeroOffsetDCN: there is nothing to revert'):
+        judge(torch.nn.Conv2d(1, 1, 1), None)
+
+
+def test_the_tool_reports_validates_and_then_writes(files, tmp_path):
+    out = tmp_path / 'back.pth'
+    text = run_tool('model_converters/revert.py', files.config, files.checkpoint, out, '--threshold', 0.1, '--num', 1,
+                    '--validate').stdout
+    assert re.search(r'layer4\.0\.conv2: revert: offsets exactly zero, reverting it changes the output by 0 ', text)
+    assert re.search(r'layer4\.1\.conv2: keep: 95 % of offsets below \d', text) and '2 of 3 layers go back' in text
+    assert re.search(r'before: pascal_voc.*after: pascal_voc', text, re.S)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['back.pth', 'back.py']
+    assert list(upgraded_layers(build(Config.fromfile(Path(tmp_path / 'back.py'))))) == NAMES[2:]

@@ -1,0 +1,94 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Turn upgraded layers whose offsets do nothing back into plain convolutions, and say what that costs."""
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mmdeform_upgrade import launch
+from mmdeform_upgrade.analysis.look import predict
+from mmdeform_upgrade.checkpoint import clean_state_dict, remap_state_dict
+from mmdeform_upgrade.errors import ConfigError
+from mmdeform_upgrade.hooks import upgraded_layers
+from mmdeform_upgrade.locations import read_as_it_is
+from mmdeform_upgrade.preflight import build_network
+from mmdeform_upgrade.release.contents import plain_meta, refuse_existing, write_checkpoint
+from mmdeform_upgrade.release.revert import judge, output_difference, reverted_checkpoint, reverted_config, validate
+
+ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp')
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help="the upgrade's config")
+    parser.add_argument('checkpoint', help='its checkpoint')
+    parser.add_argument('out', help='checkpoint to write; its config is written beside it, ending in .py')
+    parser.add_argument('--threshold', type=float, metavar='PX',
+                        help='also revert layers with 95 %% of their offsets shorter than this (pixels of their input)')
+    parser.add_argument('--images', type=Path, metavar='DIR', help="pictures (default: the config's validation set)")
+    parser.add_argument('--num', type=int, default=16, help='pictures or batches to look at (default: 16)')
+    parser.add_argument('--validate', action='store_true', help='validate before and after, before anything is written')
+    parser.add_argument('--force', action='store_true', help='overwrite OUT and its config')
+    return parser.parse_args(argv)
+
+
+def check(args):
+    for file in (args.config, args.checkpoint):
+        if not os.path.isfile(file):
+            raise ConfigError(f'there is no file {file!r}')
+    if not args.out.endswith('.pth'):
+        raise ConfigError(f'{args.out!r}: expected a name that ends in .pth')
+    if args.threshold is not None and not args.threshold > 0:
+        raise ConfigError(f'--threshold {args.threshold}: expected a length in pixels, more than 0')
+    if args.images and not args.images.is_dir():
+        raise ConfigError(f'--images {str(args.images)!r}: there is no such folder')
+    refuse_existing([args.out, args.out[:-4] + '.py'], args.force)
+
+
+def data(model, cfg, args):
+    """Calls that each put some data through the network."""
+    if args.images:
+        pictures = [path for path in sorted(args.images.iterdir()) if path.suffix.lower() in ENDINGS][:args.num]
+        if not pictures:
+            raise ConfigError(f'--images {str(args.images)!r} holds no pictures ({", ".join(ENDINGS)})')
+        return [lambda path=path: predict(model, str(path)) for path in pictures]
+    batches = zip(range(args.num), Runner.build_dataloader(cfg.val_dataloader, seed=0), strict=False)
+    return [lambda batch=batch: model.test_step(batch) for _, batch in batches]
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    check(args)
+    cfg = Config.fromfile(args.config)
+    checkpoint = read_as_it_is(args.checkpoint)
+    model = build_network(cfg).eval()
+    fitted = remap_state_dict(clean_state_dict(checkpoint['state_dict']), model.state_dict())
+    checkpoint['state_dict'] = fitted.state_dict
+    model.load_state_dict(checkpoint['state_dict'])
+    model.cfg = cfg
+    runs = data(model, cfg, args)
+    verdicts = judge(model, args.threshold, runs)
+    print(*verdicts, sep='\n')
+    gone = [verdict.name for verdict in verdicts if verdict.revert]
+    if not gone:
+        print('every layer is in use: nothing was written')
+        return
+    print(f'{len(gone)} of {len(upgraded_layers(model))} layers go back; together they change the output by '
+          f'{output_difference(model, gone, runs):.3g} (relative)')
+    result = reverted_checkpoint(checkpoint, verdicts)
+    new = reverted_config(cfg, model, verdicts, result['state_dict'])
+    if args.validate:
+        for title, *network in (('before', cfg, checkpoint['state_dict']), ('after', new, result['state_dict'])):
+            scores = validate(*network, title)
+            print(f'{title}: ' + ', '.join(f'{key} {value:.4f}' for key, value in scores.items()))
+    new.load_from = args.out
+    result['meta']['cfg'] = new.pretty_text
+    write_checkpoint(args.out, result['state_dict'], plain_meta(result['meta']))
+    Path(args.out[:-4] + '.py').write_text(new.pretty_text, encoding='utf8')
+    print(f'written: {args.out}\nwritten: {args.out[:-4]}.py')
+
+
+if __name__ == '__main__':
+    launch.run(main)
