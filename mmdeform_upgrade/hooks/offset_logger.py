@@ -19,7 +19,7 @@ class OffsetLoggerHook(Hook):
 
     Every ``interval`` iterations, for one training batch, ``offsets/LAYER/mean`` and ``/percentile95`` (lengths in
     pixels of the layer's input) and ``/outside`` (share of taps a pixel or more outside the map) go to the runner's
-    visualizer: ``scalars.json``, TensorBoard or WandB, as configured. Other iterations pay for a look at the loss alone.
+    visualizer: ``scalars.json``, TensorBoard or WandB, as configured. Other iterations only look at the loss.
 
     Args:
         interval: iterations from one record to the next.

@@ -111,7 +111,8 @@ def test_offsets_that_never_move_are_explained(short_cfg, warnings, cause, messa
 
 @pytest.mark.parametrize('value', [math.nan, math.inf])
 def test_offsets_that_are_no_numbers_stop_the_run_and_name_the_first_layer(short_cfg, value):
-    hooks = [dict(type='Spoil', layer=LAYERS[1], value=value, iteration=2), dict(type='OffsetLoggerHook', interval=1)]
+    hooks = [dict(type='Spoil', layer=LAYERS[1], value=value, iteration=2),
+             dict(type='OffsetLoggerHook', interval=1)]
     runner = build_runner(short_cfg, hooks, **{'train_cfg.max_epochs': 2})
     with pytest.raises(TrainingError, match=f'iteration 3: offsets of {LAYERS[1]} are not finite.*epoch_1.pth'):
         runner.train()
@@ -122,7 +123,8 @@ def test_offsets_that_are_no_numbers_stop_the_run_and_name_the_first_layer(short
 def test_a_loss_that_is_no_number_stops_the_run_between_records(short_cfg):
     hooks = [dict(type='Spoil', layer=LAYERS[2], value=math.nan, iteration=1, parameter='weight'),
              dict(type='OffsetLoggerHook', interval=50)]
-    with pytest.raises(TrainingError, match=f'iteration 2: the loss is nan; after this step weights of .*{LAYERS[2]} are'):
+    message = f'iteration 2: the loss is nan; after this step weights of .*{LAYERS[2]} are not finite'
+    with pytest.raises(TrainingError, match=message):
         train(short_cfg, hooks)
 
 
