@@ -174,7 +174,10 @@ def _quiet() -> Iterator[None]:
 
 def _check_proto(proto: Any, layers: int) -> None:
     import onnx
-    onnx.checker.check_model(proto, full_check=True)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:
+        raise ExportError(f'ONNX does not accept what was exported, so nothing was written: {_cause(error)}') from error
     foreign = sorted({entry.domain for entry in proto.opset_import} - {'', 'ai.onnx'})
     if foreign:
         raise ExportError(f'the file would need operators of {", ".join(foreign)}; expected standard ONNX alone: '
