@@ -59,8 +59,13 @@ setup(
             'mmengine>=0.10.7', 'mmcv>=2.1.0', 'mmdet>=3.3.0', 'mmsegmentation>=1.2.2', 'numpy<2', 'pycocotools'
         ],
         'triton': ['triton>=3.0'],
+        # onnxscript is what PyTorch's exporter is written with; onnxruntime runs what was exported
+        'onnx': ['onnx>=1.17', 'onnxscript>=0.5', 'onnxruntime>=1.25'],
         # triton: its interpreter tests the GPU kernels on any machine
-        'dev': ['pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'mypy', 'triton>=3.0; platform_system == "Linux"'],
+        'dev': [
+            'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'mypy', 'triton>=3.0; platform_system == "Linux"',
+            'onnx>=1.17', 'onnxscript>=0.5', 'onnxruntime>=1.25; python_version >= "3.11"'
+        ],
     },
     cmdclass={'build_py': BuildWithMim},
     zip_safe=False,

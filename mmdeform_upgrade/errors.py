@@ -27,3 +27,11 @@ class ConfigError(UpgradeError, ValueError):
 
 class DataError(UpgradeError, ValueError):
     """A data set cannot be composed or read."""
+
+
+class ExportError(UpgradeError, ValueError):
+    """A network cannot be exported as asked."""
+
+
+class TrainingError(UpgradeError, RuntimeError):
+    """A training run computes something that is no number."""

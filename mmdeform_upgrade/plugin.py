@@ -13,7 +13,7 @@ from torch import nn
 from .analysis.complexity import register_handles
 from .config import BUILDER
 from .errors import ConfigError, TargetError
-from .hooks import DeformUpgradeHook, ExactResumeHook
+from .hooks import DeformUpgradeHook, ExactResumeHook, OffsetLoggerHook
 from .importers import PLAIN
 from .layers import ZeroOffsetDCN
 from .locations import AS_IT_IS, SCHEME, imported_checkpoint, local_path, read_as_it_is
@@ -96,6 +96,7 @@ for _file, _name in (('ssd', 'WideSSDNeck'), ('ssd', 'PredictableSSDHead'), ('as
 TRANSFORMS.register_module(name='ResizeByDirection', module=_imported_when_built('.transforms', 'ResizeByDirection'))
 HOOKS.register_module(module=DeformUpgradeHook)
 HOOKS.register_module(module=ExactResumeHook)
+HOOKS.register_module(module=OffsetLoggerHook)
 CheckpointLoader.register_scheme(SCHEME, load_from_baseline)
 CheckpointLoader.register_scheme(AS_IT_IS, load_as_it_is)
 register_handles()

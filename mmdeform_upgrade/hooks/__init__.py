@@ -1,6 +1,7 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""Hooks for MMEngine's runners: the upgrade's checkpoint, and runs that go on exactly after a resume."""
+"""Hooks for MMEngine's runners: the upgrade's checkpoint, exact resumes, and a log of the offsets."""
 from .exact_resume import ExactResumeHook
+from .offset_logger import OffsetLoggerHook
 from .upgrade import META_KEY, DeformUpgradeHook, upgraded_layers
 
-__all__ = ['META_KEY', 'DeformUpgradeHook', 'ExactResumeHook', 'upgraded_layers']
+__all__ = ['META_KEY', 'DeformUpgradeHook', 'ExactResumeHook', 'OffsetLoggerHook', 'upgraded_layers']

@@ -41,6 +41,9 @@ def deform_conv2d(
 ) -> Tensor:
     """Deformable convolution; see :func:`mmdeform_upgrade.ops.deform_conv2d`."""
     tensors = (input, offset, weight, bias, mask)
+    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+        node: Tensor = _DeformConv2d.apply(*tensors, geo, backend)  # its `symbolic` is one node
+        return node
     if torch.jit.is_tracing():
         return passes(backend).forward(*tensors, geo)[0]  # a tracer records plain operations
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
@@ -62,6 +65,16 @@ class _DeformConv2d(torch.autograd.Function):
         ctx.offset_dtype = offset.dtype
         ctx.mask_dtype = None if mask is None else mask.dtype
         return output
+
+    @staticmethod
+    def symbolic(g: Any, input: Any, offset: Any, weight: Any, bias: Any, mask: Any, geo: Any, backend: str) -> Any:
+        """ONNX's ``DeformConv``, for PyTorch's older exporter (``dynamo=False``)."""
+        inputs = [input, weight, offset]
+        if bias is not None or mask is not None:
+            inputs.append(g.op('Constant', value_t=torch.zeros(geo.O)) if bias is None else bias)
+        inputs += [] if mask is None else [mask]
+        attributes = onnx_attributes(geo).items()
+        return g.op('DeformConv', *inputs, **{f'{name}_i': value for name, value in attributes})
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -90,6 +103,18 @@ class _DeformConv2d(torch.autograd.Function):
             None,
             None,
         )
+
+
+def onnx_attributes(geo: Geometry) -> dict[str, Any]:
+    """Attributes of ONNX's ``DeformConv``; N, H and W, which an export may leave open, are not among them."""
+    return {
+        'dilations': [geo.dil_h, geo.dil_w],
+        'group': geo.groups,
+        'kernel_shape': [geo.kh, geo.kw],
+        'offset_group': geo.G,
+        'pads': [geo.pad_h, geo.pad_w, geo.pad_h, geo.pad_w],
+        'strides': [geo.stride_h, geo.stride_w],
+    }
 
 
 def _forward(

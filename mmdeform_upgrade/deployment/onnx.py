@@ -1,0 +1,194 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Upgraded networks as ONNX files whose deformable layers are the standard operator ``DeformConv``, no custom domain.
+
+``DeformConv`` (opsets 19 and 22) orders its offsets as this package does: deform group, tap, ``(dy, dx)``.
+https://onnx.ai/onnx/operators/onnx__DeformConv.html
+"""
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import logging
+import os
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ExportError
+from ..layers import ZeroOffsetDCN
+from ..ops.autograd import onnx_attributes
+from ..ops.geometry import Geometry
+from ..upgrade import revert_
+from .parts import Exportable, part_of
+
+OPSETS = (19, 22)
+INPUT = 'input'
+_NEEDED = ('onnx', 'onnxscript')
+_DEFORM_CONV = 'DeformConv'
+
+
+def export_onnx(model: nn.Module,
+                path: Union[str, Path],
+                *,
+                size: Tuple[int, int],
+                part: str = 'network',
+                opset: int = 19,
+                dynamic_batch: bool = False,
+                revert_zero: bool = False) -> List[str]:
+    """Write a network or its backbone as an ONNX file, checked by ONNX itself.
+
+    The file's input is ``input``, normalised pictures (N, 3, H, W) as the data preprocessor makes them; its outputs are
+    the raw maps of each level: ``cls_score_i`` and ``bbox_pred_i`` of SSD, ``pred_map_i`` of YOLOv3, ``feature_i`` of a
+    backbone. Decoding and non-maximum suppression are not in it. ``model`` is left as it is.
+
+    Args:
+        model: see :func:`part_of`.
+        path: file to write.
+        size: (H, W) of the pictures, fixed in the file.
+        part: ``'network'`` or ``'backbone'``.
+        opset: 19 or 22.
+        dynamic_batch: leave N open; 1 otherwise.
+        revert_zero: write layers whose offsets are exactly zero as plain ``Conv``; else they are ``DeformConv``, too.
+
+    Returns:
+        Names of the outputs.
+
+    Raises:
+        ExportError: a package is missing or too old, the opset has no ``DeformConv`` or was not tried, the network is
+            not supported, or what was exported is not what was asked for. Nothing is written then.
+    """
+    _check_request(path, size, opset)
+    given = part_of(model, part)
+    exported = Exportable(copy.deepcopy(given.module).eval().requires_grad_(False), given.prefixes)
+    module = exported.module
+    if revert_zero and _deformable(module):
+        revert_(module)
+    _check_float32(module)
+    device = next((p.device for p in module.parameters()), torch.device('cpu'))
+    pictures = torch.zeros(2 if dynamic_batch else 1, 3, *size, device=device)
+    with torch.no_grad():
+        names = exported.names(_run(module, pictures))
+        proto = _proto(module, pictures, names, opset, dynamic_batch)
+    _check_proto(proto, len(_deformable(module)))
+    _write(proto.SerializeToString(), Path(path))
+    return names
+
+
+def _check_request(path: Union[str, Path], size: Sequence[int], opset: int) -> None:
+    if opset < 19:
+        raise ExportError(f'opset {opset} has no {_DEFORM_CONV}: it is in ONNX since opset 19; use one of {OPSETS}')
+    if opset not in OPSETS:
+        raise ExportError(f'opset {opset} was not tried; expected one of {OPSETS}, where {_DEFORM_CONV} is defined')
+    if len(size) != 2 or min(size) < 1:
+        raise ExportError(f'size is {tuple(size)}; expected height and width in pixels')
+    if not Path(path).absolute().parent.is_dir():
+        raise ExportError(f'there is no folder {str(Path(path).absolute().parent)!r} to write to')
+    missing = [name for name in _NEEDED if not _importable(name)]
+    if missing:
+        raise ExportError(f'exporting needs {" and ".join(missing)}: pip install "mmdeform_upgrade[onnx]", or '
+                          f'pip install {" ".join(_NEEDED)}')
+    if 'custom_translation_table' not in inspect.signature(torch.onnx.export).parameters:
+        raise ExportError(f'torch {torch.__version__} cannot export {_DEFORM_CONV}: its exporter ends at opset 18, or '
+                          'takes no operators of others. Install torch >= 2.6 to export; the checkpoint may come from '
+                          'any version')
+
+
+def _importable(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def _check_float32(module: nn.Module) -> None:
+    others = {str(p.dtype) for p in module.parameters() if p.dtype != torch.float32}
+    if others:
+        raise ExportError(f'the network holds {", ".join(sorted(others))}; expected float32 alone: call model.float(), '
+                          'and lower the precision of the ONNX file with the tools of its runtime')
+
+
+def _deformable(module: nn.Module) -> List[ZeroOffsetDCN]:
+    return [m for m in module.modules() if isinstance(m, ZeroOffsetDCN)]
+
+
+def _run(module: nn.Module, pictures: Tensor) -> Sequence[Tensor]:
+    try:
+        maps: Sequence[Tensor] = module(pictures)
+    except Exception as error:
+        raise ExportError(f'the network does not run on pictures of {tuple(pictures.shape)}: {error}. Give it a size '
+                          'that it was made for') from error
+    return maps
+
+
+def _proto(module: nn.Module, pictures: Tensor, names: List[str], opset: int, dynamic_batch: bool) -> Any:
+    shapes: Optional[Any] = ({0: torch.export.Dim.DYNAMIC}, ) if dynamic_batch else None
+    try:
+        with _quiet():
+            program: Any = torch.onnx.export(module, (pictures, ), dynamo=True, opset_version=opset, verbose=False,
+                                             input_names=[INPUT], output_names=names, dynamic_shapes=shapes,
+                                             custom_translation_table=translation_table(opset))
+            return program.model_proto
+    except Exception as error:
+        what = ' with an open batch size; try a fixed one' if dynamic_batch else "; try part='backbone'"
+        raise ExportError(f"PyTorch's exporter cannot export it{what}. It says: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
+
+
+def translation_table(opset: int) -> Dict[Callable[..., Any], Callable[..., Any]]:
+    """``custom_translation_table`` for ``torch.onnx.export(..., dynamo=True)``: this package's operator alone."""
+    import onnxscript
+    ops = getattr(onnxscript, f'opset{opset}')
+
+    def deform_conv2d(input, offset, weight, bias=None, mask=None, sizes=(), *_):
+        geo = Geometry(*sizes)
+        output = ops.DeformConv(input, weight, offset, bias, mask, **onnx_attributes(geo))
+        return (output, *(ops.Identity(offset) for _ in range(3)))  # what a backward pass would need: pruned
+
+    return {torch.ops.mmdeform_upgrade.deform_conv2d.default: deform_conv2d}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on packages that a network does not need."""
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_proto(proto: Any, layers: int) -> None:
+    import onnx
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except Exception as error:
+        raise ExportError(f'ONNX does not accept what was exported, so nothing was written: {_cause(error)}') from error
+    foreign = sorted({entry.domain for entry in proto.opset_import} - {'', 'ai.onnx'})
+    if foreign:
+        raise ExportError(f'the file would need operators of {", ".join(foreign)}; expected standard ONNX alone: '
+                          "export the backbone (part='backbone')")
+    nodes = sum(node.op_type == _DEFORM_CONV for node in proto.graph.node)
+    if nodes < layers:
+        raise ExportError(f'{layers} deformable layers became {nodes} {_DEFORM_CONV} nodes: a layer is not used in the '
+                          'forward pass, or torch exported it as something else')
+
+
+def _write(content: bytes, path: Path) -> None:
+    temporary = path.with_name(path.name + '.tmp')
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
