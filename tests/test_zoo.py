@@ -72,9 +72,10 @@ def test_the_table_is_that_of_the_results():
 class Picture(nn.Module):
     """A backbone made to order."""
 
-    def __init__(self, kind='plain'):
+    def __init__(self, kind='plain', in_channels=3):
         super().__init__()
-        self.convs = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1))
+        self.convs = nn.Sequential(nn.Conv2d(in_channels, 8, 3, padding=1), nn.BatchNorm2d(8),
+                                   nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1))
         self.kind = kind
         if kind == 'no convolutions':
             self.convs = nn.Conv2d(3, 8, 1)
@@ -173,7 +174,7 @@ def test_a_config_that_is_not_upgraded_gets_its_reason(zoo, given, reason, detai
 
 def test_necks_are_tried_where_a_backbone_has_fewer_than_three_convolutions(zoo):
     record = check_config(zoo(backbone=_backbone(), neck=dict(type='ZooNeck')))
-    assert passed(record) and [part['layers'] for part in record['parts']] == [['convs.0', 'convs.1'], ['conv']]
+    assert passed(record) and [part['layers'] for part in record['parts']] == [['convs.0', 'convs.2'], ['conv']]
     record = check_config(zoo(backbone=_backbone('no convolutions'), neck=dict(type='ZooNeck')))
     assert record['reason'] == reasons.NO_CONVS and [part['part'] for part in record['parts']] == ['neck']
 
@@ -220,6 +221,10 @@ def test_a_difference_is_a_failure_of_ours(zoo, monkeypatch, path, message):
     assert record['reason'] == reasons.OURS
     assert re.search(message, record['detail']), record
     assert ('; on the' in record['detail']) == (path is nullcontext)
+
+
+def test_pictures_have_the_channels_that_the_backbone_takes(zoo):
+    assert passed(check_config(zoo(backbone=dict(_backbone(), in_channels=6))))
 
 
 def test_the_same_model_is_checked_once_but_every_config_is_upgraded(zoo):

@@ -135,8 +135,9 @@ def _check_backbone(cfg: Config, original: nn.Module, backbone: str, record: Rec
         raise Unchecked(reasons.STOCK, f'the model has no module for {backbone}')
     module = original.get_submodule(found[0])
     record['convs'] = network.conv_classes(module)
-    size = _picture_size(component(cfg.model, backbone))
-    runs = _stock(lambda: [network.prepare(original, place, size) for place in found])
+    given = component(cfg.model, backbone)
+    size, channels = _picture_size(given), given.get('in_channels', 3)
+    runs = _stock(lambda: [network.prepare(original, place, size, channels) for place in found])
     if runs[0].without_neck:
         record['neck'] = reasons.short(runs[0].without_neck)
     count = len(network.trainable_convs(module))

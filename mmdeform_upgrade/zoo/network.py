@@ -34,7 +34,7 @@ class Run:
 
     Attributes:
         place: name of the backbone in the network.
-        x: (1, 3, H, W).
+        x: (1, C, H, W).
         outs: every output.
         without_neck: why the neck could not be run, if it could not.
     """
@@ -141,13 +141,14 @@ def flatten(outs: Any) -> List[Tensor]:
     return []
 
 
-def prepare(model: nn.Module, place: str, size: int = 512, seed: int = 0) -> Run:
+def prepare(model: nn.Module, place: str, size: int = 512, channels: int = 3, seed: int = 0) -> Run:
     """Give the backbone at ``place`` and its neck weights and statistics, and run them.
 
     Args:
         model: the whole network, on the CPU.
         place: name of the backbone in it.
         size: side of the last picture to try, in pixels.
+        channels: of the picture.
         seed: of weights and picture.
 
     Raises:
@@ -156,16 +157,18 @@ def prepare(model: nn.Module, place: str, size: int = 512, seed: int = 0) -> Run
     torch.manual_seed(seed)
     fill = Draws(seed)
     owner = model.get_submodule(place.rpartition('.')[0])
-    for part in (model.get_submodule(place), getattr(owner, 'neck', None)):
-        if isinstance(part, nn.Module):
-            randomize(part, fill)
+    parts = nn.ModuleList(part for part in (model.get_submodule(place), getattr(owner, 'neck', None))
+                          if isinstance(part, nn.Module))
+    for part in parts:
+        randomize(part, fill)
     problems: List[str] = []
     for with_neck in (True, False):
         for side in (*SIZES, size):
-            x = torch.randn(2, 3, side, side)  # two, or the statistics of a single pixel would have no variance
+            # Two of the smallest, or the statistics of a single pixel would have no variance.
+            x = torch.randn(2 if side == SIZES[0] else 1, channels, side, side)
             try:
-                if has_batch_norms(model):
-                    with calibrating(model):
+                if has_batch_norms(parts):
+                    with calibrating(parts):
                         features(model, place, x, with_neck)
                 outs = features(model, place, x[:1], with_neck)
             except Exception as error:  # whatever a framework's module says of a size that it does not take

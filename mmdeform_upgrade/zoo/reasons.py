@@ -42,8 +42,8 @@ MEANING = {
 }
 
 _PACKAGES = (r'mim install ([\w-]+)', r"No module named '([\w.]+)'", r'([\w-]+) is not installed',
-             r'[Pp]lease install (?:the )?([\w-]+)', r"custom modules from \{'imports': \[?'([\w.]+)",
-             r'pip install (?:-U )?([\w-]+)', r'requires the ([\w-]+) library')
+             r'[Pp]lease install (?:the )?(?!required)([\w-]+)', r"custom modules from \{'imports': \[?'([\w.]+)",
+             r'pip install (?:-U )?(-r [\w/.]+|[\w-]+)', r'requires the ([\w-]+) library')
 _NETWORK = re.compile(r'NetworkRefused|huggingface\.co|URLError|HTTPError|ConnectionError|Max retries|offline|'
                       r'[Cc]hecksum|Failed to (?:download|resolve)')
 
@@ -95,7 +95,8 @@ def _package(chain: list[BaseException]) -> Optional[str]:
         for pattern in _PACKAGES if needed else ():
             found = re.search(pattern, str(error))
             if found:
-                return found.group(1).partition('.')[0]
+                name = found.group(1)
+                return name if '/' in name else name.partition('.')[0]
     return None
 
 

@@ -22,7 +22,7 @@ Record = Dict[str, Any]
 _INTERVAL = 0.5 if sys.stderr.isatty() else 60  # seconds between lines of progress
 
 
-def sweep(out: Path, *, only: str = '*', jobs: int = 1, limit: float = 300, sample: Optional[int] = None,
+def sweep(out: Path, *, only: str = '*', jobs: int = 1, limit: float = 900, sample: Optional[int] = None,
           seed: int = 0, redo: Sequence[str] = ()) -> List[Record]:
     """Check the configs of the installed frameworks, except those that ``out`` already has.
 

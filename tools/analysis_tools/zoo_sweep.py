@@ -23,7 +23,7 @@ def parse_args(argv):
     parser.add_argument('--summary', type=Path, help='also write the counts, as Markdown')
     parser.add_argument('--only', default='*', metavar='PATTERN', help="configs with such names, as in 'mmdet/yolo*/*'")
     parser.add_argument('--jobs', type=int, default=1, help='processes, one thread each (default: 1)')
-    parser.add_argument('--limit', type=float, default=300, help='seconds that a config may take (default: 300)')
+    parser.add_argument('--limit', type=float, default=900, help='seconds that a config may take (default: 900)')
     parser.add_argument('--sample', type=int, metavar='N', help='only N configs, spread over the backbone types')
     parser.add_argument('--seed', type=int, default=0, help='of the sample')
     parser.add_argument('--redo', nargs='+', default=[], choices=list(reasons.MEANING), metavar='REASON',
