@@ -26,7 +26,8 @@ from .conftest import ROOT, run_tool
 RESULTS = ROOT / 'docs/results/zoo.jsonl'
 RECORDS = read_records(RESULTS)
 SEED = 7
-SAMPLE = configs.choose([record for record in RECORDS if passed(record)], 40, SEED)
+CHEAP = [record for record in RECORDS if passed(record) and record['seconds'] < 6]  # the others are the sweep's
+SAMPLE = configs.choose(CHEAP, 40, SEED)
 
 
 @pytest.mark.parametrize('name', SAMPLE)
@@ -39,9 +40,10 @@ def test_configs_of_the_frameworks_keep_all_outputs_when_upgraded(name):
 
 
 def test_the_sample_is_spread_over_the_backbone_types():
-    types = {record['config']: record['backbone'] for record in RECORDS if passed(record)}
+    types = {record['config']: record['backbone'] for record in CHEAP}
     counts = Counter(types[name] for name in SAMPLE)
     assert len(SAMPLE) == 40 and len(counts) == min(40, len(set(types.values()))), counts
+    assert {'ResNet', 'ResNetV1c', 'HRNet', 'RegNet', 'MobileNetV2', 'CSPDarknet', 'SwinTransformer'} <= set(counts)
 
 
 def test_the_results_cover_every_config_once_and_have_no_failure_of_ours():
@@ -66,7 +68,7 @@ def test_the_table_is_that_of_the_results():
         return [line for line in text.splitlines() if not line.startswith('mmdet ')]
 
     assert without_versions(summary(RECORDS)) == without_versions(_table())
-    assert RESULTS.stat().st_size < 400_000
+    assert RESULTS.stat().st_size < 400 * 1024
 
 
 class Picture(nn.Module):
@@ -168,7 +170,7 @@ def _backbone(kind='plain'):
 ])
 def test_a_config_that_is_not_upgraded_gets_its_reason(zoo, given, reason, detail):
     record = check_config(zoo(**given))
-    assert record.get('reason') == reason and re.search(detail, record['detail']), record
+    assert record.get('reason') == reason and re.search(detail, record.get('detail', '')), record
     assert not record.get('parts') and os.fspath(ROOT) not in json.dumps(record)
 
 

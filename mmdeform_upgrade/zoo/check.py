@@ -48,12 +48,12 @@ def check_config(name: str) -> Record:
     Returns:
         dict: ``config`` and ``seconds``; as far as they are known ``model``, ``backbone``, ``convs`` (classes and
         counts), ``alone`` (why backbone and neck were built without the rest of the model, if they were), ``neck``
-        (why it was left out, if it was) and ``parts``; where the backbone was not upgraded or not
-        rightly, ``reason`` and ``detail``. An entry of ``parts`` has ``part``, ``layers``, ``of`` (how many layers the
-        network has got in all), and the largest difference of any output, relative to that output's largest value:
-        ``same`` with ``backend='auto'``, ``sampled`` with the deformable path forced, ``sampled64`` in float64 (where
-        float32 does not decide), ``moved`` with offsets that are not zero; ``idle`` are upgraded layers that nothing
-        ran through.
+        (why it was left out, if it was) and ``parts``; where the backbone was not upgraded or not rightly, ``reason``
+        and ``detail``. An entry of ``parts`` has ``part``, ``layers``, ``of`` (how many layers the network has got, if
+        a wrapper builds the part several times), and the largest difference of any output, relative to that output's
+        largest value: ``same`` with ``backend='auto'``, ``sampled`` with the deformable path forced, ``sampled64`` in
+        float64 (where float32 does not decide), ``moved`` with offsets that are not zero; ``idle`` are upgraded layers
+        that nothing ran through.
     """
     start = time.perf_counter()
     record: Record = {'config': name}
@@ -61,7 +61,9 @@ def check_config(name: str) -> Record:
         try:
             _check(_stock(lambda: load_config(name)), record)
         except Unchecked as problem:
-            record.update(reason=problem.reason, detail=problem.detail)
+            record['reason'] = problem.reason
+            if problem.detail:
+                record['detail'] = problem.detail
         except Exception as error:
             record.update(reason=reasons.OURS, detail=reasons.short(f'{type(error).__name__}: {error}', 600))
     record['seconds'] = round(time.perf_counter() - start, 1)
@@ -70,7 +72,6 @@ def check_config(name: str) -> Record:
 
 def check_duplicate(name: str, same_as: str) -> Record:
     """A config with the model of another one: its model is not checked again, its upgraded config is made."""
-    start = time.perf_counter()
     record: Record = {'config': name, 'reason': reasons.DUPLICATE, 'detail': same_as}
     try:
         cfg = load_config(name)
@@ -79,7 +80,6 @@ def check_duplicate(name: str, same_as: str) -> Record:
             upgrade_config(cfg, load_from='baseline.pth', part=part)
     except Exception as error:
         record.update(reason=reasons.OURS, detail=reasons.short(f'{type(error).__name__}: {error}', 600))
-    record['seconds'] = round(time.perf_counter() - start, 1)
     return record
 
 
@@ -184,7 +184,10 @@ def _check_part(cfg: Config, original: nn.Module, part: str, runs: List[network.
     baseline = copy.copy(original.state_dict())
     upgraded.load_state_dict(remap_state_dict(baseline, upgraded.state_dict()).state_dict, strict=True)
     upgraded.eval()
-    result: Record = {'part': part, 'layers': names, 'of': len(upgraded_layers(upgraded))}
+    result: Record = {'part': part, 'layers': names}
+    count = len(upgraded_layers(upgraded))
+    if count != len(names):
+        result['of'] = count
     with network.counting_runs(upgraded) as ran:
         result['same'] = _largest(upgraded, runs)
     with network.deformable_path():
@@ -220,7 +223,7 @@ def _judge(result: Record, idle: List[str]) -> None:
         problems.append(f'on the deformable path the outputs differ by {result["sampled"]:.2g}')
     if not result['moved'] > MOVED:
         problems.append(f'moved offsets change the outputs by {result["moved"]:.2g} only')
-    if len(idle) == result['of']:
+    if len(idle) == result.get('of', len(result['layers'])):
         problems.append('no upgraded layer ran')
     if problems:
         raise UpgradeError(f'{result["part"]} ({", ".join(result["layers"])}): ' + '; '.join(problems))

@@ -46,7 +46,7 @@ def _totals(records: Sequence[Record]) -> List[str]:
     alone = sum(passed(record) and 'alone' in record for record in distinct)
     good = sum(map(passed, distinct)) - alone
     necks = sum(map(_neck_instead, distinct))
-    seconds = sum(record['seconds'] for record in records)
+    seconds = sum(record.get('seconds', 0) for record in records)
     return [
         '# Every config of mmdet and mmseg, upgraded', '',
         'Written by `tools/analysis_tools/zoo_sweep.py`; [models.md](../models.md) says what is compared, and how.',
