@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..importers.checks import flips_channels
 from ..layers import ZeroOffsetDCN
 from .offsets import OffsetRecorder, Record
 from .receptive_field import offsets_at_zero, receptive_field
@@ -74,7 +75,7 @@ def _as_picture(model: Any, input: Tensor) -> np.ndarray:
     picture = input[0].float()
     if getattr(normalised, '_enable_normalize', False):
         picture = picture * normalised.std.to(picture) + normalised.mean.to(picture)
-    if not getattr(normalised, '_channel_conversion', False):
+    if not flips_channels(normalised):
         picture = picture.flip(0)  # pictures are read as BGR
     return picture.clamp(0, 255).round().byte().permute(1, 2, 0).cpu().numpy()
 

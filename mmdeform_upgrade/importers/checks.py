@@ -49,6 +49,11 @@ def stride_in(conv: str, style: str) -> Check:
     return check
 
 
+def flips_channels(processor: Any) -> bool:
+    """Whether a data preprocessor turns BGR into RGB; mmsegmentation 1.2.2 says so without an underscore."""
+    return any(bool(getattr(processor, name, False)) for name in ('_channel_conversion', 'channel_conversion'))
+
+
 def preprocessing(mean: Sequence[float], std: Sequence[float], rgb: bool) -> Check:
     """Pictures are normalised with these numbers, given in the order of the channels that the network sees."""
 
@@ -57,7 +62,7 @@ def preprocessing(mean: Sequence[float], std: Sequence[float], rgb: bool) -> Che
         if not isinstance(getattr(processor, 'mean', None), Tensor):
             return []
         found: List[Any] = [processor.mean.flatten().tolist(), processor.std.flatten().tolist(),
-                            bool(getattr(processor, '_channel_conversion', False))]
+                            flips_channels(processor)]
         wanted: List[Any] = [list(mean), list(std), rgb]
         if found[2] == rgb and _close(found[0], mean, 0.05) and _close(found[1], std, 0.05):
             return []

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError
 from .base import Check, Imported
+from .checks import flips_channels
 
 MEAN = (123.675, 116.28, 103.53)  # RGB, of 0..255; GluonCV's presets have them of 0..1
 STD = (58.395, 57.12, 57.375)
@@ -199,7 +200,7 @@ def check_normalisation(model: nn.Module) -> List[str]:
     if preprocessor is None:
         return []
     found = [getattr(preprocessor, name, None) for name in ('mean', 'std')]
-    rgb = bool(getattr(preprocessor, '_channel_conversion', False))
+    rgb = flips_channels(preprocessor)
     if rgb and all(value is not None and value.numel() == 3 and torch.allclose(value.flatten(), torch.tensor(expected))
                    for value, expected in zip((v if v is None else v.cpu() for v in found), (MEAN, STD), strict=True)):
         return []
