@@ -13,7 +13,7 @@ from torch import nn
 from .analysis.complexity import register_handles
 from .config import BUILDER
 from .errors import ConfigError, TargetError
-from .hooks import DeformUpgradeHook, ExactResumeHook, OffsetLoggerHook
+from .hooks import BFloat16Hook, DeformUpgradeHook, ExactResumeHook, OffsetLoggerHook
 from .importers import PLAIN
 from .layers import ZeroOffsetDCN
 from .locations import AS_IT_IS, SCHEME, imported_checkpoint, local_path, read_as_it_is
@@ -94,9 +94,8 @@ MODELS.register_module(module=ZeroOffsetDCN)
 for _file, _name in (('ssd', 'WideSSDNeck'), ('ssd', 'PredictableSSDHead'), ('aspp', 'ProjectedASPPHead')):
     MODELS.register_module(name=_name, module=_imported_when_built(f'.models.{_file}', _name))
 TRANSFORMS.register_module(name='ResizeByDirection', module=_imported_when_built('.transforms', 'ResizeByDirection'))
-HOOKS.register_module(module=DeformUpgradeHook)
-HOOKS.register_module(module=ExactResumeHook)
-HOOKS.register_module(module=OffsetLoggerHook)
+for _hook in (BFloat16Hook, DeformUpgradeHook, ExactResumeHook, OffsetLoggerHook):
+    HOOKS.register_module(module=_hook)
 CheckpointLoader.register_scheme(SCHEME, load_from_baseline)
 CheckpointLoader.register_scheme(AS_IT_IS, load_as_it_is)
 register_handles()

@@ -1,0 +1,65 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""``BFloat16Hook``: bfloat16 arithmetic where MMEngine's mixed precision refuses to train, on CPUs above all."""
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any, Sequence
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from torch import nn
+
+from ..errors import ConfigError
+
+
+class BFloat16Hook(Hook):
+    """Computes parts of the network under bfloat16 autocast, in channels-last memory; losses and boxes in float32.
+
+    On CPUs with bfloat16 matrix units (AMX) a training step of a ResNet-50 takes about a third of the time.
+    Weights, optimizer and checkpoints stay in float32, and what a part returns is converted back, so that losses,
+    assigners and NMS see float32. It serves training, validation and test alike.
+
+    Args:
+        parts: dotted names of the modules, such as ``'backbone'`` or ``'roi_head.bbox_head'``. Of each, ``forward`` is
+            what the network has to call.
+
+    Raises (from the runner's calls):
+        ConfigError: the network has no such part.
+    """
+
+    priority = 'HIGHEST'
+
+    def __init__(self, parts: Sequence[str] = ('backbone', 'neck', 'bbox_head')):
+        self.parts = tuple(parts)
+
+    def before_run(self, runner) -> None:
+        """Exchange the parts' ``forward``."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        known = dict(model.named_modules())
+        missing = [part for part in self.parts if part not in known]
+        if missing:
+            raise ConfigError(f'BFloat16Hook: the network has no {", ".join(missing)}; it has '
+                              f'{", ".join(name for name, _ in model.named_children())}: set parts=[...]')
+        for part in self.parts:
+            module = known[part].to(memory_format=torch.channels_last)
+            module.forward = MethodType(_forward, module)  # a method, so that copies of the network have their own
+
+
+def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    device = next(module.parameters()).device.type
+    with torch.autocast(device, torch.bfloat16):
+        out = type(module).forward(module, *_channels_last(args), **kwargs)
+    return _float32(out)
+
+
+def _channels_last(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
+    return type(value)(map(_channels_last, value)) if type(value) in (list, tuple) else value
+
+
+def _float32(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.float() if value.dtype == torch.bfloat16 else value
+    return type(value)(map(_float32, value)) if type(value) in (list, tuple) else value
