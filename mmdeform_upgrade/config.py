@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import os
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Dict, Mapping
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional
 
 from .errors import ConfigError
-from .schedule import schedule_changes, type_name
+from .schedule import rate_changes, schedule_changes, type_name
 from .targets import Targets
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 BUILDER = 'DeformUpgrade'
 HOOK = 'DeformUpgradeHook'
+RESUME_HOOK = 'ExactResumeHook'
 SCHEME = 'baseline://'  # MMEngine's loaders import what stands behind it
 
 
@@ -26,7 +27,9 @@ def upgrade_config(cfg: Config,
                    epoch_ratio: float = 0.25,
                    part: str = 'backbone',
                    exclude: Targets = (),
-                   deform_groups: int = 1) -> Config:
+                   deform_groups: int = 1,
+                   lr_mult: float = 1.0,
+                   offset_lr_mult: Optional[float] = None) -> Config:
     """The config that fine-tunes the upgrade of a trained baseline.
 
     Args:
@@ -37,21 +40,26 @@ def upgrade_config(cfg: Config,
         part: the component of ``cfg.model`` to upgrade: ``'backbone'``, ``'neck'``, ``'bbox_head'``, or dotted.
         exclude: convolutions to leave alone.
         deform_groups: groups of channels that share offsets.
+        lr_mult: learning rate of the fine-tune over the baseline's; 1 in the paper.
+        offset_lr_mult: learning rate of the offset branches over that of the fine-tune; None leaves them whatever
+            rate the config gives to the layers around them.
 
     Returns:
         Config: builds with plain ``Runner.from_cfg``.
 
     Raises:
-        ConfigError: no such part, it is upgraded already, or the schedule cannot be shortened as asked.
+        ConfigError: no such part, it is upgraded already, or schedule or rates cannot be changed as asked.
     """
     upgraded = copy.deepcopy(cfg)
-    upgraded.merge_from_dict(upgrade_changes(cfg, load_from=load_from, targets=targets, epoch_ratio=epoch_ratio,
-                                             part=part, exclude=exclude, deform_groups=deform_groups))
+    upgraded.merge_from_dict(upgrade_changes(
+        cfg, load_from=load_from, targets=targets, epoch_ratio=epoch_ratio, part=part, exclude=exclude,
+        deform_groups=deform_groups, lr_mult=lr_mult, offset_lr_mult=offset_lr_mult))
     return upgraded
 
 
 def upgrade_changes(cfg: Mapping[str, Any], *, load_from: str, targets: Targets, epoch_ratio: float,
-                    part: str = 'backbone', exclude: Targets = (), deform_groups: int = 1) -> Dict[str, Any]:
+                    part: str = 'backbone', exclude: Targets = (), deform_groups: int = 1, lr_mult: float = 1.0,
+                    offset_lr_mult: Optional[float] = None) -> Dict[str, Any]:
     """What :func:`upgrade_config` changes, as a dict that merges into ``cfg``; the keys of a short config file."""
     changes = retrain_changes(cfg, targets=targets, part=part, exclude=exclude, deform_groups=deform_groups)
     # The baseline brings all weights.
@@ -61,6 +69,7 @@ def upgrade_changes(cfg: Mapping[str, Any], *, load_from: str, targets: Targets,
         changes['model']['pretrained'] = None
     changes['load_from'] = load_from
     changes.update(schedule_changes(cfg, epoch_ratio))
+    changes.update(rate_changes(cfg, lr_mult, offset_lr_mult))
     # A list replaces the inherited one, so the base's hooks are named again.
     changes['custom_hooks'] = [*changes.get('custom_hooks', cfg.get('custom_hooks') or []), {'type': HOOK}]
     return changes
@@ -80,11 +89,17 @@ def retrain_changes(cfg: Mapping[str, Any], *, targets: Targets, part: str = 'ba
     return {'custom_imports': _imports(cfg), 'model': model}
 
 
-def control_changes(cfg: Mapping[str, Any], *, load_from: str, epoch_ratio: float) -> Dict[str, Any]:
-    """The honest control of an upgrade: the baseline trained on for the same length, with no layer changed."""
-    changes = {**schedule_changes(cfg, epoch_ratio), 'load_from': load_from}
-    if load_from.startswith(SCHEME):
-        changes['custom_imports'] = _imports(cfg)  # this package registers the scheme
+def control_changes(cfg: Mapping[str, Any], *, load_from: str, epoch_ratio: float,
+                    lr_mult: float = 1.0) -> Dict[str, Any]:
+    """The honest control of an upgrade: the baseline trained on for the same length, with no layer changed.
+
+    It sees the very batches of the upgrade, whose hook brings ``ExactResumeHook`` along.
+    """
+    changes = {**schedule_changes(cfg, epoch_ratio), **rate_changes(cfg, lr_mult), 'load_from': load_from}
+    hooks = list(changes.get('custom_hooks', cfg.get('custom_hooks') or []))
+    if not any(type_name(hook['type']) == RESUME_HOOK for hook in hooks):
+        changes['custom_hooks'] = [*hooks, {'type': RESUME_HOOK}]
+    changes['custom_imports'] = _imports(cfg)
     return changes
 
 

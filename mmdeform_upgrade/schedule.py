@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DECAY_AT = (2 / 3, 5 / 6)
 DECAY_FACTOR = 0.1
+OFFSETS = 'conv_offset'  # part of the names of the offset branches' parameters
 
 # Arguments of hooks that count epochs or iterations of the training.
 _HOOK_EPOCHS = ('switch_epoch', 'num_last_epochs', 'begin_epoch', 'stop_epoch')
@@ -63,6 +64,35 @@ def schedule_changes(cfg: Mapping[str, Any], epoch_ratio: float) -> Dict[str, An
     return changes
 
 
+def rate_changes(cfg: Mapping[str, Any], lr_mult: float = 1.0,
+                 offset_lr_mult: Optional[float] = None) -> Dict[str, Any]:
+    """Other learning rates for a fine-tune, as a dict that merges into ``cfg``; empty where nothing changes.
+
+    Args:
+        cfg: a config with an ``optim_wrapper``.
+        lr_mult: the optimizer's rate over the config's; rates that schedulers name (``eta_min``) stay.
+        offset_lr_mult: rate of the offset branches over the optimizer's. It overrides, and does not multiply, what
+            ``custom_keys`` say of the layers around them; that is MMEngine's rule.
+
+    Raises:
+        ConfigError: a factor is not positive, or the config has no single optimizer with a rate.
+    """
+    asked = {'lr_mult': lr_mult, 'offset_lr_mult': offset_lr_mult}
+    for name, factor in asked.items():
+        if factor is not None and not (_is_number(factor) and 0 < factor < math.inf):
+            raise ConfigError(f'{name}={factor!r} is not a positive number: it is the new learning rate over the old')
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
+    if (lr_mult != 1 or offset_lr_mult is not None) and 'lr' not in optimizer:
+        raise ConfigError('the config has no optim_wrapper.optimizer.lr to multiply: leave lr_mult and offset_lr_mult '
+                          'out, and set the rates of its optimizers in the new config')
+    changes: Dict[str, Any] = {}
+    if lr_mult != 1:
+        changes['optimizer'] = {'lr': float(f'{optimizer["lr"] * lr_mult:.12g}')}
+    if offset_lr_mult is not None:
+        changes['paramwise_cfg'] = {'custom_keys': {OFFSETS: {'lr_mult': offset_lr_mult}}}
+    return {'optim_wrapper': changes} if changes else {}
+
+
 def describe_schedule(cfg: Mapping[str, Any]) -> str:
     """One line a person can check: length, schedulers and their boundaries."""
     length = Length.of(cfg)
@@ -71,6 +101,9 @@ def describe_schedule(cfg: Mapping[str, Any]) -> str:
     parts = [f'{length.total} {words[length.unit]}']
     if 'lr' in optimizer:
         parts.append(f'{type_name(optimizer.get("type", "optimizer"))} lr {optimizer["lr"]}')
+    paramwise = (cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}
+    if offsets := (paramwise.get('custom_keys') or {}).get(OFFSETS):
+        parts.append('offsets: ' + ', '.join(f'{key} {value}' for key, value in offsets.items()))
     for scheduler in _as_list(cfg.get('param_scheduler')):
         unit = words['epochs' if scheduler.get('by_epoch', True) else 'iters']
         shown = (*_STEP_LISTS, *_STEP_COUNTS, 'gamma', 'power', 'eta_min', 'begin', 'end')
@@ -116,8 +149,7 @@ class _Scale:
 
     @classmethod
     def of(cls, length: Length, epoch_ratio: float) -> _Scale:
-        number = isinstance(epoch_ratio, (int, float)) and not isinstance(epoch_ratio, bool)
-        if not number or not 0 < epoch_ratio <= 1:
+        if not _is_number(epoch_ratio) or not 0 < epoch_ratio <= 1:
             raise ConfigError(f'epoch_ratio={epoch_ratio!r} is not in (0, 1]: it is the new length over the old, 0.25 '
                               'in the paper')
         total = max(1, _round(length.total * epoch_ratio))
@@ -125,6 +157,10 @@ class _Scale:
 
     def __call__(self, steps: int) -> int:
         return max(1, _round(steps * self.ratio)) if steps > 0 else steps
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _round(number: float) -> int:

@@ -2,7 +2,7 @@ import pytest
 from mmengine.config import Config
 
 from mmdeform_upgrade import find_targets, upgrade_config
-from mmdeform_upgrade.config import inheriting_text, upgrade_changes
+from mmdeform_upgrade.config import control_changes, inheriting_text, upgrade_changes
 from mmdeform_upgrade.errors import ConfigError, TargetError
 from mmdeform_upgrade.hooks import upgraded_layers
 
@@ -34,6 +34,17 @@ def test_inherited_hooks_and_imports_are_kept():
         'YOLOXModeSwitchHook', 'SyncNormHook', 'EMAHook', 'DeformUpgradeHook']
     assert upgraded.custom_hooks[0].num_last_epochs == 4
     assert upgraded.custom_imports == dict(imports=['json', 'mmdeform_upgrade'], allow_failed_imports=True)
+
+
+def test_the_control_sees_the_batches_of_the_upgrade():
+    cfg = Config.fromfile(MMDET_CONFIGS / 'yolox/yolox_s_8xb8-300e_coco.py')
+    changes = control_changes(cfg, load_from='x.pth', epoch_ratio=0.25)
+    hooks = [hook['type'] for hook in changes['custom_hooks']]
+    assert hooks == ['YOLOXModeSwitchHook', 'SyncNormHook', 'EMAHook', 'ExactResumeHook']
+    assert changes['custom_hooks'][0]['num_last_epochs'] == 4
+    assert 'mmdeform_upgrade' in changes['custom_imports']['imports'] and 'model' not in changes
+    cfg.custom_hooks = [dict(type='ExactResumeHook')]
+    assert 'custom_hooks' not in control_changes(cfg, load_from='x.pth', epoch_ratio=0.25), 'not twice'
 
 
 @pytest.mark.parametrize('name', ['retinanet/retinanet_r50_fpn_1x_coco.py', 'pvt/retinanet_pvt-t_fpn_1x_coco.py'])

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmdeform_upgrade import shorten_schedule
+from mmdeform_upgrade import shorten_schedule, upgrade_config
 from mmdeform_upgrade.errors import ConfigError
-from mmdeform_upgrade.schedule import describe_schedule
+from mmdeform_upgrade.schedule import describe_schedule, rate_changes
 
-from .conftest import MMDET_CONFIGS
+from .conftest import MMDET_CONFIGS, ROOT
 
 
 def _cfg(total, schedulers, unit='epochs', **more):
@@ -124,6 +124,30 @@ def test_exponential_decay_reaches_the_same_rate():
 def test_a_ratio_out_of_range_is_refused(ratio):
     with pytest.raises(ConfigError, match=r'is not in \(0, 1\]'):
         shorten_schedule(_cfg(12, []), ratio)
+
+
+def test_rates_of_the_fine_tune_and_its_offsets_are_factors():
+    cfg = Config.fromfile(ROOT / 'configs/ssd512_upgrade.py')
+    changed = upgrade_config(Config.fromfile(ROOT / 'configs/ssd/ssd512_r50_240e_voc0712.py'), load_from='x.pth',
+                             lr_mult=0.3, offset_lr_mult=10.0)
+    assert changed.optim_wrapper.optimizer == {**cfg.optim_wrapper.optimizer, 'lr': 0.0003}
+    assert changed.optim_wrapper.paramwise_cfg.custom_keys == {'conv_offset': {'lr_mult': 10.0}}
+    assert 'SGD lr 0.0003; offsets: lr_mult 10.0' in describe_schedule(changed)
+    assert rate_changes(cfg) == {}, 'nothing is asked, nothing changes'
+
+
+@pytest.mark.parametrize('rates', [dict(lr_mult=0), dict(lr_mult=-1.0), dict(offset_lr_mult=float('nan')),
+                                   dict(offset_lr_mult='10'), dict(lr_mult=float('inf')), dict(lr_mult=True)])
+def test_a_rate_that_is_no_positive_factor_is_refused(rates):
+    with pytest.raises(ConfigError, match=r'lr_mult=.* is not a positive number'):
+        rate_changes(Config.fromfile(ROOT / 'configs/ssd512_upgrade.py'), **rates)
+
+
+@pytest.mark.parametrize('rates', [dict(lr_mult=0.1), dict(offset_lr_mult=10.0)])
+def test_rates_of_several_optimizers_are_left_to_the_config(rates):
+    wrapper = dict(constructor='Mine', generator=dict(optimizer=dict(type='Adam', lr=1e-3)))
+    with pytest.raises(ConfigError, match=r'no optim_wrapper\.optimizer\.lr to multiply: leave lr_mult'):
+        rate_changes(dict(optim_wrapper=wrapper), **rates)
 
 
 def test_a_config_without_a_length_is_refused():

@@ -44,6 +44,8 @@ def parse_args(argv):
     parser.add_argument('--part', default='backbone', help='component of the model to upgrade (default: backbone)')
     parser.add_argument('--deform-groups', type=int, default=1, help='groups of channels that share offsets')
     parser.add_argument('--epoch-ratio', type=float, default=0.25, help='new training length over the old')
+    parser.add_argument('--lr-mult', type=float, default=1.0, help="learning rate over the baseline's (default: 1)")
+    parser.add_argument('--offset-lr-mult', type=float, help='learning rate of the offsets over the other layers\'')
     parser.add_argument('--out', help='config to write (default: CONFIG with -upgrade before its ending; for '
                                       'PACKAGE::FILE, in the current folder)')
     parser.add_argument('--control', help='also write the control: the baseline trained on for the same length')
@@ -84,7 +86,9 @@ def main(argv=None):
         exclude=args.exclude,
         part=args.part,
         deform_groups=args.deform_groups,
-        epoch_ratio=args.epoch_ratio)
+        epoch_ratio=args.epoch_ratio,
+        lr_mult=args.lr_mult,
+        offset_lr_mult=args.offset_lr_mult)
     upgraded = upgrade_config(baseline, **settings)
     plan = plan_upgrade(baseline, upgraded, args.checkpoint)
     print(plan)
@@ -96,7 +100,7 @@ def main(argv=None):
         # Without the hook, a foreign checkpoint is imported by the scheme alone.
         scheme = '' if plan.imported.format == PLAIN else SCHEME
         changes = control_changes(baseline, load_from=scheme + without_scheme(args.checkpoint),
-                                  epoch_ratio=args.epoch_ratio)
+                                  epoch_ratio=args.epoch_ratio, lr_mult=args.lr_mult)
         control = copy.deepcopy(baseline)
         control.merge_from_dict(changes)
         write(args.config, args.control, control, changes)

@@ -6,6 +6,7 @@ from typing import Any, Mapping
 
 from ..analysis.comparison import Spread, paired
 from ..analysis.cost import BASELINE
+from .report import to_percent
 from .runs import Result
 
 
@@ -19,13 +20,14 @@ def depth_table(results: Mapping[int, Mapping[int, Result]], costs: Mapping[str,
     lines = ['| layers | test score | minus depth 0, seed by seed | parameters | FLOPs | training step | inference |',
              '|---|---|---|---|---|---|---|']
     scores = {depth: {seed: run.score for seed, run in found.items()} for depth, found in results.items()}
+    factor = to_percent(run for found in results.values() for run in found.values())
     base = costs[BASELINE]
     for depth in results:
         own = costs[str(depth)] if depth else base
         spread = paired(scores[depth], scores.get(0, {})) if depth else None
         ratios = [own[key] / base[key] for key in ('parameters', 'flops')]
         ratios += [own[key]['fastest'] / base[key]['fastest'] for key in ('train_ms', 'inference_ms')]
-        cells = [str(depth), Spread.of(list(scores[depth].values())).text(),
-                 spread.text(sign=True) if spread else '', *(f'{ratio:.3f}' for ratio in ratios)]
+        cells = [str(depth), Spread.of(list(scores[depth].values())).text(factor),
+                 spread.text(factor, sign=True) if spread else '', *(f'{ratio:.3f}' for ratio in ratios)]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'

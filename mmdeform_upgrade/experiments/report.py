@@ -2,12 +2,21 @@
 """Finished runs as a table and as curves."""
 from __future__ import annotations
 
-from typing import Dict, List, Mapping, Sequence, Tuple
+import re
+from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
 
 from ..analysis.comparison import Spread, mean_curve, paired, reached
 from .runs import ARMS, Result
 
 Runs = Mapping[str, Mapping[int, Result]]  # arm, seed
+# Scores of mmseg's IoUMetric are percentages; mmdet's are fractions.
+_PERCENT = re.compile(r'(^|[/_])(m|a)(IoU|Acc|Dice|Fscore|Precision|Recall)$')
+
+
+def to_percent(results: Iterable[Result]) -> float:
+    """What makes percentages of the scores of results, by the name of their metric."""
+    metric = next((str(result.settings.get('metric', '')) for result in results), '')
+    return 1.0 if _PERCENT.search(metric) else 100.0
 
 
 def group(results: Sequence[Result]) -> Dict[str, Dict[int, Result]]:
@@ -18,14 +27,14 @@ def group(results: Sequence[Result]) -> Dict[str, Dict[int, Result]]:
 
 def summarise(results: Sequence[Result]) -> str:
     """A Markdown table of all arms, the paired differences that matter, and when the retrained score was reached."""
-    runs = group(results)
+    runs, factor = group(results), to_percent(results)
     lines = ['| arm | trained for | seeds | test score | training, minutes |', '|---|---|---|---|---|']
     for arm, found in runs.items():
         scores = Spread.of([result.score for result in found.values()])
         minutes = Spread.of([result.train_seconds / 60 for result in found.values()])
         seeds = ', '.join(map(str, found))
-        lines.append(f'| {arm} | {_trained_for(runs, arm)} | {seeds} | {scores.text()} | {minutes.mean:.1f} |')
-    lines += ['', *_differences(runs), *_reaching(runs)]
+        lines.append(f'| {arm} | {_trained_for(runs, arm)} | {seeds} | {scores.text(factor)} | {minutes.mean:.1f} |')
+    lines += ['', *_differences(runs, factor), *_reaching(runs, factor)]
     return '\n'.join(lines) + '\n'
 
 
@@ -50,18 +59,18 @@ def _trained_for(runs: Runs, arm: str) -> str:
     return f'{before}{result.length} {result.unit}'
 
 
-def _differences(runs: Runs) -> List[str]:
+def _differences(runs: Runs, factor: float) -> List[str]:
     scores = {arm: {seed: result.score for seed, result in found.items()} for arm, found in runs.items()}
     lines = []
     for first, second in (('upgraded', 'baseline'), ('upgraded', 'control'), ('upgraded', 'retrained')):
         spread = paired(scores.get(first, {}), scores.get(second, {}))
         if spread:
-            lines.append(f'- {first} minus {second}, seed by seed: {spread.text(sign=True)} points '
+            lines.append(f'- {first} minus {second}, seed by seed: {spread.text(factor, sign=True)} points '
                          f'({spread.count} seed{"s" * (spread.count > 1)})')
     return lines
 
 
-def _reaching(runs: Runs) -> List[str]:
+def _reaching(runs: Runs, factor: float) -> List[str]:
     lines = []
     for seed, retrained in runs.get('retrained', {}).items():
         for arm in ('upgraded', 'control'):
@@ -72,6 +81,6 @@ def _reaching(runs: Runs) -> List[str]:
             step = reached(run.curve, goal)
             what = (f'reaches it after {step} of {run.length} {run.unit}' if step is not None else
                     f'does not reach it in {run.length} {run.unit}')
-            lines.append(f'- seed {seed}: the retrained network ends at {100 * goal:.2f} on the validation set after '
-                         f'{retrained.length} {retrained.unit}; {arm} {what}')
+            lines.append(f'- seed {seed}: the retrained network ends at {factor * goal:.2f} on the validation set '
+                         f'after {retrained.length} {retrained.unit}; {arm} {what}')
     return lines

@@ -42,7 +42,10 @@ class Experiment:
         targets, exclude, part, deform_groups: see :func:`upgrade_config`.
         epoch_ratio: length of the fine-tune over the baseline's.
         options: settings for every run, as ``key=value``.
+        lr_mult, offset_lr_mult: rates of the fine-tunes, see :func:`upgrade_config`.
         tune_options: settings for the fine-tunes alone.
+        tune_changes: the same as a config, for what ``key=value`` cannot say.
+        tune_hooks: hooks that the fine-tunes have besides their own.
         variant: name of these settings, where several share one baseline in ``work_dir``.
         train_command: how to train on a cluster, with ``{config}``, ``{work_dir}``; None trains here.
     """
@@ -58,6 +61,10 @@ class Experiment:
     options: Sequence[str] = ()
     tune_options: Sequence[str] = ()
     variant: str = ''
+    lr_mult: float = 1.0
+    offset_lr_mult: Optional[float] = None
+    tune_changes: Mapping[str, Any] = field(default_factory=dict)
+    tune_hooks: Sequence[Mapping[str, Any]] = ()
     train_command: Optional[str] = None
 
     def settings(self, arm: str) -> Dict[str, Any]:
@@ -67,6 +74,10 @@ class Experiment:
             names += ['targets', 'exclude', 'part', 'deform_groups']
         if arm in ('upgraded', 'control'):
             names += ['epoch_ratio', 'tune_options']
+            names += ['lr_mult'] * (self.lr_mult != 1)
+            names += [name for name in ('tune_changes', 'tune_hooks') if getattr(self, name)]
+        if arm == 'upgraded' and self.offset_lr_mult is not None:
+            names.append('offset_lr_mult')
         kept = {name: getattr(self, name) for name in names}
         return json.loads(json.dumps({**kept, 'config': os.path.basename(self.config)}))
 
@@ -158,8 +169,13 @@ def write_config(experiment: Experiment, seed: int, arm: str) -> Path:
     if arm == 'baseline':
         return baseline
     path = home / f'{experiment.name(arm)}.py'
-    changes = Config(_arm_changes(experiment, seed, arm, Config.fromfile(baseline)))
+    inherited = Config.fromfile(baseline)
+    changes = Config(_arm_changes(experiment, seed, arm, inherited))
     if arm != 'retrained':
+        if experiment.tune_hooks:
+            hooks = changes.get('custom_hooks', inherited.get('custom_hooks') or [])
+            changes.custom_hooks = [*hooks, *map(dict, experiment.tune_hooks)]
+        changes.merge_from_dict({**experiment.tune_changes})
         changes.merge_from_dict(_options(experiment.tune_options))
     path.write_text(inheriting_text(str(baseline), str(path), changes), encoding='utf8')
     return path
@@ -174,10 +190,10 @@ def _arm_changes(experiment: Experiment, seed: int, arm: str, baseline: Config) 
     if trained is None:
         raise UpgradeError(f'seed {seed}: {arm} starts from the baseline, which has no result yet; run that arm first')
     tuned: Dict[str, Any] = dict(load_from=str(folder(experiment, seed, 'baseline').absolute() / trained.checkpoint),
-                                 epoch_ratio=experiment.epoch_ratio)
+                                 epoch_ratio=experiment.epoch_ratio, lr_mult=experiment.lr_mult)
     if arm == 'control':
         return control_changes(baseline, **tuned)
-    return upgrade_changes(baseline, **tuned, **layers)
+    return upgrade_changes(baseline, **tuned, **layers, offset_lr_mult=experiment.offset_lr_mult)
 
 
 def _options(options: Sequence[str]) -> Dict[str, Any]:

@@ -1,0 +1,27 @@
+# Recipes for configs/composite/ssd256_r50_12e_cutouts.py (600 steps of 8 pictures, a quarter is 150), one change at a
+# time from the paper's: a quarter of the epochs at the full rate, tenfold lower from 2/3 of them on.
+_decays_late = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=12),
+                dict(type='MultiStepLR', by_epoch=False, begin=0, end=150, milestones=[135], gamma=0.1)]
+_long_warm_up = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
+                 dict(type='MultiStepLR', by_epoch=True, begin=0, end=3, milestones=[2], gamma=0.1)]
+
+recipes = dict(
+    paper=dict(),
+    offsets_x01=dict(offset_lr_mult=0.1),
+    offsets_x10=dict(offset_lr_mult=10.0),
+    rate_x01=dict(lr_mult=0.1),
+    rate_x03=dict(lr_mult=0.3),
+    rate_x01_offsets_x100=dict(lr_mult=0.1, offset_lr_mult=100.0),
+    decays_late=dict(tune_changes=dict(param_scheduler=_decays_late)),
+    long_warm_up=dict(tune_changes=dict(param_scheduler=_long_warm_up)),
+    batch_norm_trained=dict(tune_changes=dict(model=dict(backbone=dict(norm_eval=False)))),
+    averaged=dict(tune_hooks=[dict(type='EMAHook', momentum=0.02)]),
+    last1=dict(targets='last:1'),
+    last6=dict(targets='last:6'),
+    last9=dict(targets='last:9'),
+    # Of 12 epochs an eighth is one and a half: the whole numbers beside it.
+    sixth=dict(epoch_ratio=1 / 6),
+    sixth_rate_x03=dict(epoch_ratio=1 / 6, lr_mult=0.3),
+    twelfth=dict(epoch_ratio=1 / 12),
+    twelfth_rate_x03=dict(epoch_ratio=1 / 12, lr_mult=0.3),
+    twelfth_rate_x03_offsets_x10=dict(epoch_ratio=1 / 12, lr_mult=0.3, offset_lr_mult=10.0))
