@@ -1,4 +1,5 @@
 """Every config of the repository loads, builds and holds what it says."""
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,23 @@ def test_upgrades_of_the_papers_tables_are_what_the_tool_would_write(path):
         assert len(upgraded_layers(build(cfg))) == 3
     rate = cfg.optim_wrapper.optimizer.lr
     assert (rate, cfg.auto_scale_lr.base_batch_size) == ((0.01, 32) if path.stem.startswith('ssd') else (0.001, 64))
+
+
+@pytest.mark.parametrize('table,rows', [('1-detection', 9), ('1-segmentation', 9), ('2', 3), ('3', 9), ('4', 12)])
+def test_a_tables_script_trains_every_row_after_what_it_starts_from(table, rows):
+    script = ROOT / 'tools/experiments/run_table.sh'
+    printed = subprocess.run([script, table, '4', '--dry-run'], capture_output=True, text=True, check=True).stdout
+    commands = [line.split() for line in printed.splitlines()]
+    assert len(commands) == rows
+    done = []
+    for launcher, config, gpus, *flags in commands:
+        assert Path(launcher).is_file() and gpus == '4' and flags[-1] == '--resume'
+        start = Config.fromfile(config).get('load_from')
+        assert start is None or start.endswith('.params') or str(Path(start).parent) in done, (config, start)
+        done.append(flags[1])
+
+
+@pytest.mark.parametrize('arguments', [[], ['5', '4'], ['2', 'four'], ['2', '4', '--now']])
+def test_a_table_that_there_is_not_is_refused(arguments):
+    result = subprocess.run([ROOT / 'tools/experiments/run_table.sh', *arguments], capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.startswith('usage: ') and not result.stdout
