@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# The experiments of docs/results/composite.md: tools/experiments/composite.sh [PART ...]
+# PARTs, in the order in which they need each other: data, warped, plain, segmentor, detector2, depth, recipes (default: all).
+# SEEDS="0 1 2" and THREADS=2 can be set. Finished runs are not repeated, one that was cut goes on. Needs
+# tuxpaint-stamps-default, mate-backgrounds, plasma-workspace-wallpapers and lomiri-wallpapers-16.04 of Debian, and a
+# caffe-style ImageNet ResNet-50 as data/resnet50_caffe_imagenet.pth (docs/data.md).
+set -e
+cd "$(dirname "$0")/../.."
+python=${PYTHON:-python} seeds=${SEEDS:-0 1 2} out=docs/results/composite
+export OMP_NUM_THREADS=${THREADS:-2}
+ssd=configs/composite/ssd256_r50_12e_cutouts
+
+data() {
+    [ -f data/resnet50_caffe_imagenet.pth ] || { echo 'data/resnet50_caffe_imagenet.pth is missing, see docs/data.md' >&2; exit 2; }
+    [ -d data/debian ] || $python tools/dataset_tools/collect_debian_cutouts.py --out data/debian
+    for kind in warped plain; do
+        # shellcheck disable=SC2046  # a flag or nothing
+        $python tools/dataset_tools/compose_cutouts.py --cutouts data/debian/cutouts \
+            --backgrounds data/debian/backgrounds --distractors data/debian/distractors \
+            --out data/composite/$kind/VOCdevkit --train 400 --val 160 --test 240 --size 256 --seed 0 \
+            $([ $kind = plain ] && echo --no-warp)
+    done
+}
+
+arms() {  # CONFIG METRIC NAME
+    # shellcheck disable=SC2086  # a list of seeds
+    $python tools/experiments/four_arms.py "$1" --metric "$2" --seeds $seeds --work-dir "work_dirs/composite/$3" \
+        --out "$out/$3"
+}
+
+warped() { arms $ssd.py pascal_voc/mAP warped; }
+plain() { arms $ssd-nowarp.py pascal_voc/mAP plain; }
+segmentor() { arms configs/composite/deeplabv3_r50-d16_cutouts.py mIoU segmentor; }
+detector2() { arms configs/composite/faster-rcnn_r50-caffe-dc5_12e_cutouts.py pascal_voc/mAP detector2; }
+depth() {
+    # shellcheck disable=SC2086
+    $python tools/analysis_tools/depth_study.py $ssd.py --metric pascal_voc/mAP --work-dir work_dirs/composite/warped \
+        --depths 0 1 2 3 6 9 --seeds $seeds --size 256 --threads "$OMP_NUM_THREADS" --out $out/depth
+}
+recipes() {
+    # shellcheck disable=SC2086
+    $python tools/experiments/recipes.py $ssd.py tools/experiments/composite_recipes.py --metric pascal_voc/mAP \
+        --work-dir work_dirs/composite/warped --seeds $seeds --out $out/recipes
+}
+
+parts=("$@")
+[ $# -gt 0 ] || parts=(data warped plain segmentor detector2 depth recipes)
+for part in "${parts[@]}"; do
+    case "$part" in
+        data | warped | plain | segmentor | detector2 | depth | recipes) ;;
+        *) echo "usage: $0 [data] [warped] [plain] [segmentor] [detector2] [depth] [recipes]" >&2; exit 2 ;;
+    esac
+done
+for part in "${parts[@]}"; do "$part"; done
