@@ -37,8 +37,8 @@ def read_recipes(path: str, only: Sequence[str] = ()) -> Dict[str, Dict[str, Any
 
 
 def with_recipe(experiment: Experiment, name: str, settings: Mapping[str, Any]) -> Experiment:
-    """An experiment whose fine-tunes follow a recipe; the baseline is shared by all of them."""
-    return replace(experiment, variant=name, **settings)
+    """An experiment whose fine-tunes follow a recipe; one that changes nothing is the experiment itself."""
+    return replace(experiment, variant=name, **settings) if settings else experiment
 
 
 def validation_table(found: Found, retrained: Mapping[int, Result]) -> str:

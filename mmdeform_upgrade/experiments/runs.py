@@ -42,12 +42,12 @@ class Experiment:
         targets, exclude, part, deform_groups: see :func:`upgrade_config`.
         epoch_ratio: length of the fine-tune over the baseline's.
         options: settings for every run, as ``key=value``.
-        lr_mult, offset_lr_mult: rates of the fine-tunes, see :func:`upgrade_config`.
         tune_options: settings for the fine-tunes alone.
-        tune_changes: the same as a config, for what ``key=value`` cannot say.
-        tune_hooks: hooks that the fine-tunes have besides their own.
         variant: name of these settings, where several share one baseline in ``work_dir``.
         train_command: how to train on a cluster, with ``{config}``, ``{work_dir}``; None trains here.
+        lr_mult, offset_lr_mult: rates of the fine-tunes, see :func:`upgrade_config`.
+        tune_changes: as ``tune_options``, for what ``key=value`` cannot say.
+        tune_hooks: hooks that the fine-tunes have besides their own.
     """
 
     config: str
@@ -61,11 +61,11 @@ class Experiment:
     options: Sequence[str] = ()
     tune_options: Sequence[str] = ()
     variant: str = ''
+    train_command: Optional[str] = None
     lr_mult: float = 1.0
     offset_lr_mult: Optional[float] = None
     tune_changes: Mapping[str, Any] = field(default_factory=dict)
     tune_hooks: Sequence[Mapping[str, Any]] = ()
-    train_command: Optional[str] = None
 
     def settings(self, arm: str) -> Dict[str, Any]:
         """What an arm depends on, and runs must share to be compared."""

@@ -1,11 +1,13 @@
 """Two arms of the experiment through the real tools."""
 import json
 import re
+import shutil
 
 import pytest
 from mmengine.config import Config
 
 from mmdeform_upgrade.errors import UpgradeError
+from mmdeform_upgrade.experiments.recipes import with_recipe
 from mmdeform_upgrade.experiments.runs import Experiment, read_result, run_arm, write_config
 from mmdeform_upgrade.hooks import upgraded_layers
 
@@ -97,3 +99,21 @@ def test_the_command_of_a_cluster_trains(done):
     failing = Experiment(**{**vars(experiment), 'train_command': 'false {config} {work_dir}'})
     with pytest.raises(UpgradeError, match=r'seed 5: baseline: false .*seed5/baseline\.py .* ended with status 1'):
         run_arm(failing, 5, 'baseline')
+
+
+def test_recipes_are_reported_beside_what_was_trained(done, tiny_config, tmp_path):
+    experiment, *_ = done
+    work_dir, recipes, out = tmp_path / 'arms', tmp_path / 'recipes.py', tmp_path / 'out'
+    shutil.copytree(experiment.work_dir, work_dir)
+    (work_dir / 'seed3' / 'upgraded').rename(work_dir / 'seed3' / 'upgraded-half')
+    recipes.write_text('recipes = dict(half=dict(epoch_ratio=0.5), low=dict(epoch_ratio=0.5, lr_mult=0.1))\n')
+    text = run_tool('experiments/recipes.py', tiny_config, recipes, '--metric', METRIC, '--work-dir', work_dir,
+                    '--seeds', 3, '--options', *OPTIONS, '--summary-only', '--out', out).stdout
+    assert re.search(r'^\| half \| 1 epochs \| 3 \| \d+\.\d\d \|', text, re.M) and '| low |' not in text
+    assert out.with_suffix('.md').read_text() == text.removesuffix('\n')
+    assert list(json.loads(out.with_suffix('.json').read_text())['runs']) == ['half']
+
+
+def test_a_recipe_that_changes_nothing_is_the_experiments_own_fine_tune(done):
+    experiment, *_ = done
+    assert read_result(with_recipe(experiment, 'paper', {}), 3, 'upgraded') == read_result(experiment, 3, 'upgraded')

@@ -30,6 +30,8 @@ def parse_args(argv):
     parser.add_argument('--part', default='backbone')
     parser.add_argument('--deform-groups', type=int, default=1)
     parser.add_argument('--epoch-ratio', type=float, default=0.25)
+    parser.add_argument('--lr-mult', type=float, default=1.0, help="rate of the fine-tunes over the baseline's")
+    parser.add_argument('--offset-lr-mult', type=float, help='rate of the offsets over that')
     parser.add_argument('--options', nargs='+', default=[], help='settings of every run, as key=value')
     parser.add_argument('--tune-options', nargs='+', default=[], help='settings of the fine-tunes, as key=value')
     parser.add_argument('--variant', default='', help='name of these settings, where several share one baseline')
@@ -44,7 +46,7 @@ def main(argv=None):
     experiment = Experiment(
         args.config, args.work_dir, args.metric, args.targets[0] if len(args.targets) == 1 else args.targets,
         args.exclude, args.part, args.deform_groups, args.epoch_ratio, args.options, args.tune_options,
-        args.variant, args.train_command)
+        args.variant, args.train_command, args.lr_mult, args.offset_lr_mult)
     work = read_result if args.summary_only else run_arm
     # An arm that starts from the baseline comes after it, whatever the order on the command line.
     arms = [arm for arm in ARMS if arm in args.arms]
