@@ -60,4 +60,4 @@ zoo: $(VENV)/.installed
 	mv $(ZOO_OUT)/zoo.jsonl docs/results/zoo.jsonl
 
 clean:
-	rm -rf $(VENV) $(DEMO_OUT) $(ZOO_OUT) build *.egg-info mmdeform_upgrade/.mim
+	rm -rf $(VENV) $(DEMO_OUT) $(ZOO_OUT) tutorial_output build *.egg-info mmdeform_upgrade/.mim

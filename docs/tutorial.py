@@ -2,7 +2,7 @@
 # # From a trained detector to a deformable one, and back
 #
 # Each `# %%` is a cell: open this file in VS Code, PyCharm or Spyder, convert it with jupytext, or run it whole from
-# the root of the checkout, which takes about five minutes on two CPU cores and leaves everything in `tutorial_output`:
+# the root of the checkout, which takes some minutes on a CPU and leaves everything in `tutorial_output`:
 #
 #     python docs/tutorial.py
 #
