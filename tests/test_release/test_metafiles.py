@@ -63,13 +63,15 @@ def test_mims_own_reader_takes_the_index():
     index = load(str(ROOT / 'model-index.yml'))
     index.build_models_with_collections()
     read = {model.name: model for model in index.models}
+    collections = {collection['Name']: collection for file in FILES.values() for collection in file['Collections']}
     assert sorted(read) == sorted(model['Name'] for model in MODELS)
     for model in MODELS:
         given = read[model['Name']]
         assert given.config == model['Config']
         assert given.metadata.data['Training Data'] == model['Metadata']['Training Data']
         assert [result.metrics for result in given.results or ()] == [r['Metrics'] for r in model.get('Results', ())]
-        assert 'Deformable Convolution' in given.full_model.metadata.data['Architecture'], 'from its collection'
+        architecture = collections[model['In Collection']]['Metadata']['Architecture']
+        assert given.full_model.metadata.data['Architecture'] == architecture
 
 
 def test_mmengine_and_mim_find_the_configs(tmp_path):
