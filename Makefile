@@ -12,7 +12,7 @@ JOBS ?= 1
 # Build tools that onedl-mmcv needs beside torch, since its build sees the environment.
 BUILD_TOOLS := setuptools wheel ninja psutil numpy
 
-.PHONY: install demo test family check zoo clean
+.PHONY: install demo test family mim check zoo clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -50,10 +50,14 @@ check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# MIM, in an environment of its own, on this package as a wheel (docs/releases.md).
+mim: $(VENV)/.installed
+	$(BIN)/python tests/families/mim.py
+
 # Some hours of one core; JOBS=4 uses four. Stopped and started again, it goes on.
 zoo: $(VENV)/.installed
 	$(BIN)/python tools/analysis_tools/zoo_sweep.py --out $(ZOO_OUT)/zoo.jsonl --summary docs/results/zoo.md --jobs $(JOBS)
 	mv $(ZOO_OUT)/zoo.jsonl docs/results/zoo.jsonl
 
 clean:
-	rm -rf $(VENV) $(DEMO_OUT) $(ZOO_OUT) build *.egg-info mmdeform_upgrade/.mim
+	rm -rf $(VENV) $(DEMO_OUT) $(ZOO_OUT) tutorial_output build *.egg-info mmdeform_upgrade/.mim

@@ -61,10 +61,11 @@ setup(
         'triton': ['triton>=3.0'],
         # onnxscript is what PyTorch's exporter is written with; onnxruntime runs what was exported
         'onnx': ['onnx>=1.17', 'onnxscript>=0.5', 'onnxruntime>=1.25'],
-        # triton: its interpreter tests the GPU kernels on any machine
+        # triton: its interpreter tests the GPU kernels on any machine; model-index: what MIM reads metafiles with
         'dev': [
-            'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'mypy', 'triton>=3.0; platform_system == "Linux"',
-            'onnx>=1.17', 'onnxscript>=0.5', 'onnxruntime>=1.25; python_version >= "3.11"'
+            'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'mypy', 'model-index',
+            'triton>=3.0; platform_system == "Linux"', 'onnx>=1.17', 'onnxscript>=0.5',
+            'onnxruntime>=1.25; python_version >= "3.11"'
         ],
     },
     cmdclass={'build_py': BuildWithMim},

@@ -93,6 +93,34 @@ def object_points(seen: Look, count: int) -> List[Point]:
     return [(float(y0 + y1) / 2 * scale[0], float(x0 + x1) / 2 * scale[1]) for x0, y0, x1, y1 in boxes]
 
 
+def records_up_to(seen: Look, layer: Optional[str] = None) -> List[Record]:
+    """The layers that ran before one, and it; all of them without a name.
+
+    Args:
+        seen: a look at a picture.
+        layer: dotted name of an upgraded layer, or the end of it.
+
+    Raises:
+        ConfigError: none, or several, are called so.
+    """
+    if layer is None:
+        return seen.records
+    names = [record.layer for record in seen.records]
+    found = [i for i, name in enumerate(names) if f'.{name}'.endswith(f'.{layer}')]
+    if len(found) != 1:
+        raise ConfigError(f'{layer!r} is the name of {len(found)} upgraded layers, expected one; there are '
+                          f'{", ".join(names)}')
+    return seen.records[:found[0] + 1]
+
+
+@torch.no_grad()
+def level_of(model: Any, seen: Look, record: Record) -> int:
+    """Index of the backbone's first map with the size of a layer's output; the last where there is none."""
+    sizes = [tuple(level.shape[-2:]) for level in model.backbone(seen.input)]
+    own = tuple(record.offset.shape[-2:])
+    return sizes.index(own) if own in sizes else len(sizes) - 1
+
+
 def fields(model: Any, seen: Look, point: Point, level: Optional[int] = None) -> Tuple[np.ndarray, np.ndarray]:
     """Effective receptive fields of a backbone's last map (or another) at a point, offsets at zero and as learned."""
 

@@ -2,6 +2,7 @@
 """Any checkpoint file to names and tensors, recognised by its content."""
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any, Dict, Mapping
 
@@ -12,6 +13,8 @@ from .pytorch import read_checkpoint
 from .safetensors import read_safetensors
 from .sniff import existing_file, first_bytes, kind_of, members
 
+META = 'meta'  # under this name the metadata of a safetensors file holds a checkpoint's meta, as JSON
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -20,7 +23,8 @@ class Contents:
     Attributes:
         container: for people (``'safetensors file'``).
         tensors: names to tensors; what a PyTorch checkpoint has there is not checked.
-        rest: everything else in the file (``meta``, ``optimizer``, ``__author__`` ...).
+        rest: everything else in the file (``meta``, ``optimizer``, ``__author__`` ...). The texts beside the tensors of
+            a safetensors file are ``metadata``; a release of this package has its ``meta`` in them.
     """
 
     container: str
@@ -49,7 +53,7 @@ def read_tensors(path: str, map_location: Any = 'cpu') -> Contents:
         return Contents('pickle of NumPy arrays', *read_pickled(path))
     if kind == 'safetensors':
         tensors, metadata = read_safetensors(path)
-        return Contents('safetensors file', tensors, {'metadata': metadata} if metadata else {})
+        return Contents('safetensors file', tensors, _of_texts(metadata))
     names = members(path)
     if is_mxnet_zip(names):
         return Contents('MXNet file', read_mxnet(path))
@@ -64,3 +68,16 @@ def _of_torch(checkpoint: Dict[str, Any]) -> Contents:
         checkpoint = {key: value for key, value in tensors.items() if key != 'model'}
         tensors = tensors['model']
     return Contents('PyTorch checkpoint', tensors, checkpoint)
+
+
+def _of_texts(metadata: Mapping[str, str]) -> Dict[str, Any]:
+    """What stands beside the tensors of a safetensors file, with ``meta`` where a release has it."""
+    rest: Dict[str, Any] = {'metadata': dict(metadata)} if metadata else {}
+    text = metadata.get(META, '')
+    if text.lstrip()[:1] == '{':  # other libraries may mean anything by that name
+        try:
+            rest['meta'] = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"the file's metadata has a damaged entry {META!r} ({type(error).__name__}); copy or "
+                                  'download it again') from error
+    return rest

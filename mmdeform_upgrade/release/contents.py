@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
-from ..readers import written_whole
+from ..readers import META, written_whole
 
 # What tells where a checkpoint is from; times, seeds and paths of a run stay behind.
 KEPT_META = ('dataset_meta', 'CLASSES', 'PALETTE', 'cfg', 'config', 'epoch', 'iter', 'mmengine_version',
@@ -45,16 +45,7 @@ def plain_meta(meta: Any) -> Dict[str, Any]:
 
 def meta_text(meta: Mapping[str, Any]) -> Dict[str, str]:
     """``meta`` as the metadata of a safetensors file."""
-    return {'format': 'pt', 'meta': json.dumps(meta, ensure_ascii=False)}
-
-
-def meta_of_text(metadata: Mapping[str, str]) -> Dict[str, Any]:
-    """``meta`` from the metadata of a safetensors file; empty where there is none of this package."""
-    try:
-        meta = json.loads(metadata.get('meta', '{}'))
-    except ValueError as error:
-        raise CheckpointError("the file's metadata has a damaged entry 'meta'; copy or download it again") from error
-    return meta if isinstance(meta, dict) else {}
+    return {'format': 'pt', META: json.dumps(meta, ensure_ascii=False)}
 
 
 def write_checkpoint(path: str, state_dict: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

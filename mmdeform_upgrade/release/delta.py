@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checkpoint import StateDict, clean_state_dict, file_sha256, load_baseline
 from ..errors import CheckpointError
 from ..readers import read_tensors, write_safetensors
-from .contents import meta_of_text, plain_meta, write_checkpoint
+from .contents import meta_text, plain_meta, write_checkpoint
 
 _KIND = 'mmdeform_upgrade delta 1'
 
@@ -58,7 +58,7 @@ def make_delta(baseline: str, upgraded: str, out: str) -> Tuple[int, int]:
     old, (new, meta) = load_baseline(baseline), _read(upgraded)
     changed = difference(old, new)
     write_safetensors(out, changed, {
-        'format': 'pt', 'kind': _KIND, 'meta': json.dumps(plain_meta(meta), ensure_ascii=False),
+        **meta_text(plain_meta(meta)), 'kind': _KIND,
         'baseline': os.path.basename(baseline), 'baseline_sha256': file_sha256(baseline),
         'baseline_tensors_sha256': tensors_sha256(old), 'upgraded_tensors_sha256': tensors_sha256(new),
         'names': json.dumps(list(new))})
@@ -95,14 +95,13 @@ def apply_delta(baseline: str, delta: str, out: str) -> StateDict:
         raise CheckpointError(f'{delta} does not give the upgrade that it was made of, so it is damaged; copy or '
                               'download it again')
     result = {name: whole[name] for name in names}
-    write_checkpoint(out, result, meta_of_text(metadata))
+    write_checkpoint(out, result, contents.rest.get('meta') or {})
     return result
 
 
 def _read(path: str) -> Tuple[StateDict, Dict[str, Any]]:
     contents = read_tensors(path)
-    meta = contents.rest.get('meta') or meta_of_text(contents.rest.get('metadata') or {})
-    return clean_state_dict(contents.tensors), meta
+    return clean_state_dict(contents.tensors), contents.rest.get('meta') or {}
 
 
 def _same(old: Tensor, new: Tensor) -> bool:

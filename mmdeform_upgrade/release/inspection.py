@@ -13,7 +13,6 @@ from ..checkpoint import clean_state_dict, file_sha256, import_checkpoint, is_of
 from ..errors import CheckpointError
 from ..importers import PLAIN
 from ..readers import read_tensors
-from .contents import meta_of_text
 
 _STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
 
@@ -85,7 +84,7 @@ def inspect_checkpoint(path: str) -> Inspection:
     path = os.path.expanduser(path)
     contents = read_tensors(path)
     rest = contents.rest
-    meta = rest.get('meta') or meta_of_text(rest.get('metadata') or {})
+    meta = rest.get('meta')
     meta = meta if isinstance(meta, Mapping) else {}
     try:
         imported = import_checkpoint({**rest, 'meta': meta, 'state_dict': contents.tensors})

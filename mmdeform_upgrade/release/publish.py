@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Mapping, Optional
 from ..checkpoint import StateDict, clean_state_dict, file_sha256
 from ..errors import CheckpointError, ConfigError
 from ..readers import read_tensors, write_safetensors
-from .contents import meta_of_text, meta_text, plain_meta, refuse_existing, write_checkpoint
+from .contents import meta_text, plain_meta, refuse_existing, write_checkpoint
 from .stock import why_not_stock
 
 
@@ -76,7 +76,7 @@ def publish(source: str, out_dir: str, *, config: Optional[str] = None, ema: boo
         raise ConfigError(f'--date {date!r}: expected YYYYMMDD')
     cfg = Config.fromfile(config) if config else None
     contents = read_tensors(source)
-    raw = {'meta': meta_of_text(contents.rest.get('metadata') or {}), **contents.rest, 'state_dict': contents.tensors}
+    raw = {'meta': {}, **contents.rest, 'state_dict': contents.tensors}
     release = published_checkpoint(raw, ema=ema, config_text=cfg.pretty_text if cfg else None)
     if cfg is None and isinstance(release['meta'].get('cfg'), str):
         cfg = _config_of(release['meta']['cfg'])

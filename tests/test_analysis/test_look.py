@@ -1,11 +1,13 @@
 """The pictures of where an upgrade looks, through the real inference of mmdet."""
+from dataclasses import replace
+
 import mmcv
 import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 
-from mmdeform_upgrade.analysis.look import fields, load_network, look, object_points
+from mmdeform_upgrade.analysis.look import fields, level_of, load_network, look, object_points, records_up_to
 from mmdeform_upgrade.errors import ConfigError
 
 from ..conftest import build, run_tool
@@ -50,9 +52,23 @@ def test_the_tool_draws_and_says_the_statistics(upgraded, tmp_path):
     config, checkpoint, image = upgraded
     out = tmp_path / 'offsets.png'
     text = run_tool('analysis_tools/show_offsets.py', image, config, checkpoint, '--out', out, '--points',
-                    '48,48').stdout
+                    '48,48', '--layer', '1.conv2').stdout
     assert 'backbone.layer4.1.conv2: mean' in text and 'outside the map' in text
     assert mmcv.imread(str(out)).shape[1] > 1000
+
+
+def test_another_layer_is_followed_back_and_has_its_own_map(upgraded):
+    config, checkpoint, image = upgraded
+    model = load_network(config, checkpoint)
+    seen = look(model, image)
+    assert [record.layer for record in records_up_to(seen, '1.conv1')] == [r.layer for r in seen.records[:2]]
+    assert records_up_to(seen) == seen.records and level_of(model, seen, seen.records[0]) == 2
+    finer = replace(seen.records[0], offset=seen.records[0].offset.new_zeros(1, 1, 9, 2, 6, 6))
+    assert level_of(model, seen, finer) == 1
+    with pytest.raises(ConfigError, match=r"'conv2' is the name of 2 upgraded layers, expected one; .*4\.1\.conv1"):
+        records_up_to(seen, 'conv2')
+    with pytest.raises(ConfigError, match="'onv1' is the name of 0 upgraded layers"):
+        records_up_to(seen, 'onv1')
 
 
 def test_a_network_without_upgraded_layers_is_refused(tiny_config, tiny_baseline, upgraded):

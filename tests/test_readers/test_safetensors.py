@@ -38,6 +38,22 @@ def test_a_file_written_by_hand_is_read(tmp_path):
     assert read_tensors(path).rest == {'metadata': {'format': 'pt'}}
 
 
+@pytest.mark.parametrize('text,meta', [('{"epoch": 2, "dataset_meta": {"classes": ["a"]}}',
+                                        {'epoch': 2, 'dataset_meta': {'classes': ['a']}}),
+                                       ('what another library keeps there', None), ('[1]', None), ('', None)])
+def test_a_releases_meta_is_where_a_checkpoint_has_it(tmp_path, text, meta):
+    write_safetensors(tmp_path / 'a.safetensors', {'w': torch.ones(1)}, {'meta': text})
+    rest = read_tensors(tmp_path / 'a.safetensors').rest
+    assert rest == {'metadata': {'meta': text}, **({'meta': meta} if meta else {})}
+
+
+@pytest.mark.parametrize('text', ['{"epoch": 2', '{"a":' * 100000])
+def test_a_damaged_meta_is_refused(tmp_path, text):
+    write_safetensors(tmp_path / 'a.safetensors', {'w': torch.ones(1)}, {'meta': text})
+    with pytest.raises(CheckpointError, match="a damaged entry 'meta'"):
+        read_tensors(tmp_path / 'a.safetensors')
+
+
 def test_what_is_written_is_read_back(tmp_path):
     tensors = {f'{dtype}': torch.tensor([[0, 1, 1]]).to(dtype) for dtype in DTYPES}
     shared = torch.randn(4, 5)

@@ -57,6 +57,23 @@ def test_published_numbers_are_complete():
     assert sorted(values) == sorted(expected)
 
 
+def test_mims_own_reader_takes_the_index():
+    pytest.importorskip('modelindex', reason='needs the extra [dev]')
+    from modelindex.load_model_index import load
+    index = load(str(ROOT / 'model-index.yml'))
+    index.build_models_with_collections()
+    read = {model.name: model for model in index.models}
+    collections = {collection['Name']: collection for file in FILES.values() for collection in file['Collections']}
+    assert sorted(read) == sorted(model['Name'] for model in MODELS)
+    for model in MODELS:
+        given = read[model['Name']]
+        assert given.config == model['Config']
+        assert given.metadata.data['Training Data'] == model['Metadata']['Training Data']
+        assert [result.metrics for result in given.results or ()] == [r['Metrics'] for r in model.get('Results', ())]
+        architecture = collections[model['In Collection']]['Metadata']['Architecture']
+        assert given.full_model.metadata.data['Architecture'] == architecture
+
+
 def test_mmengine_and_mim_find_the_configs(tmp_path):
     package = tmp_path / 'mmdeform_upgrade'
     (package / '.mim').mkdir(parents=True)

@@ -11,10 +11,12 @@ from mmengine.model import ExponentialMovingAverage
 
 from mmdeform_upgrade.checkpoint import file_sha256
 from mmdeform_upgrade.errors import CheckpointError, ConfigError
+from mmdeform_upgrade.locations import read_as_it_is
 from mmdeform_upgrade.readers import read_safetensors
 from mmdeform_upgrade.release import inspect_checkpoint, publish, published_checkpoint
 
 from ..conftest import run_tool
+from .conftest import CLASSES
 
 
 def _same(first, second):
@@ -59,6 +61,22 @@ def test_a_release_loads_in_init_detector_and_in_test_py(files, release, tmp_pat
     assert _same(model.state_dict(), files.state_dict) and model.dataset_meta['classes'][0] == 'star'
     out = run_tool('test.py', files.config, release[0], '--work-dir', tmp_path).stdout
     assert 'pascal_voc/mAP' in out
+
+
+def test_the_safetensors_of_a_release_brings_classes_and_provenance_along(files, release):
+    from mmdet.apis import init_detector
+    model = init_detector(files.config, f'baseline://{release[1]}', device='cpu')
+    assert _same(model.state_dict(), files.state_dict)
+    assert tuple(model.dataset_meta['classes']) == CLASSES
+    meta = read_as_it_is(release[1])['meta']
+    assert meta['deform_upgrade'] == torch.load(release[0], weights_only=True)['meta']['deform_upgrade']
+
+
+def test_a_safetensors_is_published_again_with_its_meta(files, release, tmp_path):
+    again, _, _ = publish(release[1], str(tmp_path), config=files.config, date='20260102')
+    meta = torch.load(again, weights_only=True)['meta']
+    assert meta['epoch'] == 2 and meta['deform_upgrade']['layers'] == files.layers
+    assert meta['published']['source'] == Path(release[1]).name
 
 
 # Trap: MMEngine saves the averaged weights under state_dict and the trained ones under ema_state_dict.

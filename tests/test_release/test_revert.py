@@ -1,18 +1,20 @@
 """Back to plain convolutions where offsets do nothing."""
 import copy
 import re
+import runpy
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 
-from mmdeform_upgrade.errors import CheckpointError, UpgradeError
+from mmdeform_upgrade.errors import CheckpointError, ConfigError, UpgradeError
 from mmdeform_upgrade.hooks import upgraded_layers
 from mmdeform_upgrade.release.revert import judge, output_difference, reverted_checkpoint, reverted_config
 from mmdeform_upgrade.upgrade import revert_
 
-from ..conftest import build, relative_error, run_tool
+from ..conftest import ROOT, build, relative_error, run_tool
 
 NAMES = [f'backbone.layer4.{name}' for name in ('0.conv2', '1.conv1', '1.conv2')]
 
@@ -96,3 +98,51 @@ def test_the_tool_reports_validates_and_then_writes(files, tmp_path):
     assert re.search(r'before: pascal_voc.*after: pascal_voc', text, re.S)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['back.pth', 'back.py']
     assert list(upgraded_layers(build(Config.fromfile(Path(tmp_path / 'back.py'))))) == NAMES[2:]
+
+
+@pytest.fixture
+def pictures(shapes, tmp_path):
+    """Three pictures of the test split, and a file that is none."""
+    folder = tmp_path / 'pictures'
+    folder.mkdir()
+    for path in sorted((shapes / 'VOC2007/JPEGImages').glob('*.jpg'))[-3:]:
+        shutil.copy(path, folder / f'{path.stem}.JPG')
+    (folder / 'notes.txt').write_text('no picture')
+    return folder
+
+
+def _revert(*arguments):
+    return runpy.run_path(str(ROOT / 'tools/model_converters/revert.py'))['main']([str(word) for word in arguments])
+
+
+def test_pictures_of_a_folder_are_judged_instead_of_the_validation_set(files, pictures, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **kwargs: (text, True))
+    seen = []
+    predict = 'mmdeform_upgrade.analysis.look.predict'
+    from mmdeform_upgrade.analysis.look import predict as original
+    monkeypatch.setattr(predict, lambda model, image: seen.append(Path(image).name) or original(model, image))
+    # The set is not looked at: it need not be there.
+    cfg = Config.fromfile(files.config)
+    cfg.val_dataloader.dataset.data_root = 'nowhere/'
+    cfg.dump(tmp_path / 'moved.py')
+    out = tmp_path / 'back.pth'
+    _revert(tmp_path / 'moved.py', files.checkpoint, out, '--threshold', 0.1, '--images', pictures, '--num', 2)
+    said = capsys.readouterr().out
+    assert set(seen) == {path.name for path in sorted(pictures.glob('*.JPG'))[:2]}
+    assert re.search(r'1\.conv1: revert: 95 % of offsets below 0\.01414 px, reverting it changes the output by ', said)
+    assert re.search(r'1\.conv2: keep: ', said) and '2 of 3 layers go back; together' in said
+    sizes = [Path(path).stat().st_size for path in (out, files.checkpoint)]
+    assert sizes[0] < sizes[1], 'what goes back takes its offset branches along'
+    loaded = torch.load(out, weights_only=True)
+    assert not any('1.conv1.conv_offset' in key or '0.conv2.conv_offset' in key for key in loaded['state_dict'])
+    assert Config.fromfile(tmp_path / 'back.py').load_from == str(out)
+
+
+def test_a_folder_without_pictures_is_refused(files, pictures, tmp_path):
+    for path in pictures.glob('*.JPG'):
+        path.unlink()
+    with pytest.raises(ConfigError, match=r'holds no pictures \(\.jpg'):
+        _revert(files.config, files.checkpoint, tmp_path / 'b.pth', '--images', pictures)
+    with pytest.raises(ConfigError, match='there is no such folder'):
+        _revert(files.config, files.checkpoint, tmp_path / 'b.pth', '--images', tmp_path / 'none')
+    assert not (tmp_path / 'b.pth').exists()

@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import pytest
 import torch
+from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 
 from mmdeform_upgrade.release import publish, stock_config
@@ -17,11 +19,12 @@ from ..conftest import MMDET_CONFIGS, ROOT, build
 RUN = """
 import sys, torch, json
 sys.modules['mmdeform_upgrade'] = None  # whoever imports it fails
-from mmdet.apis import init_detector
+from mmdet.apis import inference_detector, init_detector
 model = init_detector(sys.argv[1], sys.argv[2], device='cpu')
 with torch.no_grad():
     out = model(torch.load(sys.argv[3]), None, mode='tensor')
-torch.save([tensor for level in out for tensor in level], sys.argv[4])
+found = inference_detector(model, sys.argv[5]).pred_instances
+torch.save([*(tensor for level in out for tensor in level), found.bboxes, found.scores, found.labels], sys.argv[4])
 print(type(model.backbone.layer4[0].conv2).__module__)
 """
 
@@ -44,14 +47,17 @@ def test_a_release_gives_the_same_in_a_stock_installation(tmp_path):
     for name, parameter in model.named_parameters():
         if 'conv_offset' in name:
             torch.nn.init.normal_(parameter, std=1 if name.endswith('bias') else 0.05)
-    checkpoint = tmp_path / 'run.pth'
+    torch.nn.init.zeros_(model.bbox_head.retina_cls.bias)  # else no score reaches the threshold
+    torch.nn.init.normal_(model.bbox_head.retina_cls.weight, std=0.1)
+    checkpoint, picture = tmp_path / 'run.pth', str(tmp_path / 'picture.png')
+    cv2.imwrite(picture, torch.randint(256, (96, 128, 3), dtype=torch.uint8).numpy())
     meta = {'cfg': cfg.pretty_text, 'dataset_meta': {'classes': ('a', 'b', 'c')}, 'experiment_name': 'retina'}
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, checkpoint)
     release, _, stock = publish(str(checkpoint), str(tmp_path / 'zoo'), date='20260101')
     assert 'mmdeform_upgrade' not in Path(stock).read_text() and stock.endswith('-stock.py')
     image = torch.randn(1, 3, 96, 128)
     torch.save(image, tmp_path / 'image.pt')
-    arguments = [stock, release, tmp_path / 'image.pt', tmp_path / 'out.pt']
+    arguments = [stock, release, tmp_path / 'image.pt', tmp_path / 'out.pt', picture]
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
     result = subprocess.run([sys.executable, '-c', RUN, *map(str, arguments)], capture_output=True, text=True, env=env,
                             cwd=tmp_path, timeout=200, check=False)
@@ -59,8 +65,11 @@ def test_a_release_gives_the_same_in_a_stock_installation(tmp_path):
     assert result.stdout.splitlines()[-1] == 'mmcv.ops.deform_conv'
     with torch.no_grad():
         expected = [tensor for level in model(image, None, mode='tensor') for tensor in level]
-    found = torch.load(tmp_path / 'out.pt')
+    detections = inference_detector(init_detector(cfg, release, device='cpu'), picture).pred_instances
+    *found, boxes, scores, labels = torch.load(tmp_path / 'out.pt')
     assert len(found) == len(expected) == 10
+    assert len(boxes) >= 50 and torch.equal(labels, detections.labels)
+    assert (boxes - detections.bboxes).abs().max() < 1e-2 and (scores - detections.scores).abs().max() < 1e-4
     for a, b in zip(found, expected, strict=True):
         assert (a - b).abs().max() < 1e-4 * b.abs().max().clamp_min(1)
     for layer in model.backbone.layer4:

@@ -210,7 +210,7 @@ def plot(report, path):
     figure.savefig(path, dpi=120)
 
 
-def parse_args():
+def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--dtypes', nargs='+', default=['float32'], choices=['float32', 'float16', 'bfloat16'])
@@ -219,15 +219,15 @@ def parse_args():
     parser.add_argument('--repetitions', type=int, default=15)
     parser.add_argument('--threads', type=int, default=2, help='CPU threads')
     parser.add_argument('--out', type=Path, help='where to write OUT.json, OUT.md and OUT.png')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.backends = args.backends or (['eager', 'triton'] if args.device == 'cuda' else ['eager'])
     named = [tuple(map(int, s.split('x'))) for s in args.shapes] if args.shapes else SHAPES[args.device]
     args.shapes = named
     return args
 
 
-def main():
-    args = parse_args()
+def main(argv=None):
+    args = parse_args(argv)
     torch.set_num_threads(args.threads)
     settings = {'repetitions': args.repetitions, 'offset_sigma': SIGMA}
     report = {'conditions': {**conditions(args.device), **settings}, 'runs': []}

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from mmdeform_upgrade import launch
-from mmdeform_upgrade.analysis.look import fields, load_network, look, object_points
+from mmdeform_upgrade.analysis.look import fields, level_of, load_network, look, object_points, records_up_to
 from mmdeform_upgrade.analysis.offsets import sampling_points, statistics
 from mmdeform_upgrade.analysis.receptive_field import spread
 from mmdeform_upgrade.errors import ConfigError
@@ -32,7 +32,10 @@ def parse_args(argv):
     parser.add_argument('--points', nargs='+', type=point, metavar='Y,X',
                         help='positions, in pixels of the picture as the network sees it')
     parser.add_argument('--count', type=int, default=3, help='detections to show, where no points are given')
-    parser.add_argument('--depth', type=int, default=3, help='how many of the last upgraded layers to go back through')
+    parser.add_argument('--layer', metavar='NAME',
+                        help='the layer whose output positions are followed back: its name or the end of it (default: '
+                             'the last upgraded one). Fields are those of the map of the backbone with its size')
+    parser.add_argument('--depth', type=int, default=3, help='how many upgraded layers to go back through')
     parser.add_argument('--group', type=int, default=0, help='deform group')
     parser.add_argument('--device', default='cpu')
     return parser.parse_args(argv)
@@ -40,11 +43,13 @@ def parse_args(argv):
 
 def rows(model, seen, args):
     size = seen.picture.shape[:2]
+    records = records_up_to(seen, args.layer)
+    level = level_of(model, seen, records[-1])
     for at in args.points or object_points(seen, args.count):
-        depths = range(1, min(args.depth, len(seen.records)) + 1)
-        points = {f'{depth} layer{"s" * (depth > 1)}': sampling_points(seen.records, at, size, depth, args.group)
+        depths = range(1, min(args.depth, len(records)) + 1)
+        points = {f'{depth} layer{"s" * (depth > 1)}': sampling_points(records, at, size, depth, args.group)
                   for depth in depths}
-        before, after = fields(model, seen, at)
+        before, after = fields(model, seen, at, level)
         widths = [spread(torch.from_numpy(field)) for field in (before, after)]
         yield at, points, {f'offsets at zero ({widths[0]:.0f} px)': before, f'as learned ({widths[1]:.0f} px)': after}
 

@@ -1,0 +1,153 @@
+"""Every command of the README and the pages: its tool takes it as it stands, a test runs the tool; cheap ones run."""
+import argparse
+import re
+import runpy
+import shlex
+
+import pytest
+
+from .conftest import ROOT
+from .test_release.conftest import files  # noqa: F401  (fixture)
+
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+# What runs each tool for real, on small data.
+RUN_BY = {
+    'upgrade.py': 'test_tools.py::test_upgrade_writes_a_short_inheriting_config_and_the_control',
+    'train.py': 'test_tools.py::test_the_written_config_trains_and_tests',
+    'test.py': 'test_tools.py::test_the_written_config_trains_and_tests',
+    'demo.py': 'test_demo.py::test_demo_measures_draws_and_says_what_it_found',
+    'model_converters/import_baseline.py': 'test_importers/test_tool.py::',
+    'model_converters/publish_model.py': 'test_release/test_page.py::test_a_command_of_the_page_runs',
+    'model_converters/delta.py': 'test_release/test_page.py::test_a_command_of_the_page_runs',
+    'model_converters/revert.py': 'test_release/test_revert.py::test_the_tool_reports_validates_and_then_writes',
+    'deployment/export_onnx.py': 'test_deployment/test_onnx.py::test_the_tool_exports_a_whole_ssd',
+    'experiments/four_arms.py': 'test_experiments/test_runs.py::test_every_arm_is_trained_tested_and_reported',
+    'analysis_tools/depth_study.py': 'test_experiments/test_runs.py::',
+    'analysis_tools/cost.py': 'test_analysis/test_timing.py::',
+    'analysis_tools/benchmark_op.py': 'test_analysis/test_timing.py::',
+    'analysis_tools/show_offsets.py': 'test_analysis/test_look.py::test_the_tool_draws_and_says_the_statistics',
+    'analysis_tools/zoo_sweep.py': 'test_zoo.py::',
+    'dataset_tools/compose_shapes.py': 'conftest.py::shapes',
+    'dataset_tools/compose_cutouts.py':
+        'test_data/test_page.py::test_the_cut_outs_of_the_page_are_collected_and_composed',
+    'dataset_tools/collect_debian_cutouts.py':
+        'test_data/test_page.py::test_the_cut_outs_of_the_page_are_collected_and_composed',
+}
+# Those that are not of Python, or not of this package, and why they may stand there.
+OTHERS = {
+    'make': 'the target is in the Makefile',
+    'mim': 'make mim runs them (tests/families/mim.py)',
+    'pip': 'the extras are in setup.py',
+    'apt-get': "Debian's",
+}
+
+
+def _code(text):
+    """Lines of code blocks, fenced or indented, those that end in a backslash joined; comments taken off."""
+    fenced = '\n'.join(re.findall(r'^ *```bash\n(.*?)^ *```', text, re.M | re.S))
+    rest = re.sub(r'^ *```.*?^ *```', '', text, flags=re.M | re.S)
+    indented = '\n'.join(re.findall(r'^ {4}(.*)$', rest, re.M))
+    for line in re.sub(r'\\\n\s*', ' ', f'{fenced}\n{indented}').splitlines():
+        line = re.sub(r'(^|\s)#.*', '', line).strip()
+        if re.match(rf'(?:python|bash|tools/\S+\.sh|{"|".join(OTHERS)})\s', line):
+            yield line
+
+
+def _inline(text):
+    """Whole commands in the running text."""
+    text = re.sub(r'^ *```.*?^ *```', '', text, flags=re.M | re.S)
+    spans = (re.sub(r'\s+', ' ', span) for span in re.findall(r'`([^`]+)`', text))
+    yield from (span for span in spans if re.match(r'(?:python|make|mim|pip) \S+ \S', span) and '…' not in span)
+
+
+COMMANDS = sorted({(path.relative_to(ROOT).as_posix(), command) for path in PAGES
+                   for text in [path.read_text(encoding='utf8')] for command in (*_code(text), *_inline(text))})
+TOOLS = sorted({words[1].removeprefix('tools/') for _, command in COMMANDS
+                if (words := command.split())[0] == 'python' and words[1].startswith('tools/')})
+
+
+class _ParsedError(Exception):
+    """What was asked for, instead of doing it."""
+
+
+def _parse(tool, arguments, monkeypatch):
+    """The tool's own parser on a command; the tool itself goes no further."""
+    original = argparse.ArgumentParser.parse_args
+
+    def parse_args(self, args=None, namespace=None):
+        raise _ParsedError(original(self, args, namespace))
+
+    monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse_args)
+    monkeypatch.setattr('mmdeform_upgrade.release.inspect_checkpoint', lambda path: path)
+    with pytest.raises((_ParsedError, SystemExit)) as found:
+        runpy.run_path(str(ROOT / 'tools' / tool))['main'](arguments)
+    if isinstance(found.value, SystemExit):
+        assert found.value.code in (0, None), f'{tool} does not take {arguments}'
+
+
+def test_there_are_commands_to_check():
+    assert len(COMMANDS) >= 60 and len(TOOLS) >= 16
+    assert {'README.md', 'docs/releases.md', 'docs/recipes.md', 'docs/results/main_job.md'} <= {p for p, _ in COMMANDS}
+
+
+@pytest.mark.parametrize('page,command', COMMANDS)
+def test_a_command_is_one_that_its_tool_takes(page, command, monkeypatch, capsys):
+    program, *words = shlex.split(command)
+    for word in words:
+        assert not re.match(r'(?:configs|tools|docs|tests)/.*\.(?:py|sh)$', word) or (ROOT / word).is_file() or \
+            words[words.index(word) - 1] in ('--out', '--control') or 'upgrade' in word or 'control' in word, word
+    if program == 'python' and words[0] != '-m':
+        assert (ROOT / words[0]).is_file(), words[0]
+        if words[0].startswith('tools/'):
+            _parse(words[0].removeprefix('tools/'), words[1:], monkeypatch)
+    elif program == 'make':
+        targets = [word for word in words if '=' not in word]
+        for target in targets:
+            assert re.search(rf'^{target}:', (ROOT / 'Makefile').read_text(), re.M), target
+    elif program == 'pip':
+        for extra in re.findall(r'\[(\w+)\]', command):
+            assert f"'{extra}': [" in (ROOT / 'setup.py').read_text(), extra
+    elif program == 'mim':
+        assert page == 'docs/releases.md' or words[:2] == ['train', 'onedl-mmdetection'], 'make mim runs that page'
+    else:
+        assert program in ('apt-get', 'python') or (ROOT / program).is_file(), program
+
+
+@pytest.mark.parametrize('tool', TOOLS)
+def test_a_tool_that_is_shown_is_run_by_a_test(tool):
+    file, _, name = RUN_BY[tool].partition('::')
+    text = (ROOT / 'tests' / file).read_text()
+    if name and name != 'test_a_command_of_the_page_runs':
+        start = text.index(f'def {name}(')
+        assert tool.rpartition('/')[2] in text or re.search(rf'^python tools/{tool}', text[start:], re.M), tool
+    elif not name:
+        assert tool.rpartition('/')[2] in text
+
+
+def _cheap():
+    pages = ('README.md', 'docs/getting_started.md')
+    tools = ('upgrade.py', 'model_converters/publish_model.py', 'model_converters/delta.py')
+    return [(page, command) for page, command in COMMANDS if page in pages and '.params' not in command
+            and any(command.startswith(f'python tools/{tool} ') for tool in tools)]
+
+
+def test_cheap_commands_run_as_they_stand(files, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **kwargs: (text, True))
+    monkeypatch.chdir(tmp_path)
+    commands = _cheap()
+    assert len(commands) >= 7
+    for page, command in commands:
+        tool, *words = shlex.split(command)[1:]
+        upgrades = tool.endswith('upgrade.py') and '--inspect' not in words
+        given = {'CONFIG': files.baseline_config if upgrades else files.config, 'my_detector.py': files.baseline_config,
+                 'CHECKPOINT': files.baseline if upgrades else files.checkpoint, 'my_detector.pth': files.baseline,
+                 'BASELINE': files.baseline, 'UPGRADED': files.checkpoint}
+        main = runpy.run_path(str(ROOT / tool))['main']
+        try:
+            main([given.get(word, word) for word in words])
+        except SystemExit as end:
+            assert end.code in (0, None) and '--inspect' in words, (page, command)
+        said = capsys.readouterr().out
+        assert re.search('written: |dry run: nothing was written|an upgrade of 3 layers', said), (page, command)
+        for word in words:
+            assert not re.match(r'(?:OUT|my_upgrade|my_control)\.', word) or (tmp_path / word).is_file(), word
