@@ -12,7 +12,7 @@ JOBS ?= 1
 # Build tools that onedl-mmcv needs beside torch, since its build sees the environment.
 BUILD_TOOLS := setuptools wheel ninja psutil numpy
 
-.PHONY: install demo test family check zoo clean
+.PHONY: install demo test family check zoo faults clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -54,6 +54,11 @@ check: $(VENV)/.installed
 zoo: $(VENV)/.installed
 	$(BIN)/python tools/analysis_tools/zoo_sweep.py --out $(ZOO_OUT)/zoo.jsonl --summary docs/results/zoo.md --jobs $(JOBS)
 	mv $(ZOO_OUT)/zoo.jsonl docs/results/zoo.jsonl
+
+# Everything that goes wrong, in full (docs/reliability.md); some twenty minutes of two cores.
+faults: $(VENV)/.installed
+	set -e; for script in tests/faults/sweep_*.py; do echo "== $$script"; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.$$(basename $$script .py) --out docs/results/faults; done
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUT) $(ZOO_OUT) build *.egg-info mmdeform_upgrade/.mim

@@ -77,12 +77,13 @@ def tiny_config(work_dir, baseline=None, **changes):
         extra = dict(load_from=str(baseline), custom_hooks=[dict(type='DeformUpgradeHook')])
     loader = dict(batch_size=2, num_workers=0, dataset=dict(type='TinyData'), collate_fn=dict(type='default_collate'))
     cfg = Config(dict(
-        model=dict(type='TinyModel', backbone=backbone), work_dir=str(work_dir), log_level='WARNING',
+        model=dict(type='TinyModel', backbone=backbone), work_dir=str(work_dir), log_level='INFO',
+        randomness=dict(seed=0),
         train_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=True)),
         val_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=False)),
         train_cfg=dict(by_epoch=True, max_epochs=6, val_interval=1), val_cfg=dict(),
         val_evaluator=dict(type='TinyError'),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.02, momentum=0.9)),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.005, momentum=0.9)),
         param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=6)],
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1, save_best='tiny/error',
                                            rule='less'), logger=dict(type='LoggerHook', interval=1)),
@@ -91,14 +92,14 @@ def tiny_config(work_dir, baseline=None, **changes):
     return cfg
 
 
-def save_tiny_baseline(path, error=None):
-    """A network that has learned something."""
+def save_tiny_baseline(path, steps=15, channels=4):
+    """A network that has learned something; after 60 steps, all that there is to learn."""
     torch.manual_seed(1)
-    network = MODELS.build(dict(type='TinyModel', backbone=dict(type='TinyBackbone')))
+    network = MODELS.build(dict(type='TinyModel', backbone=dict(type='TinyBackbone', channels=channels)))
     batch = [TinyData()[index] for index in range(8)]
     data = {key: torch.stack([sample[key] for sample in batch]) for key in ('picture', 'truth')}
     optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(60):
+    for _ in range(steps):
         optimizer.zero_grad()
         network(**data, mode='loss')['loss'].backward()
         optimizer.step()
