@@ -55,10 +55,10 @@ zoo: $(VENV)/.installed
 	$(BIN)/python tools/analysis_tools/zoo_sweep.py --out $(ZOO_OUT)/zoo.jsonl --summary docs/results/zoo.md --jobs $(JOBS)
 	mv $(ZOO_OUT)/zoo.jsonl docs/results/zoo.jsonl
 
-# Everything that goes wrong, in full (docs/reliability.md); some twenty minutes of two cores.
+# What goes wrong, in full (docs/reliability.md): kills, full disks, dying processes, hostile files, wrong input.
 faults: $(VENV)/.installed
 	set -e; for script in tests/faults/sweep_*.py; do echo "== $$script"; \
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.$$(basename $$script .py) --out docs/results/faults; done
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(BIN)/python $$script; done
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUT) $(ZOO_OUT) build *.egg-info mmdeform_upgrade/.mim

@@ -35,23 +35,15 @@ class WorkDirHook(Hook):
         self._holds = False
 
     def before_run(self, runner) -> None:
-        """Take the folder, and have checkpoints written whole."""
-        refused: List[Optional[str]] = [None]
-        if is_main_process():
-            try:
-                self._holds = hold(runner.work_dir)
-            except ConfigError as error:
-                refused = [str(error)]
-        broadcast_object_list(refused)  # or the other processes would wait for the main one
-        if refused[0] is not None:
-            raise ConfigError(refused[0])
+        """Have checkpoints written whole."""
         for hook in _checkpoint_hooks(runner):
             if isinstance(runner, Runner) and not hook.backend_args and not hook.file_client_args and (
                     '://' not in str(hook.out_dir or '')):
                 hook.backend_args = dict(backend=BACKEND)
 
     def before_train(self, runner) -> None:
-        """Clear up after a killed run, and validate if that was due when it was killed."""
+        """Take the folder, clear up after a killed run, and validate if that was due when it was killed."""
+        self._take(runner)
         if is_main_process():
             for hook in _checkpoint_hooks(runner):
                 remove_leftovers(str(hook.out_dir), '*.pth')
@@ -65,6 +57,18 @@ class WorkDirHook(Hook):
         """Give the folder back, unless somebody else in this process took it."""
         if self._holds:
             release(runner.work_dir)
+
+    def _take(self, runner) -> None:
+        # Not in before_run, which tests have as well: those may look at a run that is still going on.
+        refused: List[Optional[str]] = [None]
+        if is_main_process():
+            try:
+                self._holds = hold(runner.work_dir)
+            except ConfigError as error:
+                refused = [str(error)]
+        broadcast_object_list(refused)  # or the other processes would wait for the main one
+        if refused[0] is not None:
+            raise ConfigError(refused[0])
 
 
 def _checkpoint_hooks(runner) -> List[CheckpointHook]:

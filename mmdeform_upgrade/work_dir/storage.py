@@ -65,4 +65,4 @@ def _why_not_written(path: str, size: int, error: OSError) -> str:
 
 
 def _megabytes(size: int) -> str:
-    return f'{size / 1e6:.1f} MB'
+    return f'{size / 1e6:.3g} MB'

@@ -49,7 +49,7 @@ def _differences(a, b, name):
 def arguments(description, **options):
     """The command line of a sweep: ``--out`` and numbers."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('--out', help='folder for the figures, as a JSON file')
+    parser.add_argument('--out', default=ROOT / 'docs' / 'results' / 'faults', help='folder for the figures')
     for name, value in options.items():
         parser.add_argument(f'--{name}', type=type(value), default=value)
     return parser.parse_args()
@@ -61,6 +61,5 @@ def report(args, name, begun, figures):
                'conditions': f'Python {platform.python_version()}, torch {torch.__version__}, {platform.system()}, '
                              f'{os.cpu_count()} cores'}
     print(json.dumps(figures, indent=2), flush=True)
-    if args.out:
-        Path(args.out).mkdir(parents=True, exist_ok=True)
-        (Path(args.out) / f'{name}.json').write_text(json.dumps(figures, indent=2) + '\n')
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    (Path(args.out) / f'{name}.json').write_text(json.dumps(figures, indent=2) + '\n')

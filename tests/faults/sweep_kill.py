@@ -1,8 +1,7 @@
 """Kill a fine-tune at random moments and resume it: does it end with the weights of the run that nobody killed?
 
-Every attempt is a process of its own, tools/train.py --resume, and ends by SIGKILL: half of them at a random moment
-after the run began, half while a checkpoint is being written. After each, every checkpoint under its own name has to
-be whole.
+Every attempt is a process of its own, tools/train.py --resume, and ends by SIGKILL at a random moment, some of them
+while a checkpoint is being written. After each, every checkpoint under its own name has to be whole.
 """
 import json
 import random
@@ -15,9 +14,8 @@ from pathlib import Path
 
 from mmdeform_upgrade.readers import read_checkpoint
 from mmdeform_upgrade.work_dir import last_saved, why_not_resumable
-
-from .common import arguments, differences, finished, report, start
-from .tiny import save_tiny_baseline, tiny_config
+from tests.faults.common import arguments, differences, finished, report, start
+from tests.faults.tiny import save_tiny_baseline, tiny_config
 
 CHANNELS = 256
 BY_ITERATION = {
@@ -42,16 +40,26 @@ def write_configs(folder):
 
 
 def kill_once(config, work_dir, log, chance):
-    """One attempt, killed at most some seconds after it took the folder; returns how the process ended."""
+    """One attempt; returns how the process ended.
+
+    A quarter dies while it builds, loads and scores, the others some seconds after their first step, and of those a
+    half as soon as a checkpoint is being written.
+    """
+    before, early, writing = set(work_dir.glob('2*')), chance.random() < 0.25, chance.random() < 0.5
     process = start(config, work_dir, '--resume', log=log)
-    while process.poll() is None and not has(work_dir, process.pid):
+    while process.poll() is None and not (has(work_dir, process.pid) if early else has_stepped(work_dir, before)):
         time.sleep(0.005)
-    time.sleep(chance.uniform(0, 10))
-    if chance.random() < 0.5:
-        while process.poll() is None and not being_written(work_dir):
-            time.sleep(0.0003)
+    time.sleep(chance.uniform(0, 4))
+    while process.poll() is None and writing and not early and not being_written(work_dir):
+        time.sleep(0.0003)
     process.send_signal(signal.SIGKILL)
     return process.wait()
+
+
+def has_stepped(work_dir, before):
+    """Whether a run without a folder among ``before`` has logged a step."""
+    return any('(train)' in log.read_text(errors='replace') for folder in work_dir.glob('2*') if folder not in before
+               for log in folder.glob('*.log'))
 
 
 def has(work_dir, pid):

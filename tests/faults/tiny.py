@@ -3,11 +3,15 @@
 Two convolutions regress a picture's mean; data are numbers that depend on their index alone. As a config's
 ``custom_imports`` it also serves tools/train.py, in which several processes may run on a CPU-only PyTorch.
 """
+import os
+from pathlib import Path
+
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, METRICS, MODELS
+from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -67,6 +71,15 @@ class TinyError(BaseMetric):
 
     def compute_metrics(self, results):
         return {'error': sum(results) / len(results)}
+
+
+@HOOKS.register_module(force=True)
+class SignRank(Hook):
+    """Writes the process's id to the work directory in the third epoch."""
+
+    def before_train_epoch(self, runner):
+        if runner.epoch == 2:
+            (Path(runner.work_dir) / f'rank_{runner.rank}').write_text(str(os.getpid()))
 
 
 def tiny_config(work_dir, baseline=None, **changes):

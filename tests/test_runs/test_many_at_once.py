@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.hooks import Hook
+from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
 from torch import nn
 
 from mmdeform_upgrade import revert_, upgrade_
@@ -54,6 +56,13 @@ def test_a_second_run_in_a_work_directory_is_refused_until_the_first_is_dead(tin
     os.waitid(os.P_PID, other_run, os.WEXITED | os.WNOWAIT)
     run(tiny)  # although its data worker is still there
     assert (Path(tiny.work_dir) / 'epoch_2.pth').is_file() and not held(tiny.work_dir)
+
+
+def test_a_run_that_goes_on_may_be_looked_at(tiny, other_run):
+    """tools/test.py writes its logs to the same folder."""
+    DefaultScope._instance_dict.clear()
+    tiny.merge_from_dict({'default_hooks.checkpoint.save_best': None, 'experiment_name': 'looked_at'})
+    assert 'tiny/error' in Runner.from_cfg(tiny).val()
 
 
 def test_a_folder_is_held_once_and_given_back(tmp_path):
