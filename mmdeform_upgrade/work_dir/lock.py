@@ -28,7 +28,7 @@ def hold(work_dir: str) -> bool:
     """Take a work directory for this process, until :func:`release` or the end of the process, however it ends.
 
     The file ``.run.lock`` says who has it and is no lock by itself: what counts is the system's lock on it. That is
-    one that children do not share, so data workers that outlive a killed process for some seconds keep nobody out.
+    one that children do not share, so data workers that outlive a killed process keep nobody out.
 
     Args:
         work_dir: the folder, which is made if there is none.
