@@ -215,6 +215,8 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stays(tiny, whole_run, smal
     assert re.search(r'TrainingError: .*epoch_2.pth could not be written: No space left on device: it needs \S+ MB, and'
                      r' \S+ MB are free.*go on with --resume', capfd.readouterr().err)
     assert last_saved(tiny.work_dir) == f'{tiny.work_dir}/epoch_1.pth'
+    left = {path.name for path in Path(tiny.work_dir).iterdir() if '.pth' in path.name}
+    assert left == {'epoch_1.pth', 'best_tiny_error_epoch_1.pth'}, 'and nothing half-written'
     (small_disk / 'filler').unlink()
     tiny.custom_hooks.remove(fill)
     assert ended(train_tool(tiny, '--resume')) == 0
