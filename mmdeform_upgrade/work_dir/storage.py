@@ -60,8 +60,7 @@ def _why_not_written(path: str, size: int, error: OSError) -> str:
     folder = os.path.dirname(path)
     free = shutil.disk_usage(folder if os.path.isdir(folder) else os.path.dirname(folder)).free
     return (f'{what}: it needs {_megabytes(size)}, and {_megabytes(free)} are free. Checkpoints that were written '
-            'before stay; make room, or keep fewer (default_hooks.checkpoint.max_keep_ckpts=2), and go on with '
-            '--resume.')
+            'before stay; make room, or keep fewer (default_hooks.checkpoint.max_keep_ckpts), and go on with --resume.')
 
 
 def _megabytes(size: int) -> str:
