@@ -12,7 +12,7 @@ JOBS ?= 1
 # Build tools that onedl-mmcv needs beside torch, since its build sees the environment.
 BUILD_TOOLS := setuptools wheel ninja psutil numpy
 
-.PHONY: install demo test family mim check zoo clean
+.PHONY: install demo test family mim check zoo faults clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -58,6 +58,11 @@ mim: $(VENV)/.installed
 zoo: $(VENV)/.installed
 	$(BIN)/python tools/analysis_tools/zoo_sweep.py --out $(ZOO_OUT)/zoo.jsonl --summary docs/results/zoo.md --jobs $(JOBS)
 	mv $(ZOO_OUT)/zoo.jsonl docs/results/zoo.jsonl
+
+# What goes wrong, in full (docs/reliability.md): kills, full disks, dying processes, hostile files, wrong input.
+faults: $(VENV)/.installed
+	set -e; for script in tests/faults/sweep_*.py; do echo "== $$script"; \
+	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(BIN)/python $$script; done
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUT) $(ZOO_OUT) tutorial_output build *.egg-info mmdeform_upgrade/.mim

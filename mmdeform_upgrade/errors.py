@@ -34,4 +34,4 @@ class ExportError(UpgradeError, ValueError):
 
 
 class TrainingError(UpgradeError, RuntimeError):
-    """A training run computes something that is no number."""
+    """A training run cannot go on: it computes what is no number, or cannot write what it computed."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, List, Optional
+from typing import TYPE_CHECKING, Callable, Iterator, List, Optional
 
 from .config import read_config
-from .errors import ConfigError, UpgradeError
+from .errors import CheckpointError, ConfigError, UpgradeError
 from .schedule import type_name
 
 if TYPE_CHECKING:
@@ -60,11 +62,18 @@ def set_auto_scale_lr(cfg: Config) -> None:
 
 
 def set_resume(cfg: Config, resume: Optional[str]) -> None:
-    """``--resume``: 'auto' takes the latest checkpoint of the work directory, or starts anew where there is none."""
-    from mmengine.runner import find_latest_checkpoint
+    """``--resume``: 'auto' takes the latest whole checkpoint of the work directory, or starts anew where there is none.
+
+    Raises:
+        CheckpointError: the given checkpoint, or every one in the work directory, cannot be gone on from.
+    """
+    from .work_dir import find_resumable, why_not_resumable
     if resume is None:
         return
-    latest = find_latest_checkpoint(cfg.work_dir) if resume == 'auto' else resume
+    latest = find_resumable(cfg.work_dir) if resume == 'auto' else resume
+    if latest and '://' not in latest and not os.path.isdir(latest) and (why := why_not_resumable(latest)):
+        raise CheckpointError(f'--resume {latest}: {why}. Without a path, --resume takes the last checkpoint of the '
+                              'work directory that is whole')
     if latest:
         cfg.resume, cfg.load_from = True, latest
 
@@ -94,17 +103,32 @@ def set_tta(cfg: Config) -> None:
 
 def set_safe_reader(cfg: Config) -> None:
     """Have a ``FlexibleRunner`` read its checkpoint safely; with ``Runner``, the hook sees to it."""
-    from mmengine.runner import find_latest_checkpoint
-
     from .locations import AS_IT_IS, local_path
     from .preflight import has_hook
+    from .work_dir import find_resumable
     if 'runner_type' not in cfg or not has_hook(cfg):
         return
     path = cfg.get('load_from')
     if path is None and cfg.get('resume'):
-        path = find_latest_checkpoint(cfg.work_dir)
+        path = find_resumable(cfg.work_dir)
     if path is not None:
         cfg.load_from = AS_IT_IS + local_path(path)
+
+
+@contextmanager
+def own_work_dir(cfg: Config) -> Iterator[None]:
+    """One run at a time in a work directory; before the runner is built, which writes there.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    from .work_dir import hold, release
+    taken = _is_main_process(cfg) and hold(cfg.work_dir)
+    try:
+        yield
+    finally:
+        if taken:
+            release(cfg.work_dir)
 
 
 def dump_predictions(runner, path: str) -> None:
@@ -116,9 +140,21 @@ def dump_predictions(runner, path: str) -> None:
 
 
 def run(main: Callable[[Optional[List[str]]], None], argv: Optional[List[str]] = None) -> None:
-    """Call a tool's ``main``; the package's own errors become one message and exit status 2."""
+    """Call a tool's ``main``; the package's own errors, and a full disk, become one message and exit status 2."""
     try:
         main(argv)
     except UpgradeError as error:
         print(f'{type(error).__name__}: {error}', file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f'OSError: {error}: what was written before stays. Make room and start again; a training goes on with '
+              '--resume', file=sys.stderr)
+        sys.exit(2)
+
+
+def _is_main_process(cfg: Config) -> bool:
+    """As its launcher says; MMEngine itself does not know before the runner is built."""
+    ranks = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+    return int(os.environ.get(ranks.get(cfg.get('launcher', 'none'), ''), 0)) == 0

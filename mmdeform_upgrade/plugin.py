@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, Callable, Dict
 
+from mmengine.fileio import register_backend
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS, MODELS, TRANSFORMS
 from mmengine.runner import CheckpointLoader
@@ -13,12 +14,20 @@ from torch import nn
 from .analysis.complexity import register_handles
 from .config import BUILDER
 from .errors import ConfigError, TargetError
-from .hooks import BFloat16Hook, DeformUpgradeHook, ExactResumeHook, OffsetLoggerHook
+from .hooks import (
+    BFloat16Hook,
+    DeformUpgradeHook,
+    ExactResumeHook,
+    FiniteCheckHook,
+    OffsetLoggerHook,
+    WorkDirHook,
+)
 from .importers import PLAIN
 from .layers import ZeroOffsetDCN
 from .locations import AS_IT_IS, SCHEME, imported_checkpoint, local_path, read_as_it_is
 from .targets import Targets
 from .upgrade import upgrade_
+from .work_dir import BACKEND, WholeFiles
 
 
 def deform_upgrade(base_type: Any = None,
@@ -94,8 +103,9 @@ MODELS.register_module(module=ZeroOffsetDCN)
 for _file, _name in (('ssd', 'WideSSDNeck'), ('ssd', 'PredictableSSDHead'), ('aspp', 'ProjectedASPPHead')):
     MODELS.register_module(name=_name, module=_imported_when_built(f'.models.{_file}', _name))
 TRANSFORMS.register_module(name='ResizeByDirection', module=_imported_when_built('.transforms', 'ResizeByDirection'))
-for _hook in (BFloat16Hook, DeformUpgradeHook, ExactResumeHook, OffsetLoggerHook):
+for _hook in (BFloat16Hook, DeformUpgradeHook, ExactResumeHook, FiniteCheckHook, OffsetLoggerHook, WorkDirHook):
     HOOKS.register_module(module=_hook)
 CheckpointLoader.register_scheme(SCHEME, load_from_baseline)
 CheckpointLoader.register_scheme(AS_IT_IS, load_as_it_is)
+register_backend(BACKEND, WholeFiles)
 register_handles()

@@ -22,8 +22,9 @@ def main(argv=None):
     launch.set_resume(cfg, args.resume)
     check_before_training(cfg)
     launch.set_safe_reader(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.train()
+    with launch.own_work_dir(cfg):
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner.train()
 
 
 if __name__ == '__main__':

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..analysis.offsets import OffsetRecorder, OffsetStatistics, statistics
 from ..errors import ConfigError, TrainingError
-from .upgrade import _network, upgraded_layers
+from .finite import CALMER, kept
+from .network import bare_network, upgraded_layers
 
 
 class OffsetLoggerHook(Hook):
@@ -47,7 +48,7 @@ class OffsetLoggerHook(Hook):
 
     def before_train(self, runner) -> None:
         """Remember the offset branches as they are now."""
-        layers = upgraded_layers(_network(runner))
+        layers = upgraded_layers(bare_network(runner))
         if not layers:
             raise ConfigError('OffsetLoggerHook: the model has no ZeroOffsetDCN, so there are no offsets to log; set '
                               "model.backbone=dict(type='DeformUpgrade', ...), or take the hook out")
@@ -58,7 +59,7 @@ class OffsetLoggerHook(Hook):
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         """Record the offsets of this iteration, if it is one of them."""
         if self.every_n_train_iters(runner, self.interval):
-            self._recorder = OffsetRecorder(_network(runner))
+            self._recorder = OffsetRecorder(bare_network(runner))
             self._recorder.__enter__()
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None) -> None:
@@ -94,10 +95,10 @@ class OffsetLoggerHook(Hook):
                 runner.logger.warning(
                     f'Iteration {runner.iter + 1}: offsets of {name} explode: mean {numbers.mean:.4g}, 95 % below '
                     f'{numbers.percentile95:.4g}, largest {numbers.largest:.4g} pixels, {100 * numbers.outside:.0f} % '
-                    f'of its taps outside the map; expected {self.warn_above:g} at most. {_CALMER}')
+                    f'of its taps outside the map; expected {self.warn_above:g} at most. {CALMER}')
 
     def _warn_of_standstill(self, runner) -> None:
-        layers = upgraded_layers(_network(runner))
+        layers = upgraded_layers(bare_network(runner))
         start, self._start = self._start, {}  # looked at once
         for name, before in start.items():
             branch = list(layers[name].conv_offset.parameters())
@@ -128,27 +129,17 @@ def _check_offsets(found: Dict[str, OffsetStatistics], runner) -> None:
     for name, numbers in found.items():  # in the order of the forward pass: the first one is where it began
         if not math.isfinite(numbers.largest):
             raise TrainingError(f'iteration {runner.iter + 1}: offsets of {name} are not finite, the first of the '
-                                f'layers in forward order. Expected finite numbers. {_CALMER} {_kept(runner)}')
+                                f'layers in forward order. Expected finite numbers. {CALMER} {kept(runner)}')
 
 
 def _check_loss(outputs: Optional[dict], runner) -> None:
     loss = (outputs or {}).get('loss')
     if loss is None or bool(torch.isfinite(torch.as_tensor(loss)).all()):
         return
-    broken = [name for name, layer in upgraded_layers(_network(runner)).items()
+    broken = [name for name, layer in upgraded_layers(bare_network(runner)).items()
               if not all(bool(torch.isfinite(p).all()) for p in layer.parameters())]
     where = f'after this step weights of {", ".join(broken)} are not finite' if broken else (
         'the weights of all upgraded layers are finite')
     raise TrainingError(f'iteration {runner.iter + 1}: the loss is {float(loss)}; {where}. Expected finite numbers. '
-                        f'{_CALMER} OffsetLoggerHook(interval=1) names the layer whose offsets break first. '
-                        f'{_kept(runner)}')
-
-
-_CALMER = ('Lower the learning rate of the offsets (optim_wrapper.paramwise_cfg=dict(custom_keys=dict('
-           'conv_offset=dict(lr_mult=0.1)))), clip gradients (optim_wrapper.clip_grad=dict(max_norm=35)), or warm up '
-           'longer.')
-
-
-def _kept(runner) -> str:
-    last = runner.message_hub.runtime_info.get('last_ckpt')
-    return f'The last checkpoint is {last}.' if last else f'What was saved stays in {runner.work_dir}.'
+                        f'{CALMER} OffsetLoggerHook(interval=1) names the layer whose offsets break first. '
+                        f'{kept(runner)}')

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional
 
 import numpy as np
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.runner import find_latest_checkpoint
-from torch import nn
+from mmengine.model import is_model_wrapper
 
 from ..checkpoint import (
     StateDict,
@@ -25,13 +22,15 @@ from ..checkpoint import (
 )
 from ..errors import CheckpointError, ConfigError
 from ..importers import PLAIN, Imported
-from ..layers import ZeroOffsetDCN
 from ..locations import AS_IT_IS, SCHEME, local_path
+from ..work_dir import find_resumable
 from .exact_resume import ExactResumeHook
+from .finite import FiniteCheckHook
+from .network import bare_network, upgraded_layers
 from .randomness import kept_random_state
+from .work_dir import WorkDirHook
 
 META_KEY = 'deform_upgrade'
-_INNER = re.compile(r'_(?:fsdp|checkpoint)_wrapped_module\.')  # what PyTorch's wrappers add to names
 
 
 class DeformUpgradeHook(Hook):
@@ -45,6 +44,8 @@ class DeformUpgradeHook(Hook):
             checkpoint's ``meta['deform_upgrade']`` and counts for ``save_best``, so that the best checkpoint of a run
             is never below the baseline. The random state of the training is not touched by it.
         exact_resume: register an ``ExactResumeHook`` as well, which makes a resumed training go on bit for bit.
+        finite_interval: iterations between two looks of the ``FiniteCheckHook`` that is registered as well and stops
+            a run whose weights are no numbers; None leaves it out. A ``WorkDirHook`` is registered in any case.
 
     Raises (from the runner's calls):
         ConfigError: the network has no ``ZeroOffsetDCN``, or there is nothing to load.
@@ -55,22 +56,27 @@ class DeformUpgradeHook(Hook):
     # Before EMAHook and CheckpointHook, which work on what this hook makes of the checkpoint.
     priority = 'VERY_HIGH'
 
-    def __init__(self, val_before_train: bool = True, exact_resume: bool = True):
+    def __init__(self, val_before_train: bool = True, exact_resume: bool = True,
+                 finite_interval: Optional[int] = 50):
         self.val_before_train = val_before_train
-        self.exact_resume = exact_resume
+        self.companions: List[Hook] = [WorkDirHook()]
+        if exact_resume:
+            self.companions.append(ExactResumeHook())
+        if finite_interval is not None:
+            self.companions.append(FiniteCheckHook(finite_interval))
         self.provenance: Dict[str, Any] = {}
         self._loaded: Optional[StateDict] = None
         self._fresh = False
 
     def before_run(self, runner) -> None:
         """Check that there is something to do, and have MMEngine read through the safe reader."""
-        self._add_exact_resume(runner)
-        if not upgraded_layers(_network(runner)):
+        self._add_companions(runner)
+        if not upgraded_layers(bare_network(runner)):
             raise ConfigError("DeformUpgradeHook: the model has no ZeroOffsetDCN; set model.backbone=dict("
                               "type='DeformUpgrade', base_type=..., targets=...), or take the hook out")
         path = runner._load_from
         if runner._resume and path is None:
-            path = find_latest_checkpoint(runner.work_dir)
+            path = find_resumable(runner.work_dir)
             if path is None:
                 raise ConfigError(f'resume: there is no checkpoint in {runner.work_dir}, and training would start from '
                                   'random weights; run without resume, with load_from the baseline')
@@ -79,7 +85,7 @@ class DeformUpgradeHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Import a baseline and make it complete with zero offsets; take an upgraded checkpoint as it is."""
-        self._add_exact_resume(runner)
+        self._add_companions(runner)
         if not str(runner._load_from).startswith((AS_IT_IS, SCHEME)):
             runner.logger.warning('DeformUpgradeHook: FlexibleRunner reads checkpoints before any hook is asked, and '
                                   f"did not read this one safely; write load_from='{SCHEME}PATH', or use "
@@ -90,7 +96,7 @@ class DeformUpgradeHook(Hook):
             remapped = remap_state_dict(given.state_dict, network)
         else:
             given = import_checkpoint(checkpoint, network)
-            remapped = fit_baseline(given, _network(runner), network)
+            remapped = fit_baseline(given, bare_network(runner), network)
         if remapped.added and runner._resume:
             raise CheckpointError('resume: the checkpoint has no offsets, so it is a baseline and not an interrupted '
                                   'upgrade; give it as load_from, with resume=False')
@@ -139,10 +145,11 @@ class DeformUpgradeHook(Hook):
         for key in [key for key, value in state.items() if isinstance(value, torch.Tensor) and vars(value)]:
             state[key] = state[key].detach()  # without the mark that FSDP leaves on its tensors, and pickles
 
-    def _add_exact_resume(self, runner) -> None:
+    def _add_companions(self, runner) -> None:
         # Here, since only the runner's own hooks are called; FlexibleRunner loads before it calls before_run.
-        if self.exact_resume and not any(isinstance(hook, ExactResumeHook) for hook in runner.hooks):
-            runner.register_hook(ExactResumeHook())
+        for companion in self.companions:
+            if not any(type(hook) is type(companion) for hook in runner.hooks):
+                runner.register_hook(companion)
 
     def _describe(self, runner) -> Dict[str, Any]:
         from .. import __version__
@@ -150,22 +157,9 @@ class DeformUpgradeHook(Hook):
         return {
             'baseline': os.path.basename(path) if path else None,
             'baseline_sha256': file_sha256(path) if path and is_main_process() else None,
-            'layers': {name: layer.deform_groups for name, layer in upgraded_layers(_network(runner)).items()},
+            'layers': {name: layer.deform_groups for name, layer in upgraded_layers(bare_network(runner)).items()},
             'versions': {'mmdeform_upgrade': __version__, 'torch': str(torch.__version__)},
         }
-
-
-def upgraded_layers(model: nn.Module) -> Dict[str, ZeroOffsetDCN]:
-    """The deformable layers of a network by dotted name, as in its state dict."""
-    return {_INNER.sub('', name): module for name, module in model.named_modules() if isinstance(module, ZeroOffsetDCN)}
-
-
-def _network(runner) -> nn.Module:
-    """The network without distributed wrappers and test-time augmentation, whose keys checkpoints have."""
-    model = runner.model
-    while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-        model = model.module
-    return model
 
 
 def _state_dict(runner) -> StateDict:
@@ -176,7 +170,7 @@ def _state_dict(runner) -> StateDict:
             whole = FullStateDictConfig(offload_to_cpu=False, rank0_only=False)
             with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT, whole):
                 return model.state_dict()
-    return _network(runner).state_dict()
+    return bare_network(runner).state_dict()
 
 
 def _same(held: torch.Tensor, loaded: torch.Tensor) -> bool:
