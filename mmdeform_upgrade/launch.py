@@ -116,9 +116,17 @@ def dump_predictions(runner, path: str) -> None:
 
 
 def run(main: Callable[[Optional[List[str]]], None], argv: Optional[List[str]] = None) -> None:
-    """Call a tool's ``main``; the package's own errors become one message and exit status 2."""
+    """Call a tool's ``main``, in which all checkpoints are read safely; the package's own errors become one message
+    and exit status 2."""
+    from .locations import safe_loaders
     try:
-        main(argv)
+        with safe_loaders():
+            main(argv)
     except UpgradeError as error:
-        print(f'{type(error).__name__}: {error}', file=sys.stderr)
+        print(f'{type(error).__name__}: {printable(str(error))}', file=sys.stderr)
         sys.exit(2)
+
+
+def printable(text: str) -> str:
+    """``text`` without control characters other than line breaks: names in a file could steer the terminal."""
+    return ''.join(c if c.isprintable() or c == '\n' else repr(c)[1:-1] for c in text)

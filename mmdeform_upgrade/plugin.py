@@ -16,7 +16,7 @@ from .errors import ConfigError, TargetError
 from .hooks import BFloat16Hook, DeformUpgradeHook, ExactResumeHook, OffsetLoggerHook
 from .importers import PLAIN
 from .layers import ZeroOffsetDCN
-from .locations import AS_IT_IS, SCHEME, imported_checkpoint, local_path, read_as_it_is
+from .locations import AS_IT_IS, SCHEME, imported_checkpoint, load_from_safe, local_path, without_programs
 from .targets import Targets
 from .upgrade import upgrade_
 
@@ -71,12 +71,7 @@ def load_from_baseline(filename: str, map_location: Any = None) -> Dict[str, Any
     checkpoint, imported = imported_checkpoint(local_path(filename), map_location or 'cpu')
     if imported.format != PLAIN:
         print_log(f'Imported {imported}', logger='current')
-    return checkpoint
-
-
-def load_as_it_is(filename: str, map_location: Any = None) -> Dict[str, Any]:
-    """MMEngine checkpoint scheme ``safe://PATH``: read without running anything that it holds, and not imported."""
-    return read_as_it_is(filename[len(AS_IT_IS):], map_location or 'cpu')
+    return without_programs(checkpoint)
 
 
 def _imported_when_built(module: str, name: str) -> Callable[..., Any]:
@@ -97,5 +92,5 @@ TRANSFORMS.register_module(name='ResizeByDirection', module=_imported_when_built
 for _hook in (BFloat16Hook, DeformUpgradeHook, ExactResumeHook, OffsetLoggerHook):
     HOOKS.register_module(module=_hook)
 CheckpointLoader.register_scheme(SCHEME, load_from_baseline)
-CheckpointLoader.register_scheme(AS_IT_IS, load_as_it_is)
+CheckpointLoader.register_scheme(AS_IT_IS, load_from_safe)
 register_handles()

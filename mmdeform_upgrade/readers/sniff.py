@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import zipfile
-from typing import Tuple
+from typing import Iterable, Tuple
 
 from ..errors import CheckpointError
 from .safetensors import looks_like_safetensors
@@ -74,6 +75,21 @@ def members(path: str) -> Tuple[str, ...]:
             return tuple(archive.namelist())
     except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
         return ()
+
+
+def check_members(members: Iterable[zipfile.ZipInfo]) -> None:
+    """Refuse an archive that would write elsewhere if somebody unpacked it. (The readers unpack nothing.)
+
+    Raises:
+        CheckpointError: a member is a link, or its name leads out of the archive.
+    """
+    for member in members:
+        name = member.filename.replace('\\', '/')
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise CheckpointError(f'its member {member.filename[:80]!r} is a symbolic link, which no checkpoint needs')
+        if name.startswith('/') or '..' in name.split('/') or re.match(r'[A-Za-z]:', name):
+            raise CheckpointError(f'its member {member.filename[:80]!r} lies outside of the archive, which no '
+                                  'checkpoint needs')
 
 
 def _is_torch_zip(path: str) -> bool:

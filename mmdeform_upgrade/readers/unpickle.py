@@ -16,6 +16,7 @@ from typing import Any, Callable, ClassVar, Dict, List, Tuple
 import numpy as np
 
 from ..errors import CheckpointError
+from .extent import check_extent
 
 _PyUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
 _KEYS = (str, int, float, complex, bytes, type(None), np.generic)
@@ -44,7 +45,14 @@ class SafeUnpickler(_PyUnpickler):
 
     def __init__(self, file: Any, *, size: int, **options: Any):
         super().__init__(file, **options)
+        self._size = size
         self._left = 2 * size + 4096  # text is decoded once and its bytes copied once
+
+    def load(self) -> Any:
+        """The value that the pickle describes; it can be walked through."""
+        value = super().load()
+        check_extent(value, self._size)
+        return value
 
     def claim(self, amount: int) -> None:
         """Count bytes or elements that are about to be made."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
 from ..readers import written_whole
+from ..readers.extent import check_extent
 
 # What tells where a checkpoint is from; times, seeds and paths of a run stay behind.
 KEPT_META = ('dataset_meta', 'CLASSES', 'PALETTE', 'cfg', 'config', 'epoch', 'iter', 'mmengine_version',
@@ -52,7 +53,8 @@ def meta_of_text(metadata: Mapping[str, str]) -> Dict[str, Any]:
     """``meta`` from the metadata of a safetensors file; empty where there is none of this package."""
     try:
         meta = json.loads(metadata.get('meta', '{}'))
-    except ValueError as error:
+        check_extent(meta, len(metadata.get('meta', '')))
+    except (ValueError, RecursionError) as error:
         raise CheckpointError("the file's metadata has a damaged entry 'meta'; copy or download it again") from error
     return meta if isinstance(meta, dict) else {}
 

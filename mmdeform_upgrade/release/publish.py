@@ -58,7 +58,8 @@ def publish(source: str, out_dir: str, *, config: Optional[str] = None, ema: boo
     Args:
         source: checkpoint of a run.
         out_dir: folder for the release.
-        config: the config it was trained with; without it, the text in the checkpoint is used.
+        config: the config it was trained with. Without it there is no config for stock installations: the text in the
+            checkpoint is a program, which is published and never run.
         ema: see :func:`published_checkpoint`.
         force: overwrite files of the same names.
         date: YYYYMMDD, by default today.
@@ -78,8 +79,6 @@ def publish(source: str, out_dir: str, *, config: Optional[str] = None, ema: boo
     contents = read_tensors(source)
     raw = {'meta': meta_of_text(contents.rest.get('metadata') or {}), **contents.rest, 'state_dict': contents.tensors}
     release = published_checkpoint(raw, ema=ema, config_text=cfg.pretty_text if cfg else None)
-    if cfg is None and isinstance(release['meta'].get('cfg'), str):
-        cfg = _config_of(release['meta']['cfg'])
     release['meta']['published'] = {'source': os.path.basename(source), 'source_sha256': file_sha256(source),
                                     'weights': 'averaged (EMA)' if ema else 'state_dict'}
     os.makedirs(out_dir, exist_ok=True)
@@ -88,7 +87,7 @@ def publish(source: str, out_dir: str, *, config: Optional[str] = None, ema: boo
         write_checkpoint(temporary, release['state_dict'], release['meta'])
         name = f'{release_stem(source, raw["meta"] or {}, config)}_{date}-{file_sha256(temporary)[:8]}'
         stem = os.path.join(out_dir, name)
-        stock, reason = why_not_stock(cfg) if cfg else (None, 'the checkpoint holds no config; give --config')
+        stock, reason = why_not_stock(cfg) if cfg else (None, 'the config in a checkpoint is a program, which is not run; give --config')
         written = [f'{stem}.pth', f'{stem}.safetensors'] + ([f'{stem}-stock.py'] if stock else [])
         refuse_existing(written, force)
         write_safetensors(written[1], release['state_dict'], meta_text(release['meta']))
@@ -104,11 +103,3 @@ def _averaged(trained: StateDict, averaged: Mapping[str, Any]) -> StateDict:
     if odd:
         raise CheckpointError(f'--ema: state_dict and ema_state_dict differ in their names: {", ".join(odd[:20])}')
     return {key: found[key] for key in trained}
-
-
-def _config_of(text: str) -> Any:
-    from mmengine.config import Config
-    try:
-        return Config.fromstring(text, '.py')
-    except Exception:  # what older libraries left there need be no config of MMEngine
-        return None

@@ -45,9 +45,11 @@ def test_a_release_gives_the_same_in_a_stock_installation(tmp_path):
         if 'conv_offset' in name:
             torch.nn.init.normal_(parameter, std=1 if name.endswith('bias') else 0.05)
     checkpoint = tmp_path / 'run.pth'
-    meta = {'cfg': cfg.pretty_text, 'dataset_meta': {'classes': ('a', 'b', 'c')}, 'experiment_name': 'retina'}
+    meta = {'dataset_meta': {'classes': ('a', 'b', 'c')}}
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, checkpoint)
-    release, _, stock = publish(str(checkpoint), str(tmp_path / 'zoo'), date='20260101')
+    cfg.dump(tmp_path / 'retina.py')
+    release, _, stock = publish(str(checkpoint), str(tmp_path / 'zoo'), config=str(tmp_path / 'retina.py'),
+                                date='20260101')
     assert 'mmdeform_upgrade' not in Path(stock).read_text() and stock.endswith('-stock.py')
     image = torch.randn(1, 3, 96, 128)
     torch.save(image, tmp_path / 'image.pt')
