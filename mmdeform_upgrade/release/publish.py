@@ -15,6 +15,8 @@ from ..readers import read_tensors, write_safetensors
 from .contents import meta_of_text, meta_text, plain_meta, refuse_existing, write_checkpoint
 from .stock import why_not_stock
 
+_NO_CONFIG = 'the config in a checkpoint is a program, which is not run; give --config'
+
 
 def published_checkpoint(checkpoint: Mapping[str, Any], *, ema: bool = False,
                          config_text: Optional[str] = None) -> Dict[str, Any]:
@@ -87,7 +89,7 @@ def publish(source: str, out_dir: str, *, config: Optional[str] = None, ema: boo
         write_checkpoint(temporary, release['state_dict'], release['meta'])
         name = f'{release_stem(source, raw["meta"] or {}, config)}_{date}-{file_sha256(temporary)[:8]}'
         stem = os.path.join(out_dir, name)
-        stock, reason = why_not_stock(cfg) if cfg else (None, 'the config in a checkpoint is a program, which is not run; give --config')
+        stock, reason = why_not_stock(cfg) if cfg else (None, _NO_CONFIG)
         written = [f'{stem}.pth', f'{stem}.safetensors'] + ([f'{stem}-stock.py'] if stock else [])
         refuse_existing(written, force)
         write_safetensors(written[1], release['state_dict'], meta_text(release['meta']))
