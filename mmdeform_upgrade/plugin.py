@@ -45,11 +45,17 @@ def deform_upgrade(base_type: Any = None,
     if base_type is None:
         raise ConfigError(f"{BUILDER} needs base_type, the type that the component had before: "
                           f"dict(type='{BUILDER}', base_type='ResNet', ...)")
+    if not isinstance(base_type, str) and (not callable(base_type) or isinstance(base_type, type)
+                                           and not issubclass(base_type, nn.Module)):
+        raise ConfigError(f"{BUILDER}: base_type={base_type!r} is neither a name nor a module's class; it is the type that the "
+                          "component had before, such as 'ResNet'")
     with MODELS.switch_scope_and_registry(None) as registry:
-        if isinstance(base_type, str) and registry.get(base_type) is None:
+        if isinstance(base_type, str) and not _is_registered(base_type, registry):
             raise ConfigError(f"{BUILDER}: base_type {base_type!r} is not registered in the scope {registry.scope!r}; "
                               "set default_scope in the config, or name it with its scope, as in 'mmdet.ResNet'")
     module = MODELS.build(dict(type=base_type, **kwargs))
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f'{BUILDER}: base_type={base_type!r} built a {type(module).__name__}, expected a module')
     # Some backbones (Darknet) apply frozen_stages in train() only, and frozen targets must be seen now.
     module.train(module.training)
     try:
@@ -60,6 +66,13 @@ def deform_upgrade(base_type: Any = None,
         raise TargetError(f'{BUILDER} of {type(module).__name__}{where}: {error}') from error
     print_log(f'{type(module).__name__}: {report}', logger='current')
     return module
+
+
+def _is_registered(name: str, registry: Any) -> bool:
+    try:
+        return registry.get(name) is not None
+    except RuntimeError:  # it also tries names as modules' contents
+        return False
 
 
 def load_from_baseline(filename: str, map_location: Any = None) -> Dict[str, Any]:

@@ -33,6 +33,8 @@ def existing_file(path: str) -> str:
     Raises:
         CheckpointError: there is no such file.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise CheckpointError(f'the checkpoint is given as a {type(path).__name__}, expected the path of a file')
     path = os.path.expanduser(os.fspath(path))
     if os.path.isdir(path):
         raise CheckpointError(f'{path!r} is a folder: give the path of a checkpoint in it'
