@@ -113,6 +113,8 @@ def find_config(name: str) -> str:
     if not external:
         if not os.path.isfile(name):
             raise ConfigError(f'there is no config file {name!r}')
+        if not name.endswith(('.py', '.yml', '.yaml', '.json')):
+            raise ConfigError(f'{name!r} is no config, which ends in .py: give the config first, then the checkpoint')
         return name
     path = os.path.join(_package_configs(package, name), inside)
     if not os.path.isfile(path):
@@ -130,13 +132,14 @@ def read_config(name: str) -> Config:
     """The config that :func:`find_config` finds.
 
     Raises:
-        ConfigError: also where it inherits from, or imports, a package that is not installed.
+        ConfigError: also where it inherits from a file that is not there, imports a package that is not installed, or
+            is no Python.
     """
     from mmengine.config import Config
     path = find_config(name)
     try:
         return Config.fromfile(path)
-    except ImportError as error:
+    except (ImportError, SyntaxError, OSError) as error:
         raise ConfigError(f'{name}: {error}') from error
 
 
@@ -168,7 +171,8 @@ def _component(cfg: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     for key in part.split('.'):
         parts = [name for name, value in node.items() if isinstance(value, Mapping) and 'type' in value]
         if not isinstance(node.get(key), Mapping) or 'type' not in node[key]:
-            raise ConfigError(f"the model has no part {part!r} (looked for {key!r}): it has {', '.join(parts)}")
+            raise ConfigError(f"the model has no part {part!r} (looked for {key!r}): it has {', '.join(parts)}; "
+                              'name one of them')
         node = node[key]
     if not node['type'] or not (isinstance(node['type'], str) or callable(node['type'])):
         raise ConfigError(f'model.{part}.type={node["type"]!r} is neither a name nor a class')

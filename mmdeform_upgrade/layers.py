@@ -181,7 +181,7 @@ def divides(deform_groups: Any, channels: int) -> bool:
 
 
 def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and least <= value < 2**31
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < 2**31
 
 
 def _check_arguments(**arguments: Any) -> None:

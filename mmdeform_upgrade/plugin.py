@@ -45,10 +45,10 @@ def deform_upgrade(base_type: Any = None,
     if base_type is None:
         raise ConfigError(f"{BUILDER} needs base_type, the type that the component had before: "
                           f"dict(type='{BUILDER}', base_type='ResNet', ...)")
-    if not isinstance(base_type, str) and (not callable(base_type) or isinstance(base_type, type)
-                                           and not issubclass(base_type, nn.Module)):
-        raise ConfigError(f"{BUILDER}: base_type={base_type!r} is neither a name nor a module's class; it is the type that the "
-                          "component had before, such as 'ResNet'")
+    other_class = isinstance(base_type, type) and not issubclass(base_type, nn.Module)
+    if not isinstance(base_type, str) and (other_class or not callable(base_type)):
+        raise ConfigError(f"{BUILDER}: base_type={base_type!r} is neither a name nor a module's class; it is the type "
+                          "that the component had before, such as 'ResNet'")
     with MODELS.switch_scope_and_registry(None) as registry:
         if isinstance(base_type, str) and not _is_registered(base_type, registry):
             raise ConfigError(f"{BUILDER}: base_type {base_type!r} is not registered in the scope {registry.scope!r}; "

@@ -122,8 +122,8 @@ class _Scale:
     def of(cls, length: Length, epoch_ratio: float) -> _Scale:
         number = isinstance(epoch_ratio, (int, float)) and not isinstance(epoch_ratio, bool)
         if not number or not 0 < epoch_ratio <= 1:
-            raise ConfigError(f'epoch_ratio={epoch_ratio!r} is not in (0, 1]: it is the new length over the old, 0.25 '
-                              'in the paper')
+            raise ConfigError(f'epoch_ratio={epoch_ratio!r} is not in (0, 1]: it is the new length over the old; for a '
+                              'quarter give 0.25, as in the paper')
         total = max(1, _round(length.total * epoch_ratio))
         return cls(total, total / length.total)
 

@@ -184,16 +184,24 @@ def _by_regex(modules: Dict[str, nn.Module], pattern: str, argument: str) -> set
         raise TargetError(f'{argument}={pattern!r} is neither last:N nor a regular expression: {error}') from error
     found = {name for name, module in modules.items() if compiled.fullmatch(name) and is_convolution(module)}
     if not found:
+        meant = _meant(modules, pattern)
         raise TargetError(f'{argument}={pattern!r} match no convolution (a string is a regular expression for the '
-                          f'whole dotted name). {_candidates(modules)}')
+                          f'whole dotted name). {meant}{" " if meant else ""}{_candidates(modules)}')
     return found
 
 
 def _unknown(modules: Dict[str, nn.Module], pattern: str, matches: Sequence[str]) -> str:
     if matches:
         return f'{pattern!r} is a {type(modules[matches[0]]).__name__}, not a convolution'
-    close = difflib.get_close_matches(pattern, upgradable_names(modules), n=1)
-    return f'{pattern!r} names no module' + (f' (did you mean {close[0]!r}?)' if close else '')
+    meant = _meant(modules, pattern)
+    return f'{pattern!r} names no module' + (f' ({meant[0].lower()}{meant[1:]})' if meant else '')
+
+
+def _meant(modules: Dict[str, nn.Module], pattern: str) -> str:
+    inside = pattern.partition('.')[2]  # behind 'backbone.', as checkpoints and reports have it
+    close = [inside] if '.' in inside and inside in modules else difflib.get_close_matches(
+        pattern, upgradable_names(modules), n=1)
+    return f'Did you mean {close[0]!r}?' if close else ''
 
 
 def _after(excluded: set) -> str:

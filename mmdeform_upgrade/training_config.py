@@ -18,9 +18,8 @@ def check_training_config(cfg: Any) -> None:
     """
     if not hasattr(cfg, 'get') or isinstance(cfg, type):
         raise ConfigError(f'the config is a {type(cfg).__name__}, expected a Config: read it with Config.fromfile')
-    problems = [*_sections(cfg)]
-    if not problems:
-        problems = [*_intervals(cfg.get('train_cfg') or {}), *_schedulers('param_scheduler', cfg.get('param_scheduler'))]
+    problems = [*_sections(cfg)] or [*_intervals(cfg.get('train_cfg') or {}),
+                                     *_schedulers('param_scheduler', cfg.get('param_scheduler'))]
     if problems:
         raise ConfigError('the config cannot be changed: ' + '; '.join(problems))
 
@@ -47,11 +46,15 @@ def _intervals(train_cfg: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_pair(pair: Any) -> bool:
-    return isinstance(pair, (list, tuple)) and len(pair) == 2 and all(_is_whole(number) for number in pair)
+    return _is_list(pair) and len(pair) == 2
 
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(_is_whole(number) for number in value)
 
 
 def _schedulers(where: str, schedulers: Any) -> Iterator[str]:
@@ -76,8 +79,8 @@ def _scheduler(where: str, scheduler: Any) -> List[str]:
     given = {key: value for key, value in scheduler.items() if value is not None}
     wrong += [f'{where}.{key}={given[key]!r}, expected a number of epochs or iterations' for key in _COUNTS
               if key in given and not (is_number(given[key]) if key == 'end' else _is_whole(given[key]))]
-    wrong += [f'{where}.{key}={given[key]!r}, expected a list of whole numbers' for key in _LISTS if key in given and not
-              (isinstance(given[key], (list, tuple)) and all(_is_whole(number) for number in given[key]))]
+    wrong += [f'{where}.{key}={given[key]!r}, expected a list of whole numbers' for key in _LISTS
+              if key in given and not _is_list(given[key])]
     if 'gamma' in given and not (is_number(given['gamma']) and given['gamma'] >= 0):
         wrong.append(f'{where}.gamma={given["gamma"]!r}, expected a number of at least 0')
     return wrong

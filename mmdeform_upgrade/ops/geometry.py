@@ -113,7 +113,8 @@ def _check_tensors(**tensors: object) -> None:
     for name, tensor in tensors.items():
         optional = name in ('bias', 'mask')
         if not isinstance(tensor, Tensor) and not (optional and tensor is None):
-            raise UpgradeError(f'{name} is a {type(tensor).__name__}; expected a tensor{" or None" if optional else ""}.')
+            none = ' or None' if optional else ''
+            raise UpgradeError(f'{name} is a {type(tensor).__name__}; expected a tensor{none}.')
 
 
 def _sizes(tensor: Tensor) -> Tuple[int, ...]:

@@ -108,7 +108,8 @@ def _looks_like(head: bytes) -> str:
         if head.startswith(start):
             return f'it looks like {what}' if what.startswith('a') else f'it is {what}'
     if text.startswith((b'<!doctype', b'<html', b'<head', b'<?xml')):
-        return 'it looks like a web page, so the download failed (a login or error page was saved)'
+        return ('it looks like a web page, so the download failed (a login or error page was saved); download it '
+                'again')
     if head[257:262] == b'ustar':
         return 'it looks like a tar archive: unpack it; a checkpoint of PyTorch 0.1 must be saved again by a newer one'
     if head[4:8] == b'TFL3':

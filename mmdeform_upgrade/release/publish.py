@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
 from ..checkpoint import StateDict, clean_state_dict, file_sha256
+from ..config import read_config
 from ..errors import CheckpointError, ConfigError
 from ..readers import read_tensors, write_safetensors
 from .contents import meta_of_text, meta_text, plain_meta, refuse_existing, write_checkpoint
@@ -73,11 +74,10 @@ def publish(source: str, out_dir: str, *, config: Optional[str] = None, ema: boo
         CheckpointError: the source cannot be read or published.
         ConfigError: files exist, or the date is none.
     """
-    from mmengine.config import Config
     date = date or datetime.date.today().strftime('%Y%m%d')
     if not re.fullmatch(r'\d{8}', date):
         raise ConfigError(f'--date {date!r}: expected YYYYMMDD')
-    cfg = Config.fromfile(config) if config else None
+    cfg = read_config(config) if config else None
     contents = read_tensors(source)
     raw = {'meta': meta_of_text(contents.rest.get('metadata') or {}), **contents.rest, 'state_dict': contents.tensors}
     release = published_checkpoint(raw, ema=ema, config_text=cfg.pretty_text if cfg else None)
