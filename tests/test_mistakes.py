@@ -11,7 +11,8 @@ from .faults.doors import call_tool, plain_config_texts
 
 UPGRADABLE = ('Upgradable, in order: conv1, ' + ', '.join(f'layer{stage}.{block}.conv{conv}' for stage in (1, 2, 3, 4)
                                                           for block in (0, 1) for conv in (1, 2)) + '.')
-FROZEN = ': its weight is frozen (requires_grad=False), so its offsets would never train; lower frozen_stages or exclude it'
+FROZEN = (': its weight is frozen (requires_grad=False), so its offsets would never train; lower frozen_stages or '
+          'exclude it')
 FIT = ('Give the checkpoint that the baseline config was trained to, or the config that it was trained with.')
 
 
@@ -60,8 +61,8 @@ MISTAKES = {
         "TargetError: DeformUpgrade of ResNet: targets='backbone.layer4.1.conv2' match no convolution (a string is a "
         "regular expression for the whole dotted name). Did you mean 'layer4.1.conv2'? " + UPGRADABLE)),
     'last:0': ([*UPGRADE, '--targets', 'last:0'], (
-        "TargetError: DeformUpgrade of ResNet: targets='last:0' is not understood: write last:N with a whole number N of "
-        "at least 1, such as 'last:3'")),
+        "TargetError: DeformUpgrade of ResNet: targets='last:0' is not understood: write last:N with a whole number N "
+        "of at least 1, such as 'last:3'")),
     'last:99': ([*UPGRADE, '--targets', 'last:99'], (
         "TargetError: DeformUpgrade of ResNet: targets='last:99' asks for 99 convolutions, and there are 17. "
         + UPGRADABLE)),
@@ -75,8 +76,8 @@ MISTAKES = {
         "ConfigError: the model has no part 'neck2' (looked for 'neck2'): it has backbone, bbox_head, "
         'data_preprocessor, neck; name one of them')),
     'a ratio in percent': ([*UPGRADE, '--epoch-ratio', '25'], (
-        'ConfigError: epoch_ratio=25.0 is not in (0, 1]: it is the new length over the old; for a quarter give 0.25, as '
-        'in the paper')),
+        'ConfigError: epoch_ratio=25.0 is not in (0, 1]: it is the new length over the old; for a quarter give 0.25, '
+        'as in the paper')),
     'checkpoint and config in each other\'s place': (['upgrade.py', 'epoch_8.pth', 'config.py'], (
         "ConfigError: 'epoch_8.pth' is no config, which ends in .py: give the config first, then the checkpoint")),
     'the same for a test': (['test.py', 'epoch_8.pth', 'config.py'], (
@@ -91,8 +92,8 @@ MISTAKES = {
     'an empty file': (['upgrade.py', 'config.py', 'empty.pth'], (
         'CheckpointError: empty.pth is no readable checkpoint (0 bytes): it is empty; copy or download it again')),
     'a failed download': (['upgrade.py', 'config.py', 'page.pth'], (
-        'CheckpointError: page.pth is no readable checkpoint (15 bytes): it looks like a web page, so the download failed '
-        '(a login or error page was saved); download it again')),
+        'CheckpointError: page.pth is no readable checkpoint (15 bytes): it looks like a web page, so the download '
+        'failed (a login or error page was saved); download it again')),
     'a pointer of git-LFS': (['upgrade.py', 'config.py', 'lfs.pth'], (
         'CheckpointError: lfs.pth is no readable checkpoint (54 bytes): it looks like a git-LFS pointer, not the file '
         'itself: run "git lfs pull", or download the file')),
@@ -103,15 +104,15 @@ MISTAKES = {
         'ConfigError: resume: there is no checkpoint in FOLDER/work, and training would start from random weights; run '
         'without resume, with load_from the baseline')),
     'a baseline to resume': ([*TRAIN, '--resume', 'epoch_8.pth', '--cfg-options', 'experiment_name=c'], (
-        'CheckpointError: epoch_8.pth: resume: the checkpoint has no offsets, so it is a baseline and not an interrupted '
-        'upgrade; give it as load_from, with resume=False')),
+        'CheckpointError: epoch_8.pth: resume: the checkpoint has no offsets, so it is a baseline and not an '
+        'interrupted upgrade; give it as load_from, with resume=False')),
     'the hook without the upgrade': (['train.py', 'hook_only.py', '--work-dir', 'work', '--cfg-options',
                                       'experiment_name=d'], (
         "ConfigError: DeformUpgradeHook: the model has no ZeroOffsetDCN; set model.backbone=dict(type='DeformUpgrade', "
         'base_type=..., targets=...), or take the hook out')),
     'a misspelt class': ([*TRAIN, '--cfg-options', 'model.backbone.base_type=Resnet'], (
-        "ConfigError: DeformUpgrade: base_type 'Resnet' is not registered in the scope 'mmdet'; set default_scope in the "
-        "config, or name it with its scope, as in 'mmdet.ResNet'")),
+        "ConfigError: DeformUpgrade: base_type 'Resnet' is not registered in the scope 'mmdet'; set default_scope in "
+        "the config, or name it with its scope, as in 'mmdet.ResNet'")),
     'an option without a value': ([*TRAIN, '--cfg-options', 'model.backbone.targets'], (
         'error: --cfg-options model.backbone.targets: expected KEY=VALUE, without spaces around the sign')),
     'a launcher that has not launched': ([*TRAIN, '--launcher', 'pytorch'], (
@@ -140,12 +141,12 @@ def test_a_config_that_is_no_python_is_named_with_the_line(folder):
 def test_a_checkpoint_of_another_network_is_named_with_every_key(folder):
     status, said = call_tool('upgrade.py', 'config.py', 'other.pth')
     lines = said.strip().splitlines()
-    assert status == 2 and lines[0] == ('CheckpointError: other.pth: the checkpoint does not fit the network (only offset '
-                                        'branches may be new):')
+    assert status == 2 and lines[0] == ('CheckpointError: other.pth: the checkpoint does not fit the network (only '
+                                        'offset branches may be new):')
     assert lines[1].startswith('  missing in the checkpoint (126): backbone.conv1.weight, ')
     assert lines[2:] == ['  unexpected in the checkpoint (2): weight, bias', (
-        'Most of the network is missing: this is a checkpoint of another architecture, or in a format that is not known '
-        '(docs/formats.md lists those that are).'), FIT]
+        'Most of the network is missing: this is a checkpoint of another architecture, or in a format that is not '
+        'known (docs/formats.md lists those that are).'), FIT]
 
 
 def test_another_number_of_classes_is_told(folder):

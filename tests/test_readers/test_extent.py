@@ -58,3 +58,15 @@ def test_metadata_nested_without_end_are_damaged_metadata(tmp_path):
     write_safetensors(tmp_path / 'a', {'a': torch.ones(1)}, {'meta': '{"a":' * 500 + '1' + '}' * 500})
     with pytest.raises(CheckpointError, match="damaged entry 'meta'"):
         inspect_checkpoint(tmp_path / 'a')
+
+
+@pytest.mark.parametrize('opcode', [b'\x95', b'\x8e', b'\x8d', b'\x96'])
+def test_a_length_beyond_the_file_makes_no_buffer(tmp_path, opcode):
+    """FRAME, BINBYTES8, BINUNICODE8 and BYTEARRAY8 of an exabyte, in PyTorch's older format, read from disk."""
+    torch.save({'a': torch.ones(1)}, tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
+    data = (tmp_path / 'a.pth').read_bytes()
+    start = data.index(b'.') + 1
+    huge = b'\x80\x04' + opcode + (10**18).to_bytes(8, 'little')
+    (tmp_path / 'a.pth').write_bytes(data[:start] + huge + data[start:])
+    with pytest.raises(CheckpointError, match='claims more data than the file has'):
+        load_baseline(tmp_path / 'a.pth')
