@@ -64,7 +64,7 @@ def pair(value: IntPair, name: str, least: int) -> tuple[int, int]:
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def describe(
