@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .errors import CheckpointError
 from .importers import PLAIN, Imported, import_state_dict
 from .readers import read_tensors
+from .targets import check_module
 
 StateDict = Dict[str, Tensor]
 
@@ -167,6 +168,8 @@ def nonzero_offsets(state_dict: Mapping[str, Tensor]) -> List[str]:
 
 
 def _read(path: str, model: Optional[nn.Module]) -> Tuple[Imported, Optional[Remapped]]:
+    if model is not None:
+        check_module(model)
     contents = read_tensors(path)
     try:
         names = None if model is None else model.state_dict()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional
 
 from .errors import ConfigError
 from .schedule import rate_changes, schedule_changes, type_name
-from .targets import Targets
+from .targets import Targets, check_kind
+from .training_config import check_training_config
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -50,10 +51,11 @@ def upgrade_config(cfg: Config,
     Raises:
         ConfigError: no such part, it is upgraded already, or schedule or rates cannot be changed as asked.
     """
+    changes = upgrade_changes(cfg, load_from=load_from, targets=targets, epoch_ratio=epoch_ratio, part=part,
+                              exclude=exclude, deform_groups=deform_groups, lr_mult=lr_mult,
+                              offset_lr_mult=offset_lr_mult)
     upgraded = copy.deepcopy(cfg)
-    upgraded.merge_from_dict(upgrade_changes(
-        cfg, load_from=load_from, targets=targets, epoch_ratio=epoch_ratio, part=part, exclude=exclude,
-        deform_groups=deform_groups, lr_mult=lr_mult, offset_lr_mult=offset_lr_mult))
+    upgraded.merge_from_dict(changes)
     return upgraded
 
 
@@ -61,13 +63,15 @@ def upgrade_changes(cfg: Mapping[str, Any], *, load_from: str, targets: Targets,
                     part: str = 'backbone', exclude: Targets = (), deform_groups: int = 1, lr_mult: float = 1.0,
                     offset_lr_mult: Optional[float] = None) -> Dict[str, Any]:
     """What :func:`upgrade_config` changes, as a dict that merges into ``cfg``; the keys of a short config file."""
+    if not isinstance(load_from, (str, os.PathLike)) or not os.fspath(load_from):
+        raise ConfigError(f'load_from={load_from!r}: give the path of the trained baseline')
     changes = retrain_changes(cfg, targets=targets, part=part, exclude=exclude, deform_groups=deform_groups)
     # The baseline brings all weights.
     if is_download(_component(cfg, part).get('init_cfg')):
         _inside(changes['model'], part)['init_cfg'] = None
     if cfg['model'].get('pretrained'):
         changes['model']['pretrained'] = None
-    changes['load_from'] = load_from
+    changes['load_from'] = os.fspath(load_from)
     changes.update(schedule_changes(cfg, epoch_ratio))
     changes.update(rate_changes(cfg, lr_mult, offset_lr_mult))
     # A list replaces the inherited one, so the base's hooks are named again.
@@ -78,6 +82,11 @@ def upgrade_changes(cfg: Mapping[str, Any], *, load_from: str, targets: Targets,
 def retrain_changes(cfg: Mapping[str, Any], *, targets: Targets, part: str = 'backbone', exclude: Targets = (),
                     deform_groups: int = 1) -> Dict[str, Any]:
     """The deformable network on the baseline's schedule and initial weights: what an upgrade is measured against."""
+    check_training_config(cfg)
+    check_kind(targets, 'targets')
+    check_kind(exclude, 'exclude')
+    if not isinstance(deform_groups, int) or isinstance(deform_groups, bool) or deform_groups < 1:
+        raise ConfigError(f'deform_groups={deform_groups!r}: expected a whole number of at least 1')
     changed: Dict[str, Any] = {'type': BUILDER, 'base_type': _component(cfg, part)['type'], 'targets': _plain(targets)}
     if exclude:
         changed['exclude'] = _plain(exclude)
@@ -97,7 +106,7 @@ def control_changes(cfg: Mapping[str, Any], *, load_from: str, epoch_ratio: floa
     """
     changes = {**schedule_changes(cfg, epoch_ratio), **rate_changes(cfg, lr_mult), 'load_from': load_from}
     hooks = list(changes.get('custom_hooks', cfg.get('custom_hooks') or []))
-    if not any(type_name(hook['type']) == RESUME_HOOK for hook in hooks):
+    if not any(type_name(hook.get('type', '')) == RESUME_HOOK for hook in hooks if isinstance(hook, Mapping)):
         changes['custom_hooks'] = [*hooks, {'type': RESUME_HOOK}]
     changes['custom_imports'] = _imports(cfg)
     return changes
@@ -119,6 +128,8 @@ def find_config(name: str) -> str:
     if not external:
         if not os.path.isfile(name):
             raise ConfigError(f'there is no config file {name!r}')
+        if not name.endswith(('.py', '.yml', '.yaml', '.json')):
+            raise ConfigError(f'{name!r} is no config, which ends in .py: give the config first, then the checkpoint')
         return name
     path = os.path.join(_package_configs(package, name), inside)
     if not os.path.isfile(path):
@@ -136,13 +147,14 @@ def read_config(name: str) -> Config:
     """The config that :func:`find_config` finds.
 
     Raises:
-        ConfigError: also where it inherits from, or imports, a package that is not installed.
+        ConfigError: also where it inherits from a file that is not there, imports a package that is not installed, or
+            is no Python.
     """
     from mmengine.config import Config
     path = find_config(name)
     try:
         return Config.fromfile(path)
-    except ImportError as error:
+    except (ImportError, SyntaxError, OSError) as error:
         raise ConfigError(f'{name}: {error}') from error
 
 
@@ -169,11 +181,16 @@ def _component(cfg: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     node: Any = cfg.get('model')
     if not isinstance(node, Mapping):
         raise ConfigError("the config has no 'model': give the config that the baseline was trained with")
+    if not isinstance(part, str):
+        raise ConfigError(f"part={part!r}: expected the name of a component, such as 'backbone'")
     for key in part.split('.'):
         parts = [name for name, value in node.items() if isinstance(value, Mapping) and 'type' in value]
         if not isinstance(node.get(key), Mapping) or 'type' not in node[key]:
-            raise ConfigError(f"the model has no part {part!r} (looked for {key!r}): it has {', '.join(parts)}")
+            raise ConfigError(f"the model has no part {part!r} (looked for {key!r}): it has {', '.join(parts)}; "
+                              'name one of them')
         node = node[key]
+    if not node['type'] or not (isinstance(node['type'], str) or callable(node['type'])):
+        raise ConfigError(f'model.{part}.type={node["type"]!r} is neither a name nor a class')
     if type_name(node['type']) == BUILDER:
         raise ConfigError(f'model.{part} is upgraded already (base_type={node.get("base_type")!r}, '
                           f'targets={node.get("targets")!r}): start from the config of the baseline, or change targets '

@@ -21,10 +21,19 @@ if TYPE_CHECKING:
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags that every MM tool has."""
     from mmengine.config import DictAction
+
+    class Options(DictAction):
+
+        def __call__(self, parser, namespace, values, option_string=None):
+            for value in values:
+                if '=' not in value:
+                    parser.error(f'{option_string} {value}: expected KEY=VALUE, without spaces around the sign')
+            super().__call__(parser, namespace, values, option_string)
+
     result = argparse.ArgumentParser(description=description)
     result.add_argument('config', help="config file; also PACKAGE::FILE, as in 'mmseg::fcn/NAME.py'")
     result.add_argument('--work-dir', help='folder for logs and checkpoints')
-    result.add_argument('--cfg-options', nargs='+', action=DictAction, help='settings to override, as key=value pairs')
+    result.add_argument('--cfg-options', nargs='+', action=Options, help='settings to override, as key=value pairs')
     result.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     result.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return result
@@ -32,6 +41,9 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def load_config(args: argparse.Namespace) -> Config:
     """The config that the common flags ask for."""
+    if args.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise ConfigError('--launcher pytorch: torchrun has not started this process (RANK is not set); run '
+                          'tools/dist_train.sh CONFIG GPUS, or leave --launcher out')
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
     cfg.launcher = args.launcher
@@ -46,6 +58,10 @@ def load_config(args: argparse.Namespace) -> Config:
 
 def set_amp(cfg: Config) -> None:
     """``--amp``: train with automatic mixed precision."""
+    from mmengine.device import get_device
+    if get_device() == 'cpu':
+        raise ConfigError('--amp needs a GPU, and there is none here: leave it out, or train on a CPU in bfloat16 with '
+                          "custom_hooks=[dict(type='BFloat16Hook'), ...]")
     wrapper = cfg.optim_wrapper
     if wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ConfigError(f'--amp knows OptimWrapper, the config has {wrapper.type}')
@@ -140,11 +156,14 @@ def dump_predictions(runner, path: str) -> None:
 
 
 def run(main: Callable[[Optional[List[str]]], None], argv: Optional[List[str]] = None) -> None:
-    """Call a tool's ``main``; the package's own errors, and a full disk, become one message and exit status 2."""
+    """Call a tool's ``main``, in which all checkpoints are read safely; the package's own errors, and a full disk,
+    become one message and exit status 2."""
+    from .locations import safe_loaders
     try:
-        main(argv)
+        with safe_loaders():
+            main(argv)
     except UpgradeError as error:
-        print(f'{type(error).__name__}: {error}', file=sys.stderr)
+        print(f'{type(error).__name__}: {printable(str(error))}', file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -158,3 +177,8 @@ def _is_main_process(cfg: Config) -> bool:
     """As its launcher says; MMEngine itself does not know before the runner is built."""
     ranks = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
     return int(os.environ.get(ranks.get(cfg.get('launcher', 'none'), ''), 0)) == 0
+
+
+def printable(text: str) -> str:
+    """``text`` without control characters other than line breaks: names in a file could steer the terminal."""
+    return ''.join(c if c.isprintable() or c == '\n' else repr(c)[1:-1] for c in text)

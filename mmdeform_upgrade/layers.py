@@ -5,13 +5,14 @@ Vocabulary: N, C, H, W; K = kh * kw taps; G = deform groups; offsets in pixels, 
 """
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import TargetError, UpgradeError
+from .errors import LayerError, TargetError, UpgradeError
 from .ops import deform_conv2d
 
 _Size = Union[int, Tuple[int, int]]
@@ -63,6 +64,10 @@ class ZeroOffsetDCN(nn.Conv2d):
         deform_groups: G, groups of input channels that share offsets; divides ``in_channels``.
 
     Shapes: input (N, C, H, W) or (C, H, W), output as ``nn.Conv2d``'s.
+
+    Raises:
+        LayerError: a setting that no convolution has.
+        UpgradeError: ``deform_groups`` does not divide ``in_channels``.
     """
 
     def __init__(self,
@@ -78,11 +83,16 @@ class ZeroOffsetDCN(nn.Conv2d):
                  deform_groups: int = 1,
                  device=None,
                  dtype=None):
-        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode,
-                         device=device, dtype=dtype)
-        if deform_groups < 1 or in_channels % deform_groups:
-            raise UpgradeError(f'deform_groups={deform_groups} does not divide in_channels={in_channels}: '
+        _check_arguments(in_channels=in_channels, out_channels=out_channels, groups=groups, kernel_size=kernel_size,
+                         stride=stride, dilation=dilation, padding=padding)
+        if not divides(deform_groups, in_channels):
+            raise UpgradeError(f'deform_groups={deform_groups!r} does not divide in_channels={in_channels}: '
                                'give a divisor, or 1')
+        try:
+            super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
+                             padding_mode, device=device, dtype=dtype)
+        except ValueError as error:
+            raise LayerError(f'ZeroOffsetDCN: {error}') from error
         self.deform_groups = deform_groups
         # torch.fx takes modules of torch.nn as leaves; a Conv2d is one, and efficient_conv_bn_eval looks for it.
         self.__module__ = nn.Conv2d.__module__
@@ -165,6 +175,28 @@ def _arguments(conv: nn.Conv2d) -> Dict[str, Any]:
     return {**{name: getattr(conv, name) for name in names}, 'bias': conv.bias is not None}
 
 
+def divides(deform_groups: Any, channels: int) -> bool:
+    """Whether channels can be split into so many deform groups."""
+    return _is_whole(deform_groups, 1) and channels % deform_groups == 0
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < 2**31
+
+
+def _check_arguments(**arguments: Any) -> None:
+    for name, value in arguments.items():
+        if name == 'padding' and value in ('same', 'valid'):
+            continue
+        pairs = name in ('kernel_size', 'stride', 'dilation', 'padding')
+        least = 0 if name == 'padding' else 1
+        values = value if pairs and isinstance(value, (tuple, list)) and len(value) == 2 else [value]
+        if not all(_is_whole(number, least) for number in values):
+            expected = 'one or two whole numbers' if pairs else 'a whole number'
+            raise LayerError(f'ZeroOffsetDCN: {name}={value!r}; expected {expected} of at least {least}'
+                             + (", 'same' or 'valid'" if name == 'padding' else ''))
+
+
 def why_not_upgradable(module: nn.Module, deform_groups: int = 1) -> Optional[str]:
     """Why ``module`` cannot become a ``ZeroOffsetDCN`` without a change of its meaning, or None if it can."""
     if isinstance(module, ZeroOffsetDCN):
@@ -177,6 +209,6 @@ def why_not_upgradable(module: nn.Module, deform_groups: int = 1) -> Optional[st
         return 'it has forward hooks or a computed weight (weight_norm, spectral_norm), which would be lost'
     if module.weight.is_complex():
         return f'its dtype is {module.weight.dtype}'
-    if deform_groups < 1 or module.in_channels % deform_groups:
-        return f'deform_groups={deform_groups} does not divide its {module.in_channels} input channels'
+    if not divides(deform_groups, module.in_channels):
+        return f'deform_groups={deform_groups!r} does not divide its {module.in_channels} input channels'
     return None

@@ -24,7 +24,7 @@ from .hooks import (
 )
 from .importers import PLAIN
 from .layers import ZeroOffsetDCN
-from .locations import AS_IT_IS, SCHEME, imported_checkpoint, local_path, read_as_it_is
+from .locations import AS_IT_IS, SCHEME, imported_checkpoint, load_from_safe, local_path, without_programs
 from .targets import Targets
 from .upgrade import upgrade_
 from .work_dir import BACKEND, WholeFiles
@@ -54,11 +54,17 @@ def deform_upgrade(base_type: Any = None,
     if base_type is None:
         raise ConfigError(f"{BUILDER} needs base_type, the type that the component had before: "
                           f"dict(type='{BUILDER}', base_type='ResNet', ...)")
+    other_class = isinstance(base_type, type) and not issubclass(base_type, nn.Module)
+    if not isinstance(base_type, str) and (other_class or not callable(base_type)):
+        raise ConfigError(f"{BUILDER}: base_type={base_type!r} is neither a name nor a module's class; it is the type "
+                          "that the component had before, such as 'ResNet'")
     with MODELS.switch_scope_and_registry(None) as registry:
-        if isinstance(base_type, str) and registry.get(base_type) is None:
+        if isinstance(base_type, str) and not _is_registered(base_type, registry):
             raise ConfigError(f"{BUILDER}: base_type {base_type!r} is not registered in the scope {registry.scope!r}; "
                               "set default_scope in the config, or name it with its scope, as in 'mmdet.ResNet'")
     module = MODELS.build(dict(type=base_type, **kwargs))
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f'{BUILDER}: base_type={base_type!r} built a {type(module).__name__}, expected a module')
     # Some backbones (Darknet) apply frozen_stages in train() only, and frozen targets must be seen now.
     module.train(module.training)
     try:
@@ -71,6 +77,13 @@ def deform_upgrade(base_type: Any = None,
     return module
 
 
+def _is_registered(name: str, registry: Any) -> bool:
+    try:
+        return registry.get(name) is not None
+    except RuntimeError:  # it also tries names as modules' contents
+        return False
+
+
 def load_from_baseline(filename: str, map_location: Any = None) -> Dict[str, Any]:
     """MMEngine checkpoint scheme ``baseline://PATH``: read without running anything that it holds, and imported.
 
@@ -80,12 +93,7 @@ def load_from_baseline(filename: str, map_location: Any = None) -> Dict[str, Any
     checkpoint, imported = imported_checkpoint(local_path(filename), map_location or 'cpu')
     if imported.format != PLAIN:
         print_log(f'Imported {imported}', logger='current')
-    return checkpoint
-
-
-def load_as_it_is(filename: str, map_location: Any = None) -> Dict[str, Any]:
-    """MMEngine checkpoint scheme ``safe://PATH``: read without running anything that it holds, and not imported."""
-    return read_as_it_is(filename[len(AS_IT_IS):], map_location or 'cpu')
+    return without_programs(checkpoint)
 
 
 def _imported_when_built(module: str, name: str) -> Callable[..., Any]:
@@ -106,6 +114,6 @@ TRANSFORMS.register_module(name='ResizeByDirection', module=_imported_when_built
 for _hook in (BFloat16Hook, DeformUpgradeHook, ExactResumeHook, FiniteCheckHook, OffsetLoggerHook, WorkDirHook):
     HOOKS.register_module(module=_hook)
 CheckpointLoader.register_scheme(SCHEME, load_from_baseline)
-CheckpointLoader.register_scheme(AS_IT_IS, load_as_it_is)
+CheckpointLoader.register_scheme(AS_IT_IS, load_from_safe)
 register_backend(BACKEND, WholeFiles)
 register_handles()

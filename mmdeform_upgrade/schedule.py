@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional
 
 from .errors import ConfigError
+from .training_config import check_training_config, is_number
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -42,13 +43,15 @@ def shorten_schedule(cfg: Config, epoch_ratio: float = 0.25) -> Config:
     Raises:
         ConfigError: ``epoch_ratio`` is out of range or the config has no length to shorten.
     """
+    changes = schedule_changes(cfg, epoch_ratio)
     short = copy.deepcopy(cfg)
-    short.merge_from_dict(schedule_changes(cfg, epoch_ratio))
+    short.merge_from_dict(changes)
     return short
 
 
 def schedule_changes(cfg: Mapping[str, Any], epoch_ratio: float) -> Dict[str, Any]:
     """What :func:`shorten_schedule` changes, as a dict that merges into ``cfg``."""
+    check_training_config(cfg)
     length = Length.of(cfg)
     scale = _Scale.of(length, epoch_ratio)
     changes: Dict[str, Any] = {'train_cfg': _train_cfg(cfg['train_cfg'], length, scale)}
@@ -60,7 +63,8 @@ def schedule_changes(cfg: Mapping[str, Any], epoch_ratio: float) -> Dict[str, An
         changes['default_hooks'] = hooks
     custom = cfg.get('custom_hooks') or []
     if any(_hook_changes(hook, length, scale) for hook in custom):
-        changes['custom_hooks'] = [{**hook, **_hook_changes(hook, length, scale)} for hook in custom]
+        changes['custom_hooks'] = [{**hook, **changed} if (changed := _hook_changes(hook, length, scale)) else hook
+                                   for hook in custom]
     return changes
 
 
@@ -79,7 +83,7 @@ def rate_changes(cfg: Mapping[str, Any], lr_mult: float = 1.0,
     """
     asked = {'lr_mult': lr_mult, 'offset_lr_mult': offset_lr_mult}
     for name, factor in asked.items():
-        if factor is not None and not (_is_number(factor) and 0 < factor < math.inf):
+        if factor is not None and not (is_number(factor) and 0 < factor < math.inf):
             raise ConfigError(f'{name}={factor!r} is not a positive number: it is the new learning rate over the old')
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
     if (lr_mult != 1 or offset_lr_mult is not None) and 'lr' not in optimizer:
@@ -149,18 +153,14 @@ class _Scale:
 
     @classmethod
     def of(cls, length: Length, epoch_ratio: float) -> _Scale:
-        if not _is_number(epoch_ratio) or not 0 < epoch_ratio <= 1:
-            raise ConfigError(f'epoch_ratio={epoch_ratio!r} is not in (0, 1]: it is the new length over the old, 0.25 '
-                              'in the paper')
+        if not is_number(epoch_ratio) or not 0 < epoch_ratio <= 1:
+            raise ConfigError(f'epoch_ratio={epoch_ratio!r} is not in (0, 1]: it is the new length over the old; for a '
+                              'quarter give 0.25, as in the paper')
         total = max(1, _round(length.total * epoch_ratio))
         return cls(total, total / length.total)
 
     def __call__(self, steps: int) -> int:
         return max(1, _round(steps * self.ratio)) if steps > 0 else steps
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _round(number: float) -> int:
@@ -185,7 +185,7 @@ def _schedulers(schedulers: Any, length: Length, scale: _Scale) -> Any:
 
 
 def _scheduler(scheduler: Dict[str, Any], length: Length, scale: _Scale) -> Optional[Dict[str, Any]]:
-    begin, end = scheduler.get('begin', 0), scheduler.get('end')
+    begin, end = scheduler.get('begin') or 0, scheduler.get('end')
     full_cycle = end is not None and scheduler.get('T_max') == end - begin
     if begin:
         scheduler['begin'] = scale(begin)
@@ -202,7 +202,7 @@ def _scheduler(scheduler: Dict[str, Any], length: Length, scale: _Scale) -> Opti
         if scheduler.get(key) is not None:
             scheduler[key] = [scale(step) for step in scheduler[key]]
     if full_cycle:
-        scheduler['T_max'] = scheduler['end'] - scheduler.get('begin', 0)
+        scheduler['T_max'] = scheduler['end'] - (scheduler.get('begin') or 0)
     if type_name(scheduler['type']).startswith('Exponential') and 'gamma' in scheduler:
         scheduler['gamma'] = scheduler['gamma']**(1 / scale.ratio)
     return scheduler
@@ -211,13 +211,13 @@ def _scheduler(scheduler: Dict[str, Any], length: Length, scale: _Scale) -> Opti
 def _too_short(scheduler: Dict[str, Any], before: int) -> bool:
     # MMEngine's schedulers change the rate between their first and last step. One of a single step never gets that
     # far: a warm-up would leave the rate at its start factor for the whole training.
-    length = scheduler['end'] - scheduler.get('begin', 0)
+    length = scheduler['end'] - (scheduler.get('begin') or 0)
     return length < min(before, 1 if scheduler.get('convert_to_iter_based') else 2)
 
 
 def _paper_steps(scheduler: Dict[str, Any], scale: _Scale) -> Dict[str, Any]:
     # Milestones count from the scheduler's own begin.
-    begin = scheduler.get('begin', 0)
+    begin = (scheduler.get('begin') or 0)
     milestones = sorted({_round(scale.total * part) for part in DECAY_AT})
     scheduler['milestones'] = [step - begin for step in milestones if begin < step < scale.total]
     scheduler['gamma'] = DECAY_FACTOR

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Dict, Iterable, List, Mapping, Sequence, Union
+from typing import Dict, List, Mapping, Sequence, Union
 
 from torch import nn
 
@@ -38,6 +38,9 @@ def find_targets(model: nn.Module, targets: Targets = 'last:3', exclude: Targets
         TargetError: nothing matches, an entry of a sequence or ``exclude`` matches nothing, or a match cannot be
             upgraded; the message lists what could be.
     """
+    check_module(model)
+    check_kind(targets, 'targets')
+    check_kind(exclude, 'exclude')
     modules = dict(model.named_modules())
     modules.pop('', None)
     excluded = _names(modules, exclude, 'exclude') if exclude else set()
@@ -66,6 +69,7 @@ def deform_groups_of(model: nn.Module, targets: Targets, exclude: Targets = (), 
     """
     if not isinstance(targets, Mapping):
         return dict.fromkeys(find_targets(model, targets, exclude), default)
+    check_module(model)
     if not targets:
         raise TargetError('targets={} match no convolution: give at least one target and its deform_groups')
     groups: Dict[str, int] = {}
@@ -77,6 +81,29 @@ def deform_groups_of(model: nn.Module, targets: Targets, exclude: Targets = (), 
                 raise TargetError(f'targets={dict(targets)!r} give {name} both {groups[name]} and {count} '
                                   'deform_groups')
     return {name: groups[name] for name, _ in model.named_modules() if name in groups}
+
+
+def check_module(model: object) -> None:
+    """Refuse what is no network, such as a checkpoint or a path.
+
+    Raises:
+        TargetError: as said.
+    """
+    if not isinstance(model, nn.Module):
+        raise TargetError(f'the model is a {type(model).__name__}, expected a torch.nn.Module: build the network first')
+
+
+def check_kind(targets: object, argument: str) -> None:
+    """Refuse what is neither a string, nor a sequence of strings, nor a mapping of them, before it is looked up.
+
+    Raises:
+        TargetError: as said.
+    """
+    if argument == 'exclude' and targets is None:
+        return
+    several = isinstance(targets, (list, tuple, set, frozenset, Mapping))
+    if not isinstance(targets, str) and not (several and all(isinstance(t, str) and t for t in targets)):  # type: ignore
+        raise TargetError(f'{argument}={targets!r} is neither a string nor a sequence of names')
 
 
 def is_convolution(module: nn.Module) -> bool:
@@ -114,8 +141,6 @@ def _last(modules: Dict[str, nn.Module], count_text: str, excluded: set) -> List
 def _names(modules: Dict[str, nn.Module], patterns: Targets, argument: str) -> set:
     if isinstance(patterns, str):
         return (_in_part if is_part(patterns) else _by_regex)(modules, patterns, argument)
-    if not isinstance(patterns, Iterable) or not all(isinstance(p, str) and p for p in patterns):
-        raise TargetError(f'{argument}={patterns!r} is neither a string nor a sequence of names')
     found, unknown = set(), []
     for pattern in patterns:
         if is_part(pattern):
@@ -159,16 +184,24 @@ def _by_regex(modules: Dict[str, nn.Module], pattern: str, argument: str) -> set
         raise TargetError(f'{argument}={pattern!r} is neither last:N nor a regular expression: {error}') from error
     found = {name for name, module in modules.items() if compiled.fullmatch(name) and is_convolution(module)}
     if not found:
+        meant = _meant(modules, pattern)
         raise TargetError(f'{argument}={pattern!r} match no convolution (a string is a regular expression for the '
-                          f'whole dotted name). {_candidates(modules)}')
+                          f'whole dotted name). {meant}{" " if meant else ""}{_candidates(modules)}')
     return found
 
 
 def _unknown(modules: Dict[str, nn.Module], pattern: str, matches: Sequence[str]) -> str:
     if matches:
         return f'{pattern!r} is a {type(modules[matches[0]]).__name__}, not a convolution'
-    close = difflib.get_close_matches(pattern, upgradable_names(modules), n=1)
-    return f'{pattern!r} names no module' + (f' (did you mean {close[0]!r}?)' if close else '')
+    meant = _meant(modules, pattern)
+    return f'{pattern!r} names no module' + (f' ({meant[0].lower()}{meant[1:]})' if meant else '')
+
+
+def _meant(modules: Dict[str, nn.Module], pattern: str) -> str:
+    inside = pattern.partition('.')[2]  # behind 'backbone.', as checkpoints and reports have it
+    close = [inside] if '.' in inside and inside in modules else difflib.get_close_matches(
+        pattern, upgradable_names(modules), n=1)
+    return f'Did you mean {close[0]!r}?' if close else ''
 
 
 def _after(excluded: set) -> str:

@@ -11,7 +11,7 @@ from torch import nn
 
 from .errors import TargetError, UpgradeError
 from .layers import ZeroOffsetDCN, why_not_upgradable
-from .targets import Targets, deform_groups_of
+from .targets import Targets, check_module, deform_groups_of
 
 _Function = TypeVar('_Function', bound=Callable[..., Any])
 _changing = threading.RLock()
@@ -144,6 +144,11 @@ def revert_(model: nn.Module, *, keep: Optional[Callable[[str, ZeroOffsetDCN], b
     Raises:
         UpgradeError: the model has no ``ZeroOffsetDCN`` at all, or none of a name in ``drop``; nothing was changed.
     """
+    check_module(model)
+    if isinstance(drop, str) or not isinstance(drop, Collection) or not all(isinstance(name, str) for name in drop):
+        raise UpgradeError(f"drop={drop!r} is no sequence of names: give a list, such as ['layer4.2.conv2']")
+    if keep is not None and not callable(keep):
+        raise UpgradeError(f'keep is a {type(keep).__name__}, expected a function keep(name, layer)')
     layers = {name: m for name, m in model.named_modules() if isinstance(m, ZeroOffsetDCN)}
     if not layers:
         raise UpgradeError(f'{type(model).__name__} has no ZeroOffsetDCN: there is nothing to revert')

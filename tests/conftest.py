@@ -10,7 +10,10 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope, init_default_scope
 
+from .guard import sitecustomize  # noqa: F401  refuses connections to other machines
+
 ROOT = Path(__file__).resolve().parents[1]
+os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT / 'tests' / 'guard'), os.environ.get('PYTHONPATH')]))
 MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 
 

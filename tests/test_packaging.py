@@ -1,10 +1,13 @@
 """What an installed package carries."""
+import importlib.metadata
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import mmdeform_upgrade
 
@@ -34,3 +37,30 @@ def test_a_wheel_carries_configs_and_tools_for_mim(tmp_path):
 def test_an_editable_install_has_them_too():
     mim = Path(mmdeform_upgrade.__file__).parent / '.mim'
     assert (mim / 'configs' / 'ssd512_upgrade.py').is_file() and (mim / 'tools' / 'train.py').is_file()
+
+
+def _needed(requirement, found):
+    """Names of a requirement and of all that it needs here, installed."""
+    name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
+    if (name, extras) in found:
+        return
+    try:
+        distribution = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return  # an optional one
+    found.add((name, extras))
+    for text in distribution.requires or ():
+        inner = Requirement(text)
+        if inner.marker is None or any(inner.marker.evaluate({'extra': extra}) for extra in extras or {''}):
+            _needed(inner, found)
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason='the constraints are those of another Python')
+def test_the_constraints_name_every_package_of_the_tests():
+    lines = (ROOT / 'constraints.txt').read_text(encoding='utf8').splitlines()
+    pinned = [Requirement(line) for line in lines if line and not line.startswith('#')]
+    assert all(str(pin.specifier).startswith('==') for pin in pinned)
+    found = set()
+    _needed(Requirement('mmdeform_upgrade[onedl,dev]'), found)
+    names = {name for name, _ in found} - {'mmdeform-upgrade'}
+    assert len(names) > 60 and names - {canonicalize_name(pin.name) for pin in pinned} == set()

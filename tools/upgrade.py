@@ -27,7 +27,7 @@ class Inspect(argparse.Action):
     """``--inspect FILE`` stands alone, like ``--help``."""
 
     def __call__(self, parser, namespace, value, option_string=None):
-        print(inspect_checkpoint(value))
+        print(launch.printable(str(inspect_checkpoint(value))))
         parser.exit()
 
 

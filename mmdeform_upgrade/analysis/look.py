@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..config import read_config
 from ..errors import ConfigError
 from ..importers.checks import flips_channels
 from ..layers import ZeroOffsetDCN
@@ -141,10 +142,13 @@ def load_network(config: str, checkpoint: str, device: str = 'cpu') -> nn.Module
     """A trained network through its framework's own loader, its checkpoint read safely.
 
     Raises:
-        ConfigError: the config is neither mmdet's nor mmseg's.
+        ConfigError: the config is neither mmdet's nor mmseg's, or there is no such device.
     """
-    from mmengine.config import Config
-    cfg = Config.fromfile(config)
+    cfg = read_config(config)
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # PyTorch has no common kind for it
+        raise ConfigError(f'device {device!r} cannot be used here ({str(error).splitlines()[0]}); use cpu') from error
     scope = cfg.get('default_scope')
     file = f'baseline://{checkpoint}'
     with torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 
 from ..checkpoint import (
+    Remapped,
     StateDict,
     clean_state_dict,
     file_sha256,
@@ -91,18 +92,14 @@ class DeformUpgradeHook(Hook):
                                   f"did not read this one safely; write load_from='{SCHEME}PATH', or use "
                                   'tools/train.py of this package.')
         network = _state_dict(runner)
-        if runner._resume:  # never imported: what was interrupted is the network's own
-            given = Imported(PLAIN, clean_state_dict(checkpoint['state_dict']))
-            remapped = remap_state_dict(given.state_dict, network)
-        else:
-            given = import_checkpoint(checkpoint, network)
-            remapped = fit_baseline(given, bare_network(runner), network)
-        if remapped.added and runner._resume:
-            raise CheckpointError('resume: the checkpoint has no offsets, so it is a baseline and not an interrupted '
-                                  'upgrade; give it as load_from, with resume=False')
+        try:
+            given, remapped = _resumed(checkpoint, network) if runner._resume else _started(
+                checkpoint, bare_network(runner), network)
+        except CheckpointError as error:
+            raise CheckpointError(f'{str(runner._load_from).rpartition("://")[2]}: {error}') from error
         checkpoint['state_dict'] = remapped.state_dict
         self._loaded, self._fresh = remapped.state_dict, bool(remapped.added)
-        self.provenance = dict((checkpoint.get('meta') or {}).get(META_KEY) or {})
+        self.provenance = dict(_meta(checkpoint).get(META_KEY) or {})
         if self._fresh:
             self.provenance = {**self._describe(runner), 'imported': given.summary()}
             if given.format != PLAIN:
@@ -160,6 +157,31 @@ class DeformUpgradeHook(Hook):
             'layers': {name: layer.deform_groups for name, layer in upgraded_layers(bare_network(runner)).items()},
             'versions': {'mmdeform_upgrade': __version__, 'torch': str(torch.__version__)},
         }
+
+
+def _started(checkpoint: Dict[str, Any], model: nn.Module, network: StateDict) -> Tuple[Imported, Remapped]:
+    given = import_checkpoint(checkpoint, network)
+    return given, fit_baseline(given, model, network)
+
+
+def _resumed(checkpoint: Dict[str, Any], network: StateDict) -> Tuple[Imported, Remapped]:
+    # Never imported: what was interrupted is the network's own.
+    given = Imported(PLAIN, clean_state_dict(checkpoint['state_dict']))
+    remapped = remap_state_dict(given.state_dict, network)
+    if remapped.added:
+        raise CheckpointError('resume: the checkpoint has no offsets, so it is a baseline and not an interrupted '
+                              'upgrade; give it as load_from, with resume=False')
+    missing = [key for key in ('epoch', 'iter') if key not in _meta(checkpoint)]
+    missing += [] if 'message_hub' in checkpoint else ['message_hub']
+    if missing:
+        raise CheckpointError(f'resume: the checkpoint has no {", ".join(missing)}, so it is a finished network and '
+                              'not an interrupted run; give it as load_from, with resume=False')
+    return given, remapped
+
+
+def _meta(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    meta = checkpoint.get('meta')
+    return meta if isinstance(meta, Mapping) else {}
 
 
 def _state_dict(runner) -> StateDict:

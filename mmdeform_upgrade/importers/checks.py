@@ -68,7 +68,7 @@ def preprocessing(mean: Sequence[float], std: Sequence[float], rgb: bool) -> Che
             return []
         shown = [f'mean={[round(x, 3) for x in a]}, std={[round(x, 3) for x in b]}, bgr_to_rgb={c}'
                  for a, b, c in (found, wanted)]
-        return [f'data_preprocessor has {shown[0]}; the weights need {shown[1]}']
+        return [f'data_preprocessor has {shown[0]}; the weights need {shown[1]}: set model.data_preprocessor']
 
     return check
 

@@ -48,7 +48,8 @@ def deform_conv2d(
         The map (N, O, Ho, Wo) in the dtype of ``input`` (under autocast: in the autocast dtype). A sample is
         the bilinear interpolation of the zero-extended map; its derivative at integer coordinates is the one
         from the right. Coordinates are computed in float32 at least. Samples far outside, infinitely far
-        included, are 0; a NaN offset gives NaN outputs where it is used.
+        included, are 0, and so are their gradients; a NaN offset gives NaN outputs where it is used, and NaN
+        gradients at the weight, at the pixels around the tap's place and at its other offset.
 
     Raises:
         ShapeError: The shapes do not fit together.

@@ -13,7 +13,7 @@ from typing import NamedTuple, Tuple, Union
 import torch
 from torch import Tensor
 
-from ..errors import ShapeError
+from ..errors import ShapeError, UpgradeError
 
 IntPair = Union[int, Tuple[int, int]]
 
@@ -57,10 +57,14 @@ class Geometry(NamedTuple):
 
 def pair(value: IntPair, name: str, least: int) -> tuple[int, int]:
     """``3`` or ``(3, 1)`` as ``(h, w)``, refusing anything below ``least``."""
-    values = (value, value) if isinstance(value, int) else tuple(value)
-    if len(values) != 2 or any(v < least for v in values):
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(values) != 2 or not all(_is_whole(v) and v >= least for v in values):
         raise ShapeError(f'{name} is {value!r}; expected one or two integers, each at least {least}.')
     return values
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def describe(
@@ -78,6 +82,7 @@ def describe(
     Raises:
         ShapeError: A shape does not fit; the message says what was found and what was expected.
     """
+    _check_tensors(input=input, weight=weight, offset=offset, bias=bias, mask=mask)
     for name, tensor in (('input', input), ('weight', weight), ('offset', offset)):
         if tensor.dim() != 4:
             raise ShapeError(f'{name} has shape {tuple(tensor.shape)}; expected four dimensions.')
@@ -102,6 +107,14 @@ def describe(
     if bias is not None:
         _check_shape('bias', bias, (O,))
     return geo
+
+
+def _check_tensors(**tensors: object) -> None:
+    for name, tensor in tensors.items():
+        optional = name in ('bias', 'mask')
+        if not isinstance(tensor, Tensor) and not (optional and tensor is None):
+            none = ' or None' if optional else ''
+            raise UpgradeError(f'{name} is a {type(tensor).__name__}; expected a tensor{none}.')
 
 
 def _sizes(tensor: Tensor) -> Tuple[int, ...]:

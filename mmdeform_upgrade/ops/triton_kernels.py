@@ -26,7 +26,7 @@ def _tap(offset_ptr, mask_ptr, p, live, k, g, H, W, Ho, Wo, K, G, sh, sw, ph, pw
     fy, fx = tl.floor(dy), tl.floor(dx)
     y0 = (position // Wo) * sh - ph + (k // KW) * dh + tl.where(fy == fy, fy, 0.0).to(tl.int32)
     x0 = (position % Wo) * sw - pw + (k % KW) * dw + tl.where(fx == fx, fx, 0.0).to(tl.int32)
-    m = dy * 0.0 + 1.0
+    m = tl.zeros_like(dy) + 1.0
     if MASKED:
         m = tl.load(mask_ptr + at * L + position, mask=live, other=0.0)
     return n, y0, x0, dy - fy, dx - fx, m
@@ -129,7 +129,8 @@ def scatter_kernel(rows_ptr, offset_ptr, mask_ptr, grad_columns_ptr, grad_rows_p
     r01, t01 = _corner(n, y0, x0 + 1, live, H, W, C)
     r10, t10 = _corner(n, y0 + 1, x0, live, H, W, C)
     r11, t11 = _corner(n, y0 + 1, x0 + 1, live, H, W, C)
-    d00, d01, d10, d11 = ly * 0.0, ly * 0.0, ly * 0.0, ly * 0.0
+    zero = tl.zeros_like(ly)  # not ly * 0.0, which a NaN turns into one
+    d00, d01, d10, d11 = zero, zero, zero, zero
     source = grad_columns_ptr + (q.to(tl.int64) * k_count + k) * C
     per_group = C // G
     for start in range(0, per_group, BLOCK_C):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Dict, Mapping
 
 from ..errors import CheckpointError
+from .extent import check_extent
 from .mxnet import is_mxnet, is_mxnet_zip, read_mxnet
 from .pickled import read_pickled
 from .pytorch import read_checkpoint
@@ -77,6 +78,7 @@ def _of_texts(metadata: Mapping[str, str]) -> Dict[str, Any]:
     if text.lstrip()[:1] == '{':  # other libraries may mean anything by that name
         try:
             rest['meta'] = json.loads(text)
+            check_extent(rest['meta'], len(text))
         except (ValueError, RecursionError) as error:
             raise CheckpointError(f"the file's metadata has a damaged entry {META!r} ({type(error).__name__}); copy or "
                                   'download it again') from error

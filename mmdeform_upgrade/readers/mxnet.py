@@ -20,6 +20,7 @@ from numpy.lib import format as npy
 from torch import Tensor
 
 from ..errors import CheckpointError
+from .sniff import check_members
 
 _LIST_MAGIC = struct.pack('<Q', 0x112)
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
@@ -207,10 +208,12 @@ def _read_members(archive: zipfile.ZipFile, size: int) -> Dict[str, Tensor]:
                               'compress so well')
     if names and all(name.endswith('.npy') for name in names):
         _refuse_duplicates(names)
+        check_members(members)
         return {member.filename[:-len('.npy')]: _read_npy(archive.read(member), member.filename) for member in members}
     if len(names) != 1 or not names[0].endswith('.params') or set(names[0]) & set('/\\:'):
         raise CheckpointError(f'this zip holds {len(names)} members ({", ".join(map(repr, names[:3]))}), expected the '
                               "model zoo's one .params file, or only .npy files")
+    check_members(members)
     with archive.open(members[0]) as stream:
         return _read_list(stream, members[0].file_size)
 

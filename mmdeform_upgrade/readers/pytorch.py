@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .sniff import existing_file
+from .sniff import check_members, existing_file
 from .unpickle import Callee, SafeUnpickler
 
 # Only mentioned by a checkpoint, never called.
@@ -178,6 +178,7 @@ def _check_container(path: str) -> None:
         return
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
+    check_members(members)
     if any(member.filename.endswith('constants.pkl') or '/code/' in member.filename for member in members):
         raise CheckpointError('it is a TorchScript program, not a checkpoint; save its state_dict() instead')
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):

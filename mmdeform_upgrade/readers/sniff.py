@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import zipfile
-from typing import Tuple
+from typing import Iterable, Tuple
 
 from ..errors import CheckpointError
 from .safetensors import looks_like_safetensors
@@ -32,6 +33,8 @@ def existing_file(path: str) -> str:
     Raises:
         CheckpointError: there is no such file.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise CheckpointError(f'the checkpoint is given as a {type(path).__name__}, expected the path of a file')
     path = os.path.expanduser(os.fspath(path))
     if os.path.isdir(path):
         raise CheckpointError(f'{path!r} is a folder: give the path of a checkpoint in it'
@@ -76,6 +79,21 @@ def members(path: str) -> Tuple[str, ...]:
         return ()
 
 
+def check_members(members: Iterable[zipfile.ZipInfo]) -> None:
+    """Refuse an archive that would write elsewhere if somebody unpacked it. (The readers unpack nothing.)
+
+    Raises:
+        CheckpointError: a member is a link, or its name leads out of the archive.
+    """
+    for member in members:
+        name = member.filename.replace('\\', '/')
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise CheckpointError(f'its member {member.filename[:80]!r} is a symbolic link, which no checkpoint needs')
+        if name.startswith('/') or '..' in name.split('/') or re.match(r'[A-Za-z]:', name):
+            raise CheckpointError(f'its member {member.filename[:80]!r} lies outside of the archive, which no '
+                                  'checkpoint needs')
+
+
 def _is_torch_zip(path: str) -> bool:
     # One without a directory is left to PyTorch's reader, which says that it is truncated.
     names = members(path)
@@ -90,7 +108,8 @@ def _looks_like(head: bytes) -> str:
         if head.startswith(start):
             return f'it looks like {what}' if what.startswith('a') else f'it is {what}'
     if text.startswith((b'<!doctype', b'<html', b'<head', b'<?xml')):
-        return 'it looks like a web page, so the download failed (a login or error page was saved)'
+        return ('it looks like a web page, so the download failed (a login or error page was saved); download it '
+                'again')
     if head[257:262] == b'ustar':
         return 'it looks like a tar archive: unpack it; a checkpoint of PyTorch 0.1 must be saved again by a newer one'
     if head[4:8] == b'TFL3':

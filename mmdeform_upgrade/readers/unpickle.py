@@ -16,6 +16,7 @@ from typing import Any, Callable, ClassVar, Dict, List, Tuple
 import numpy as np
 
 from ..errors import CheckpointError
+from .extent import check_extent
 
 _PyUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
 _KEYS = (str, int, float, complex, bytes, type(None), np.generic)
@@ -33,7 +34,7 @@ class SafeUnpickler(_PyUnpickler):
     """The pure Python unpickler, restricted. (The C one's BUILD sets attributes of whatever it is given.)
 
     Args:
-        file: of bytes; in memory, so that no length in it makes a buffer beyond the file's end.
+        file: of bytes; no length in it makes a buffer beyond the file's size.
         size: bytes of the file; what is produced may be about twice that.
     """
 
@@ -44,7 +45,24 @@ class SafeUnpickler(_PyUnpickler):
 
     def __init__(self, file: Any, *, size: int, **options: Any):
         super().__init__(file, **options)
+        self._size = size
+        self._file_read: Callable[[int], bytes] = self._bounded(file.read)
         self._left = 2 * size + 4096  # text is decoded once and its bytes copied once
+
+    def _bounded(self, read: Callable[[int], bytes]) -> Callable[[int], bytes]:
+        # A file on disk makes a buffer of any length that is asked for before it looks for its end.
+        def bounded(amount: int) -> bytes:
+            if amount > self._size:
+                raise CheckpointError('it claims more data than the file has')
+            return read(amount)
+
+        return bounded
+
+    def load(self) -> Any:
+        """The value that the pickle describes; it can be walked through."""
+        value = super().load()
+        check_extent(value, self._size)
+        return value
 
     def claim(self, amount: int) -> None:
         """Count bytes or elements that are about to be made."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from typing import Any, Dict, Mapping, Tuple
+from typing import Any, Dict, List, Mapping, Tuple
 
 import torch
 from torch import Tensor
@@ -90,13 +90,22 @@ def apply_delta(baseline: str, delta: str, out: str) -> StateDict:
             f'  sha256 over its tensors: {found}, expected {expected}\n'
             f'Give the file that was called {metadata.get("baseline")!r}.')
     whole = {**old, **contents.tensors}
-    names = json.loads(metadata.get('names', '[]'))
+    names = _names_of(metadata)
     if sorted(names) != sorted(whole) or tensors_sha256(whole) != metadata.get('upgraded_tensors_sha256'):
         raise CheckpointError(f'{delta} does not give the upgrade that it was made of, so it is damaged; copy or '
                               'download it again')
     result = {name: whole[name] for name in names}
     write_checkpoint(out, result, contents.rest.get('meta') or {})
     return result
+
+
+def _names_of(metadata: Mapping[str, str]) -> List[str]:
+    """Names of the upgrade's tensors in their order; none where the metadata are damaged."""
+    try:
+        names = json.loads(metadata.get('names', '[]'))
+    except (ValueError, RecursionError):
+        return []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 def _read(path: str) -> Tuple[StateDict, Dict[str, Any]]:

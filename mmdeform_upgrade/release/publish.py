@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional
 
 from ..checkpoint import StateDict, clean_state_dict, file_sha256
+from ..config import read_config
 from ..errors import CheckpointError, ConfigError
 from ..readers import read_tensors, write_safetensors
 from .contents import meta_text, plain_meta, refuse_existing, write_checkpoint
 from .stock import why_not_stock
+
+_NO_CONFIG = 'the config in a checkpoint is a program, which is not run; give --config'
 
 
 def published_checkpoint(checkpoint: Mapping[str, Any], *, ema: bool = False,
@@ -58,7 +61,8 @@ def publish(source: str, out_dir: str, *, config: Optional[str] = None, ema: boo
     Args:
         source: checkpoint of a run.
         out_dir: folder for the release.
-        config: the config it was trained with; without it, the text in the checkpoint is used.
+        config: the config it was trained with. Without it there is no config for stock installations: the text in the
+            checkpoint is a program, which is published and never run.
         ema: see :func:`published_checkpoint`.
         force: overwrite files of the same names.
         date: YYYYMMDD, by default today.
@@ -70,16 +74,13 @@ def publish(source: str, out_dir: str, *, config: Optional[str] = None, ema: boo
         CheckpointError: the source cannot be read or published.
         ConfigError: files exist, or the date is none.
     """
-    from mmengine.config import Config
     date = date or datetime.date.today().strftime('%Y%m%d')
     if not re.fullmatch(r'\d{8}', date):
         raise ConfigError(f'--date {date!r}: expected YYYYMMDD')
-    cfg = Config.fromfile(config) if config else None
+    cfg = read_config(config) if config else None
     contents = read_tensors(source)
     raw = {'meta': {}, **contents.rest, 'state_dict': contents.tensors}
     release = published_checkpoint(raw, ema=ema, config_text=cfg.pretty_text if cfg else None)
-    if cfg is None and isinstance(release['meta'].get('cfg'), str):
-        cfg = _config_of(release['meta']['cfg'])
     release['meta']['published'] = {'source': os.path.basename(source), 'source_sha256': file_sha256(source),
                                     'weights': 'averaged (EMA)' if ema else 'state_dict'}
     os.makedirs(out_dir, exist_ok=True)
@@ -88,7 +89,7 @@ def publish(source: str, out_dir: str, *, config: Optional[str] = None, ema: boo
         write_checkpoint(temporary, release['state_dict'], release['meta'])
         name = f'{release_stem(source, raw["meta"] or {}, config)}_{date}-{file_sha256(temporary)[:8]}'
         stem = os.path.join(out_dir, name)
-        stock, reason = why_not_stock(cfg) if cfg else (None, 'the checkpoint holds no config; give --config')
+        stock, reason = why_not_stock(cfg) if cfg else (None, _NO_CONFIG)
         written = [f'{stem}.pth', f'{stem}.safetensors'] + ([f'{stem}-stock.py'] if stock else [])
         refuse_existing(written, force)
         write_safetensors(written[1], release['state_dict'], meta_text(release['meta']))
@@ -104,11 +105,3 @@ def _averaged(trained: StateDict, averaged: Mapping[str, Any]) -> StateDict:
     if odd:
         raise CheckpointError(f'--ema: state_dict and ema_state_dict differ in their names: {", ".join(odd[:20])}')
     return {key: found[key] for key in trained}
-
-
-def _config_of(text: str) -> Any:
-    from mmengine.config import Config
-    try:
-        return Config.fromstring(text, '.py')
-    except Exception:  # what older libraries left there need be no config of MMEngine
-        return None

@@ -2,12 +2,15 @@
 has to be chosen before triton is imported."""
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from mmdeform_upgrade.errors import UpgradeError
 from mmdeform_upgrade.ops import chunks, deform_conv2d
 from mmdeform_upgrade.ops.geometry import describe
 
 from .cases import CASES, TOLERANCE, Case, assert_close, grad_like_output, results
+from .extremes import WIDE, agree, only_own_memory, planted
 
 HALF = Case(batch=1, channels=3, out_channels=5, size=(4, 3), mask=True)
 
@@ -50,6 +53,33 @@ def test_extreme_offsets_read_nothing_outside():
         assert torch.equal(found, bias.view(1, -1, 1, 1).expand_as(found)), value
     found = deform_conv2d(inputs, torch.full_like(offset, torch.nan), weight, bias, **case.hyper, backend='triton')
     assert found.isnan().all()
+
+
+@pytest.mark.parametrize('value', [torch.nan, torch.inf])
+def test_offsets_that_are_no_use_read_nothing_outside_and_agree(value):
+    case = Case(batch=1, channels=2, out_channels=2, size=(2, 2), kernel=(2, 1), padding=(1, 0), mask=True)
+    with only_own_memory() as touched:
+        agree(case, planted(case, value), 'triton')
+    assert touched[0] > 100
+
+
+@triton.jit
+def _fill(pointer, count, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(pointer + at, 1.0, mask=at < count)
+
+
+def test_the_guard_of_the_memory_sees_an_access_outside():
+    memory = torch.zeros(8)
+    with only_own_memory():
+        _fill[(1, )](memory[:5], 5, BLOCK=8)
+        with pytest.raises(Exception, match='1 of 6 accesses are outside of all tensors'):
+            _fill[(1, )](memory[:5], 6, BLOCK=8)
+    assert memory.tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
+
+
+def test_coordinates_above_2048_keep_their_fractions():
+    agree(WIDE, WIDE.tensors(torch.float16), 'triton')
 
 
 def test_compile_needs_no_graph_break():

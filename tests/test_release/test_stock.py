@@ -51,9 +51,11 @@ def test_a_release_gives_the_same_in_a_stock_installation(tmp_path):
     torch.nn.init.normal_(model.bbox_head.retina_cls.weight, std=0.1)
     checkpoint, picture = tmp_path / 'run.pth', str(tmp_path / 'picture.png')
     cv2.imwrite(picture, torch.randint(256, (96, 128, 3), dtype=torch.uint8).numpy())
-    meta = {'cfg': cfg.pretty_text, 'dataset_meta': {'classes': ('a', 'b', 'c')}, 'experiment_name': 'retina'}
+    meta = {'dataset_meta': {'classes': ('a', 'b', 'c')}, 'experiment_name': 'retina'}
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, checkpoint)
-    release, _, stock = publish(str(checkpoint), str(tmp_path / 'zoo'), date='20260101')
+    cfg.dump(tmp_path / 'retina.py')
+    release, _, stock = publish(str(checkpoint), str(tmp_path / 'zoo'), config=str(tmp_path / 'retina.py'),
+                                date='20260101')
     assert 'mmdeform_upgrade' not in Path(stock).read_text() and stock.endswith('-stock.py')
     image = torch.randn(1, 3, 96, 128)
     torch.save(image, tmp_path / 'image.pt')

@@ -10,12 +10,11 @@ import json
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 
 from mmdeform_upgrade import launch
 from mmdeform_upgrade.analysis.cost import BASELINE, SIGMA, Load, cost_table, measure_costs
 from mmdeform_upgrade.analysis.timing import conditions
-from mmdeform_upgrade.config import upgrade_config
+from mmdeform_upgrade.config import read_config, upgrade_config
 from mmdeform_upgrade.preflight import build_network
 
 
@@ -34,7 +33,7 @@ def parse_args(argv):
 
 
 def networks(args):
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     configs = {BASELINE: cfg}
     for targets in args.targets:
         configs[targets] = upgrade_config(cfg, load_from='unused.pth', targets=targets, part=args.part)

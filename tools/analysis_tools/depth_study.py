@@ -12,12 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 
 from mmdeform_upgrade import launch
 from mmdeform_upgrade.analysis.cost import BASELINE, Load, measure_costs
 from mmdeform_upgrade.analysis.timing import conditions
-from mmdeform_upgrade.config import upgrade_config
+from mmdeform_upgrade.config import read_config, upgrade_config
 from mmdeform_upgrade.experiments import Experiment, run_arm
 from mmdeform_upgrade.experiments.depth import depth_table
 from mmdeform_upgrade.preflight import build_network
@@ -54,7 +53,7 @@ def train(args):
 
 
 def costs(args):
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     networks = {BASELINE: build_network(cfg)}
     for depth in args.depths:
         if depth:

@@ -4,10 +4,10 @@ import argparse
 import os
 
 import torch
-from mmengine.config import Config
 
 from mmdeform_upgrade import launch
 from mmdeform_upgrade.checkpoint import file_sha256, read_baseline
+from mmdeform_upgrade.config import read_config
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.locations import imported_checkpoint, meta_of, read_as_it_is
 from mmdeform_upgrade.preflight import build_network
@@ -39,7 +39,7 @@ def main(argv=None):
     args = parse_args(argv)
     check(args)
     if args.config:
-        imported, remapped = read_baseline(args.src, build_network(Config.fromfile(args.config)))
+        imported, remapped = read_baseline(args.src, build_network(read_config(args.config)))
         state_dict = {name: value for name, value in remapped.state_dict.items() if name not in remapped.added}
         meta = meta_of(imported, read_as_it_is(args.src).get('meta'))
     else:

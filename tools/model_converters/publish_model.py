@@ -12,7 +12,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('src', help='checkpoint of a run')
     parser.add_argument('out_dir', help='folder for the release')
-    parser.add_argument('--config', help='the config it was trained with (default: the one in the checkpoint)')
+    parser.add_argument('--config', help='the config it was trained with; without it, no stock config is written')
     parser.add_argument('--ema', action='store_true', help='publish the averaged weights (EMA)')
     parser.add_argument('--date', help='YYYYMMDD (default: today)')
     parser.add_argument('--force', action='store_true', help='overwrite files of the same names')

@@ -4,12 +4,12 @@ import argparse
 import os
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmdeform_upgrade import launch
 from mmdeform_upgrade.analysis.look import predict
 from mmdeform_upgrade.checkpoint import clean_state_dict, remap_state_dict
+from mmdeform_upgrade.config import read_config
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.hooks import upgraded_layers
 from mmdeform_upgrade.locations import read_as_it_is
@@ -61,7 +61,7 @@ def data(model, cfg, args):
 def main(argv=None):
     args = parse_args(argv)
     check(args)
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     checkpoint = read_as_it_is(args.checkpoint)
     model = build_network(cfg).eval()
     fitted = remap_state_dict(clean_state_dict(checkpoint['state_dict']), model.state_dict())

@@ -1,0 +1,70 @@
+"""Every hostile file through every door of the package: nothing may run, nothing may be loaded.
+
+    python tests/faults/sweep_hostile_files.py
+
+Some 2600 calls, about ten minutes of one core. Ends with status 1 where a door opened.
+"""
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import payloads
+from doors import ROOT, Doors, Let, plain_config_texts, try_door
+from mmengine.config import Config
+
+
+def small_config(folder):
+    """A baseline's config on eight generated pictures."""
+    data = folder / 'VOCdevkit'
+    subprocess.run([sys.executable, ROOT / 'tools/dataset_tools/compose_shapes.py', '--out', data, '--train', '4',
+                    '--val', '2', '--test', '2', '--size', '96'], check=True, stdout=subprocess.DEVNULL)
+    cfg = Config.fromfile(ROOT / 'configs/demo/ssd96_r18_shapes.py')
+    cfg.model.backbone.base_channels = 8
+    cfg.model.neck.update(in_channels=(16, 32, 64), out_channels=(32, ), min_channels=16)
+    cfg.model.bbox_head.in_channels = (16, 32, 64, 32)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+        loader.dataset.data_root = f'{data}/'
+    cfg.dump(folder / 'baseline.py')
+    return folder / 'baseline.py'
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--cheap', action='store_true', help='only the doors that build no network')
+    args = parser.parse_args()
+    payloads.register_extension()
+    start, wrong, tried = time.time(), [], Counter()
+    with tempfile.TemporaryDirectory() as folder, plain_config_texts():
+        folder = Path(folder)
+        marker = folder / 'marker'
+        doors = Doors(small_config(folder), folder)
+        calls = doors.cheap() if args.cheap else {**doors.cheap(), **doors.costly()}
+        for container in payloads.CONTAINERS:
+            for name in payloads.NAMES:
+                path = payloads.write(folder, container, name, marker)
+                payloads.detonate(path)
+                if not marker.exists():
+                    wrong.append(f'{path.name} does not run even when it is loaded the usual way')
+                    continue
+                marker.unlink()
+                for door, call in calls.items():
+                    tried[door] += 1
+                    try:
+                        try_door(call, path, marker)
+                    except Let as error:
+                        wrong.append(f'{door}: {error}')
+            print(f'{container}: {sum(tried.values())} calls, {len(wrong)} wrong, {time.time() - start:.0f} s',
+                  flush=True)
+    print(*wrong[:40], sep='\n')
+    print(f'{len(tried)} doors, {len(payloads.CONTAINERS) * len(payloads.NAMES)} files, {sum(tried.values())} calls: '
+          f'{len(wrong)} wrong')
+    return 1 if wrong else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
