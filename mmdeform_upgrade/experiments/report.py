@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
 
-from ..analysis.comparison import Spread, mean_curve, paired, reached
+from ..analysis.comparison import Curve, Spread, mean_curve, paired, reached
 from .runs import ARMS, Result
 
 Runs = Mapping[str, Mapping[int, Result]]  # arm, seed
@@ -45,8 +45,17 @@ def curves(results: Sequence[Result]) -> Dict[str, List[Tuple[float, float, floa
     drawn = {}
     for arm, found in runs.items():
         shift = start if arm in ('upgraded', 'control') else 0
-        drawn[arm] = [(step + shift, *rest) for step, *rest in mean_curve([r.curve for r in found.values()])]
+        drawn[arm] = [(step + shift, *rest) for step, *rest in
+                      mean_curve([_whole_curve(runs, arm, seed) for seed in found])]
     return drawn  # type: ignore[return-value]
+
+
+def _whole_curve(runs: Runs, arm: str, seed: int) -> Curve:
+    """A run's validation scores; those of a control begin with its baseline's last, as an upgrade's do."""
+    run, baseline = runs[arm][seed], runs.get('baseline', {}).get(seed)
+    if arm == 'control' and baseline is not None and baseline.curve:
+        return [(0, baseline.curve[-1][1]), *run.curve]
+    return run.curve
 
 
 def _baseline_length(runs: Runs) -> int:
@@ -78,7 +87,7 @@ def _reaching(runs: Runs, factor: float) -> List[str]:
             if run is None or not run.curve or not retrained.curve:
                 continue
             goal = retrained.curve[-1][1]
-            step = reached(run.curve, goal)
+            step = reached(_whole_curve(runs, arm, seed), goal)
             what = (f'reaches it after {step} of {run.length} {run.unit}' if step is not None else
                     f'does not reach it in {run.length} {run.unit}')
             lines.append(f'- seed {seed}: the retrained network ends at {factor * goal:.2f} on the validation set '

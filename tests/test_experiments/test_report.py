@@ -56,6 +56,7 @@ def test_the_table_holds_every_arm_in_order_and_the_differences():
 def test_fine_tunes_are_drawn_from_where_their_baseline_ended(tmp_path):
     drawn = curves(RESULTS)
     assert [x for x, *_ in drawn['upgraded']] == [4, 5] and [x for x, *_ in drawn['retrained']] == [2, 4]
+    assert [x for x, *_ in drawn['control']] == [4, 5], 'from the baseline it went on from'
     assert drawn['baseline'][-1] == (4, 0.48, 0.47, 0.49)
     plots.draw_bands(drawn, tmp_path / 'x.png', ylabel='mAP', title='two seeds', xlabel='epochs')
     assert (tmp_path / 'x.png').stat().st_size > 5000
