@@ -88,8 +88,9 @@ def set_resume(cfg: Config, resume: Optional[str]) -> None:
         return
     latest = find_resumable(cfg.work_dir) if resume == 'auto' else resume
     if latest and '://' not in latest and not os.path.isdir(latest) and (why := why_not_resumable(latest)):
-        raise CheckpointError(f'--resume {latest}: {why}. Without a path, --resume takes the last checkpoint of the '
-                              'work directory that is whole')
+        raise CheckpointError(f'{latest}: {why}. --resume goes on from an interrupted run, without a path from the '
+                              'last whole checkpoint of the work directory; give a baseline or a finished network as '
+                              'load_from, without --resume')
     if latest:
         cfg.resume, cfg.load_from = True, latest
 

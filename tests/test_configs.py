@@ -157,3 +157,8 @@ def test_a_tables_script_trains_every_row_after_what_it_starts_from(table, rows)
 def test_a_table_that_there_is_not_is_refused(arguments):
     result = subprocess.run([ROOT / 'tools/experiments/run_table.sh', *arguments], capture_output=True, text=True)
     assert result.returncode == 2 and result.stderr.startswith('usage: ') and not result.stdout
+
+
+def test_an_unknown_part_of_the_composite_experiment_is_refused_before_anything_runs():
+    result = subprocess.run([ROOT / 'tools/experiments/composite.sh', 'data', 'wraped'], capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.startswith('usage: ') and not result.stdout

@@ -104,8 +104,9 @@ MISTAKES = {
         'ConfigError: resume: there is no checkpoint in FOLDER/work, and training would start from random weights; run '
         'without resume, with load_from the baseline')),
     'a baseline to resume': ([*TRAIN, '--resume', 'epoch_8.pth', '--cfg-options', 'experiment_name=c'], (
-        'CheckpointError: epoch_8.pth: resume: the checkpoint has no offsets, so it is a baseline and not an '
-        'interrupted upgrade; give it as load_from, with resume=False')),
+        'CheckpointError: epoch_8.pth: it is no checkpoint of an interrupted run: it has no epoch and iteration and no '
+        'message_hub. --resume goes on from an interrupted run, without a path from the last whole checkpoint of the '
+        'work directory; give a baseline or a finished network as load_from, without --resume')),
     'the hook without the upgrade': (['train.py', 'hook_only.py', '--work-dir', 'work', '--cfg-options',
                                       'experiment_name=d'], (
         "ConfigError: DeformUpgradeHook: the model has no ZeroOffsetDCN; set model.backbone=dict(type='DeformUpgrade', "

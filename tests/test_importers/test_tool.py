@@ -90,7 +90,8 @@ def test_nothing_is_overwritten_or_left_half_written(main, torchvision_file, tin
 def test_errors_are_one_message(tmp_path):
     (tmp_path / 'page.pth').write_text('<html>')
     result = run_tool('model_converters/import_baseline.py', tmp_path / 'page.pth', tmp_path / 'out.pth', check=False)
-    assert result.returncode == 2 and result.stderr.strip().endswith('(a login or error page was saved)')
+    assert result.returncode == 2 and result.stderr.strip().endswith(
+        '(a login or error page was saved); download it again')
     assert 'Traceback' not in result.stderr and not (tmp_path / 'out.pth').exists()
 
 
