@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.visualization import Visualizer
 
 from .guard import sitecustomize  # noqa: F401  refuses connections to other machines
 
@@ -41,9 +42,10 @@ def relative_error(result, expected):
 
 @pytest.fixture(autouse=True)
 def _as_in_a_fresh_process():
-    """The same random numbers, and no default scope left by a test before."""
+    """The same random numbers, and neither default scope nor visualizer (with its folder) left by a test before."""
     torch.manual_seed(0)
-    DefaultScope._instance_dict.clear()
+    for kind in (DefaultScope, Visualizer, *Visualizer.__subclasses__()):
+        kind._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')
