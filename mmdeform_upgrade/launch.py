@@ -84,11 +84,11 @@ def set_resume(cfg: Config, resume: Optional[str]) -> None:
         CheckpointError: the given checkpoint, or every one in the work directory, cannot be gone on from.
     """
     from .work_dir import find_resumable, why_not_resumable
-    if resume is None:
+    if not resume:
         return
-    latest = find_resumable(cfg.work_dir) if resume == 'auto' else resume
-    if latest and '://' not in latest and not os.path.isdir(latest) and (why := why_not_resumable(latest)):
-        raise CheckpointError(f'{latest}: {why}. --resume goes on from an interrupted run, without a path from the '
+    latest = find_resumable(cfg.work_dir) if resume == 'auto' else resume  # what is found is verified already
+    if resume != 'auto' and '://' not in resume and not os.path.isdir(resume) and (why := why_not_resumable(resume)):
+        raise CheckpointError(f'{resume}: {why}. --resume goes on from an interrupted run, without a path from the '
                               'last whole checkpoint of the work directory; give a baseline or a finished network as '
                               'load_from, without --resume')
     if latest:
