@@ -20,6 +20,7 @@ from .hooks import (
     ExactResumeHook,
     FiniteCheckHook,
     OffsetLoggerHook,
+    OffsetsFirstHook,
     WorkDirHook,
 )
 from .importers import PLAIN
@@ -111,7 +112,8 @@ MODELS.register_module(module=ZeroOffsetDCN)
 for _file, _name in (('ssd', 'WideSSDNeck'), ('ssd', 'PredictableSSDHead'), ('aspp', 'ProjectedASPPHead')):
     MODELS.register_module(name=_name, module=_imported_when_built(f'.models.{_file}', _name))
 TRANSFORMS.register_module(name='ResizeByDirection', module=_imported_when_built('.transforms', 'ResizeByDirection'))
-for _hook in (BFloat16Hook, DeformUpgradeHook, ExactResumeHook, FiniteCheckHook, OffsetLoggerHook, WorkDirHook):
+for _hook in (BFloat16Hook, DeformUpgradeHook, ExactResumeHook, FiniteCheckHook, OffsetLoggerHook, OffsetsFirstHook,
+              WorkDirHook):
     HOOKS.register_module(module=_hook)
 CheckpointLoader.register_scheme(SCHEME, load_from_baseline)
 CheckpointLoader.register_scheme(AS_IT_IS, load_from_safe)

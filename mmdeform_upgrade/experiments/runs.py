@@ -16,7 +16,7 @@ import shlex
 import subprocess
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..checkpoint import file_sha256
 from ..config import control_changes, inheriting_text, retrain_changes, upgrade_changes
@@ -129,8 +129,14 @@ def read_result(experiment: Experiment, seed: int, arm: str) -> Optional[Result]
     return Result(**kept)
 
 
-def run_arm(experiment: Experiment, seed: int, arm: str) -> Result:
+def run_arm(experiment: Experiment, seed: int, arm: str, run: Callable[..., Any] = run_tool) -> Result:
     """Train and test one arm of one seed, or go on where that was cut, or return what is there.
+
+    Args:
+        experiment: what to run, and where.
+        seed: of the run.
+        arm: one of ``ARMS``.
+        run: what runs a tool of the project, with the arguments of :func:`run_tool`.
 
     Raises:
         UpgradeError: a step failed, or an arm that starts from the baseline has none yet.
@@ -142,11 +148,11 @@ def run_arm(experiment: Experiment, seed: int, arm: str) -> Result:
     config = write_config(experiment, seed, arm)
     work_dir = folder(experiment, seed, arm)
     length = _length(config)
-    _train(experiment, config, work_dir, f'seed {seed}: {arm}', length)
+    _train(experiment, config, work_dir, f'seed {seed}: {arm}', length, run)
     checkpoint = _last_checkpoint(work_dir, length)
     tests = work_dir / 'test'
-    run_tool('test.py', config, checkpoint, '--work-dir', tests, title=f'seed {seed}: {arm}, test',
-             log=work_dir / 'test.txt')
+    run('test.py', config, checkpoint, '--work-dir', tests, title=f'seed {seed}: {arm}, test',
+        log=work_dir / 'test.txt')
     score = read_test_score(tests, experiment.metric)
     result = Result(arm, seed, score, read_curve(work_dir, experiment.metric), length.total, length.unit,
                     read_train_seconds(work_dir), checkpoint.name, file_sha256(str(checkpoint)),
@@ -212,10 +218,11 @@ def _length(config: Path) -> Length:
     return Length.of(Config.fromfile(config))
 
 
-def _train(experiment: Experiment, config: Path, work_dir: Path, title: str, length: Length) -> None:
+def _train(experiment: Experiment, config: Path, work_dir: Path, title: str, length: Length,
+           run: Callable[..., Any]) -> None:
     if experiment.train_command is None:
-        run_tool('train.py', config, '--work-dir', work_dir, '--resume', title=title, length=length,
-                 log=config.with_name(f'{config.stem}.txt'))
+        run('train.py', config, '--work-dir', work_dir, '--resume', title=title, length=length,
+            log=config.with_name(f'{config.stem}.txt'))
     else:
         command = experiment.train_command.format(config=config, work_dir=work_dir)
         ended = subprocess.run(shlex.split(command), check=False)

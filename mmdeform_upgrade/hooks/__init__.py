@@ -5,8 +5,9 @@ from .exact_resume import ExactResumeHook
 from .finite import FiniteCheckHook
 from .network import upgraded_layers
 from .offset_logger import OffsetLoggerHook
+from .offsets_first import OffsetsFirstHook
 from .upgrade import META_KEY, DeformUpgradeHook
 from .work_dir import WorkDirHook
 
 __all__ = ['META_KEY', 'BFloat16Hook', 'DeformUpgradeHook', 'ExactResumeHook', 'FiniteCheckHook', 'OffsetLoggerHook',
-           'WorkDirHook', 'upgraded_layers']
+           'OffsetsFirstHook', 'WorkDirHook', 'upgraded_layers']

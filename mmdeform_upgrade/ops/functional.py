@@ -14,6 +14,7 @@ from . import autograd, reference
 from .geometry import IntPair, describe
 
 BACKENDS = ('auto', 'reference', 'eager', 'triton')
+_HAS_TRITON = importlib.util.find_spec('triton') is not None
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -42,7 +43,7 @@ def deform_conv2d(
         dilation: Distance of neighbouring taps.
         mask: Modulation (N, G*kh*kw, Ho, Wo) that each sample is multiplied by, or None.
         backend: ``'reference'`` (slow specification), ``'eager'`` (plain PyTorch, any device), ``'triton'``
-            (optional GPU kernels) or ``'auto'``.
+            (GPU kernels, need the package triton) or ``'auto'``: triton where it can run, else eager.
 
     Returns:
         The map (N, O, Ho, Wo) in the dtype of ``input`` (under autocast: in the autocast dtype). A sample is
@@ -108,11 +109,18 @@ def _choose(name: str, input: Tensor) -> str:
         raise UpgradeError(f'backend {name!r} is unknown; expected one of {", ".join(BACKENDS)}.')
     if name == 'triton':
         _check_triton(input)
-    return name
+    return 'triton' if name == 'auto' and _triton_suits(input) else name
+
+
+def _triton_suits(input: Tensor) -> bool:
+    """Whether 'auto' is 'triton': on GPUs with the matrix units that its kernels were measured on, or newer ones."""
+    if not _HAS_TRITON or input.device.type != 'cuda' or input.dtype == torch.float64 or torch.jit.is_tracing():
+        return False
+    return torch.version.hip is None and torch.cuda.get_device_capability(input.device) >= (8, 0)
 
 
 def _check_triton(input: Tensor) -> None:
-    if importlib.util.find_spec('triton') is None:
+    if not _HAS_TRITON:
         raise UpgradeError("backend 'triton' needs the package triton, which is not installed; use backend='eager'.")
     if input.dtype == torch.float64:
         raise UpgradeError("backend 'triton' has no float64; use backend='eager' or 'reference'.")

@@ -51,7 +51,7 @@ class Passes(Protocol):
         """The gradients that are ``wanted``; those of offset and mask in the dtype of the coordinates."""
 
 
-# 'auto' is 'eager' everywhere until 'triton' has been measured on GPUs.
+# 'auto' that has not become 'triton' is 'eager', and the plain convolution while offsets are zero.
 _MODULES = {'auto': '.eager', 'eager': '.eager', 'triton': '.triton_backend'}
 
 

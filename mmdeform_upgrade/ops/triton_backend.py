@@ -2,10 +2,9 @@
 """Deformable convolution with Triton kernels. Imported only when the backend is chosen; needs triton.
 
 Forward: one kernel that gathers and multiplies on tensor cores (for a grouped convolution: columns, then a
-batched product). Backward: columns and matrix products for the kernel's gradient, a matrix product and one fused
-scatter for the others. The scatter adds atomically, so the input's gradient is not deterministic.
-
-Tested in Triton's interpreter. Written with Hopper GPUs in mind; block sizes are not tuned on one yet.
+batched product). Backward: one kernel makes the columns, for the kernel's gradient, and the gradients of offset and
+mask; the input's is gathered through the sorted list of what every sample reads. Nothing is added atomically, so
+every gradient is deterministic.
 """
 
 from __future__ import annotations
@@ -17,29 +16,41 @@ import torch
 import triton
 from torch import Tensor
 
-from ..errors import UpgradeError
 from . import matrices
 from .chunks import cut
 from .geometry import Geometry
 from .passes import Grads, Saved, Wanted
-from .triton_kernels import convolve_kernel, sample_kernel, scatter_kernel
+from .triton_kernels import convolve_kernel, corner_kernel, gather_kernel, plan_kernel, sample_kernel
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET', '0') == '1'  # the interpreter multiplies bfloat16 wrongly
 
 
-class Blocks(NamedTuple):
-    """Sizes of the tiles of one program."""
+FUSED = True  # whether the forward pass samples and multiplies in one kernel, where it can
+OUTPUTS = 128  # output channels of a program of ``convolve_kernel``
+
+
+class Tile(NamedTuple):
+    """What one program works on at a time; of ``gather_kernel``, corners instead of positions."""
 
     positions: int
     channels: int
-    outputs: int
+    warps: int
+    stages: int = 3  # of the software pipeline
 
 
-def blocks(geo: Geometry, itemsize: int) -> Blocks:
-    """Tiles that fill registers and shared memory of a large GPU; small problems get small tiles."""
-    channels = min(triton.next_power_of_2(max(16, geo.C // geo.G)), 64 if itemsize == 2 else 32)
-    outputs = min(triton.next_power_of_2(max(16, geo.O)), 256 if itemsize == 2 else 128)
-    return Blocks(64, channels, outputs)
+TILES = {
+    'sample': Tile(32, 128, 4),
+    'plan': Tile(16, 128, 4),
+    'corner': Tile(128, 0, 4),
+    'gather': Tile(8, 128, 2),
+    'convolve': Tile(64, 32, 8),
+}
+
+
+def tile_of(kernel: str, geo: Geometry) -> Tile:
+    """The tile of a kernel; no more channels than a deform group has."""
+    tile = TILES[kernel]
+    return tile._replace(channels=min(tile.channels, triton.next_power_of_2(max(16, geo.C // geo.G))))
 
 
 def forward(
@@ -58,10 +69,10 @@ def forward(
         modulation = _fresh(mask.to(torch.float32).contiguous(), mask)
     saved = (rows, shift, modulation)
     output = rows.new_empty((geo.N * geo.L, geo.O))
-    if geo.groups == 1:
+    if FUSED and geo.groups == 1:
         _convolve(output, saved, weight, bias, geo)
     else:
-        _convolve_groups(output, saved, matrices.dense(weight), bias, geo)
+        _convolve_columns(output, saved, matrices.dense(weight), bias, geo)
     return matrices.rows_to_map(output, geo, input.dtype, matrices.format_of(input)), saved
 
 
@@ -79,46 +90,57 @@ def like_saved(input: Tensor, offset: Tensor, mask: Tensor | None, geo: Geometry
 
 def backward(saved: Saved, weight: Tensor, grad_output: Tensor, geo: Geometry, wanted: Wanted) -> Grads:
     """See :class:`.passes.Passes`."""
-    if wanted.input and torch.are_deterministic_algorithms_enabled():
-        raise UpgradeError(
-            "backend 'triton' adds the gradient of the input atomically, which is not deterministic, and deterministic "
-            "algorithms were asked for; use backend='eager', whose gradients are deterministic."
-        )
     rows, shift, modulation = saved
     weight = matrices.dense(weight)
     grad_rows = matrices.map_to_rows(grad_output, weight.dtype)
-    grad_input = torch.zeros_like(rows, dtype=torch.float32) if wanted.input else None
-    grad_offset = torch.empty_like(shift) if wanted.plan else None
-    grad_mask = torch.empty_like(modulation) if wanted.plan and modulation.dim() == 4 else None
-    grad_weight = matrices.new_kernel_grad(weight, geo) if wanted.weight else None
+    sums = Grads(
+        torch.zeros_like(rows, dtype=torch.float32) if wanted.input else None,
+        torch.empty_like(shift) if wanted.plan else None,
+        torch.empty_like(modulation) if wanted.plan and modulation.dim() == 4 else None,
+        matrices.new_kernel_grad(weight, geo) if wanted.weight else None,
+    )
     cuts = cut(geo, rows.itemsize, rows.device.type)
     for taps in cuts.taps:
         kernel = matrices.kernel_matrix(weight, taps, geo, weight.dtype)
         grad_kernel = None
         for positions in cuts.positions:
-            part = grad_rows[positions]
-            if grad_weight is not None:
-                columns = _sample(saved, positions, taps, geo)
-                grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, part, geo)
-                del columns  # before the gradients of the columns are made
-            if wanted.input or wanted.plan:
-                columns = matrices.grad_columns(part, kernel, geo).contiguous()
-                _scatter(saved, columns, (grad_input, grad_offset, grad_mask), positions, taps, geo)
-        if grad_weight is not None and grad_kernel is not None:
-            matrices.store_kernel(grad_weight, grad_kernel, taps, geo)
+            columns = _column_grads(sums, saved, grad_rows[positions], kernel, positions, taps, geo)
+            if sums.weight is not None:
+                columns = _sample(saved, positions, taps, geo) if columns is None else columns
+                grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, grad_rows[positions], geo)
+            del columns  # before those of the next piece are made
+        if sums.weight is not None and grad_kernel is not None:
+            matrices.store_kernel(sums.weight, grad_kernel, taps, geo)
+    grad_input = sums.input
     if grad_input is not None:
         grad_input = grad_input.view(geo.N, geo.H, geo.W, geo.C).permute(0, 3, 1, 2)
-    return Grads(grad_input, grad_offset, grad_mask, grad_weight)
+    return sums._replace(input=grad_input)
+
+
+def _column_grads(
+    sums: Grads, saved: Saved, grad_rows: Tensor, kernel: Tensor, positions: slice, taps: slice, geo: Geometry
+) -> Tensor | None:
+    """Bring the gradient of some columns to input, offset and mask; the columns themselves, if they came up."""
+    if sums.input is None and sums.offset is None:
+        return None
+    grad_columns = matrices.grad_columns(grad_rows, kernel, geo).contiguous()
+    columns = None
+    if sums.offset is not None:
+        columns = _plan_grads(sums, saved, grad_columns, positions, taps, geo)
+    if sums.input is not None:
+        _gather(sums.input, saved, grad_columns, positions, taps, geo)
+    return columns
 
 
 def _convolve(output: Tensor, saved: Saved, weight: Tensor, bias: Tensor | None, geo: Geometry) -> None:
-    rows, shift, modulation = saved
-    block = blocks(geo, rows.itemsize)
-    kernel = weight.permute(2, 3, 1, 0).reshape(geo.K * geo.C, geo.O).contiguous()
-    grid = (triton.cdiv(len(output), block.positions), triton.cdiv(geo.O, block.outputs))
+    """Sample and multiply in one kernel."""
     if not len(output):
         return
-    convolve_kernel[grid](
+    rows, shift, modulation = saved
+    tile = tile_of('convolve', geo)
+    outputs = min(triton.next_power_of_2(max(16, geo.O)), OUTPUTS)
+    kernel = matrices.kernel_matrix(weight, slice(0, geo.K), geo, weight.dtype).contiguous()
+    convolve_kernel[(triton.cdiv(len(output), tile.positions), triton.cdiv(geo.O, outputs))](
         rows,
         shift,
         modulation,
@@ -133,16 +155,18 @@ def _convolve(output: Tensor, saved: Saved, weight: Tensor, bias: Tensor | None,
         BIASED=bias is not None,
         PRECISION='tf32' if matrices.tf32_allowed() else 'ieee',
         UPCAST=INTERPRETED and rows.dtype == torch.bfloat16,
-        BLOCK_P=block.positions,
-        BLOCK_C=block.channels,
-        BLOCK_O=block.outputs,
-        num_warps=8,
+        BLOCK_P=tile.positions,
+        BLOCK_C=tile.channels,
+        BLOCK_O=outputs,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
     )
 
 
-def _convolve_groups(output: Tensor, saved: Saved, weight: Tensor, bias: Tensor | None, geo: Geometry) -> None:
+def _convolve_columns(output: Tensor, saved: Saved, weight: Tensor, bias: Tensor | None, geo: Geometry) -> None:
+    """Sample some columns, multiply, forget them."""
     cuts = cut(geo, output.itemsize, output.device.type)
-    total = torch.empty_like(output, dtype=torch.float32)
+    total = torch.empty_like(output, dtype=torch.float32) if len(cuts.taps) > 1 else output
     for taps in cuts.taps:
         kernel = matrices.kernel_matrix(weight, taps, geo, weight.dtype)
         for positions in cuts.positions:
@@ -154,57 +178,101 @@ def _convolve_groups(output: Tensor, saved: Saved, weight: Tensor, bias: Tensor 
 def _sample(saved: Saved, positions: slice, taps: slice, geo: Geometry) -> Tensor:
     """The columns (p, k*C) of some positions and taps."""
     rows, shift, modulation = saved
-    block = blocks(geo, rows.itemsize)
-    count, k = positions.stop - positions.start, taps.stop - taps.start
-    columns = rows.new_empty((count, k * geo.C))
-    sample_kernel[(triton.cdiv(count, block.positions), k, geo.G)](
+    tile = tile_of('sample', geo)
+    columns = rows.new_empty((positions.stop - positions.start, (taps.stop - taps.start) * geo.C))
+    sample_kernel[_grid(tile, positions, taps, geo)](
         rows,
         shift,
         modulation,
         columns,
-        positions.start,
-        count,
-        taps.start,
-        k,
+        *_part(positions, taps),
         geo.C,
         **_sizes(geo),
         MASKED=modulation.dim() == 4,
-        BLOCK_P=block.positions,
-        BLOCK_C=block.channels,
+        BLOCK_P=tile.positions,
+        BLOCK_C=tile.channels,
+        num_warps=tile.warps,
     )
     return columns
 
 
-def _scatter(
-    saved: Saved,
-    grad_columns: Tensor,
-    targets: tuple[Tensor | None, Tensor | None, Tensor | None],
-    positions: slice,
-    taps: slice,
-    geo: Geometry,
-) -> None:
-    """Bring the columns' gradients to input, offset and mask, where there is a target."""
+def _plan_grads(
+    sums: Grads, saved: Saved, grad_columns: Tensor, positions: slice, taps: slice, geo: Geometry
+) -> Tensor | None:
+    """Write the gradients of offset and mask; the columns, if the kernel's gradient is going to need them."""
     rows, shift, modulation = saved
-    block = blocks(geo, rows.itemsize)
-    count, k = positions.stop - positions.start, taps.stop - taps.start
-    scatter_kernel[(triton.cdiv(count, block.positions), k, geo.G)](
+    tile = tile_of('plan', geo)
+    columns = torch.empty_like(grad_columns) if sums.weight is not None else None
+    grad_offset, grad_mask = sums.offset, sums.mask
+    plan_kernel[_grid(tile, positions, taps, geo)](
         rows,
         shift,
         modulation,
         grad_columns,
-        *(rows if t is None else t for t in targets),
-        positions.start,
-        count,
-        taps.start,
-        k,
+        grad_columns if columns is None else columns,
+        grad_offset,
+        grad_offset if grad_mask is None else grad_mask,
+        *_part(positions, taps),
         geo.C,
         **_sizes(geo),
         MASKED=modulation.dim() == 4,
-        TO_INPUT=targets[0] is not None,
-        TO_PLAN=targets[1] is not None,
-        BLOCK_P=block.positions,
-        BLOCK_C=block.channels,
+        SAMPLING=columns is not None,
+        BLOCK_P=tile.positions,
+        BLOCK_C=tile.channels,
+        num_warps=tile.warps,
     )
+    return columns
+
+
+def _gather(
+    grad_rows: Tensor, saved: Saved, grad_columns: Tensor, positions: slice, taps: slice, geo: Geometry
+) -> None:
+    """Add the columns' gradients to those of the pixels that the columns were sampled from."""
+    _, shift, modulation = saved
+    pixels = geo.N * geo.H * geo.W * geo.G
+    tile = tile_of('corner', geo)
+    count = (positions.stop - positions.start) * (taps.stop - taps.start) * geo.G * 4
+    read = shift.new_empty(count, dtype=torch.int32 if pixels < 2**31 else torch.int64)
+    weights = shift.new_empty(count)
+    corner_kernel[_grid(tile, positions, taps, geo)](
+        shift,
+        modulation,
+        read,
+        weights,
+        *_part(positions, taps),
+        pixels,
+        **_sizes(geo),
+        MASKED=modulation.dim() == 4,
+        BLOCK_P=tile.positions,
+        num_warps=tile.warps,
+    )
+    read, order = torch.sort(read, stable=True)
+    wanted = torch.arange(pixels + 1, device=read.device, dtype=read.dtype)
+    starts = torch.searchsorted(read, wanted, out_int32=count < 2**31)
+    tile = tile_of('gather', geo)
+    per_group = geo.C // geo.G
+    gather_kernel[(pixels, triton.cdiv(per_group, tile.channels))](
+        grad_columns,
+        order,
+        weights,
+        starts,
+        grad_rows,
+        per_group,
+        ADDING=positions.start > 0 or taps.start > 0,
+        BLOCK_E=tile.positions,
+        BLOCK_C=tile.channels,
+        num_warps=tile.warps,
+    )
+
+
+def _grid(tile: Tile, positions: slice, taps: slice, geo: Geometry) -> tuple[int, int, int]:
+    """One program a block of positions, tap and deform group."""
+    return triton.cdiv(positions.stop - positions.start, tile.positions), taps.stop - taps.start, geo.G
+
+
+def _part(positions: slice, taps: slice) -> tuple[int, int, int, int]:
+    """First and number of the positions, and of the taps."""
+    return positions.start, positions.stop - positions.start, taps.start, taps.stop - taps.start
 
 
 def _sizes(geo: Geometry) -> dict[str, Any]:

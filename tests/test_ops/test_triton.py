@@ -10,10 +10,12 @@ import torch
 from mmdeform_upgrade.errors import UpgradeError
 from mmdeform_upgrade.ops import deform_conv2d
 
-from .cases import CASES, Case
+from .cases import CASES, Case, grad_like_output, results
+from .extremes import MANY, TALL, VALUES, WIDE, agree, planted
 from .triton_cases import compare
 
 HERE = Path(__file__).parent
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 
 
 def test_interpreted_kernels_are_correct():
@@ -25,7 +27,7 @@ def test_interpreted_kernels_are_correct():
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
+@on_a_gpu
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('name', [*CASES, 'wide'])
 def test_kernels_are_correct_on_a_gpu(name, dtype):
@@ -37,6 +39,32 @@ def test_kernels_are_correct_on_a_gpu(name, dtype):
         compare(CASES.get(name, wide), dtype, 'cuda')
     finally:
         torch.backends.cudnn.allow_tf32 = flags
+
+
+@on_a_gpu
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_auto_is_triton_on_a_gpu_and_compiles_whole(dtype):
+    case = Case(channels=32, out_channels=48, size=(9, 11))
+    tensors = [None if t is None else t.detach().to('cuda').requires_grad_() for t in case.tensors(dtype)]
+    grad = grad_like_output(case, dtype).cuda()
+    found, chosen = (results(deform_conv2d, case, tensors, grad, backend=name) for name in ('auto', 'triton'))
+    compiled = results(torch.compile(deform_conv2d, fullgraph=True), case, tensors, grad)
+    for name in found:
+        assert torch.equal(found[name], chosen[name]), f'{name}: not the same in every call'
+        assert torch.equal(found[name], compiled[name]), f'{name}: compiled'
+
+
+@on_a_gpu
+@pytest.mark.parametrize('value', VALUES)
+def test_offsets_that_are_no_use_agree_on_a_gpu(value):
+    case = Case(size=(4, 3), deform_groups=2, mask=True)
+    agree(case, [None if t is None else t.detach().cuda().requires_grad_() for t in planted(case, value)], 'triton')
+
+
+@on_a_gpu
+def test_ten_thousand_maps_and_wide_ones_on_a_gpu():
+    for case, dtype in ((MANY, torch.float32), (WIDE, torch.float16), (TALL, torch.bfloat16)):
+        agree(case, [None if t is None else t.detach().cuda().requires_grad_() for t in case.tensors(dtype)], 'triton')
 
 
 def test_a_cpu_tensor_is_refused_with_what_to_do(monkeypatch):

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from mmdeform_upgrade.errors import UpgradeError
-from mmdeform_upgrade.ops import chunks, deform_conv2d
+from mmdeform_upgrade.ops import chunks, deform_conv2d, triton_backend
 from mmdeform_upgrade.ops.geometry import describe
 
 from .cases import CASES, TOLERANCE, Case, assert_close, grad_like_output, results
@@ -26,6 +26,11 @@ def compare(case, dtype, device='cpu'):
 @pytest.mark.parametrize('name', CASES)
 def test_outputs_and_gradients_are_those_of_the_specification(name):
     compare(CASES[name], torch.float32)
+
+
+def test_a_forward_pass_by_columns(monkeypatch):
+    monkeypatch.setattr(triton_backend, 'FUSED', False)
+    compare(CASES['mask'], torch.float32)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -104,15 +109,15 @@ def test_the_operators_meet_the_rules_of_the_dispatcher(memory_format):
     torch.library.opcheck(operators.deform_conv2d_backward, arguments, test_utils=tests)
 
 
-def test_deterministic_algorithms_are_refused_with_the_alternative():
+def test_deterministic_algorithms_are_possible():
     case = HALF
-    output = deform_conv2d(*case.tensors(torch.float32)[:3], **case.hyper, backend='triton')
+    tensors, grad = case.tensors(torch.float32), grad_like_output(case, torch.float32)
     torch.use_deterministic_algorithms(True)
     try:
-        with pytest.raises(UpgradeError, match="use backend='eager'"):
-            output.sum().backward()
+        first, second = (results(deform_conv2d, case, tensors, grad, backend='triton') for _ in range(2))
     finally:
         torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_float64_is_refused():

@@ -1,0 +1,37 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Run many experiments at a time on one GPU: small networks leave a large one idle.
+
+    python tools/experiments/side_by_side.py tools/experiments/composite_plan.py --at-once 12
+
+The plan is a Python file with plan = [dict(config=..., work_dir=..., metric=..., seeds=[...]), ...] in the order of
+importance; each entry takes arms=[...] and every setting of an Experiment, and recipes='FILE.py' stands for the
+fine-tunes of all its recipes. Runs are those of four_arms.py, recipes.py and depth_study.py: let these report them.
+"""
+import argparse
+import os
+import sys
+from collections import Counter
+
+os.environ.setdefault('PYTORCH_NVML_BASED_CUDA_CHECK', '1')  # asking for a GPU must not start CUDA before the fork
+
+from mmdeform_upgrade import launch
+from mmdeform_upgrade.experiments.side_by_side import read_plan, run_side_by_side
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('plan', help='file with the plan')
+    parser.add_argument('--at-once', type=int, default=4, help='runs at a time')
+    parser.add_argument('--minutes', type=float, default=float('inf'), help='when to stop; what is cut can be resumed')
+    args = parser.parse_args(argv)
+    jobs = read_plan(args.plan)
+    ended = run_side_by_side(jobs, args.at_once, args.minutes * 60)
+    for place, state in ended.items():
+        if state != 'done':
+            print(f'{state}: {place}')
+    print(', '.join(f'{count} {state}' for state, count in Counter(ended.values()).items()))
+    sys.exit(0 if set(ended.values()) <= {'done'} else 1)
+
+
+if __name__ == '__main__':
+    launch.run(main)
