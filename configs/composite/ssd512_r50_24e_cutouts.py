@@ -16,6 +16,6 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=100),
     dict(type='MultiStepLR', begin=0, end=24, by_epoch=True, milestones=[16, 20], gamma=0.1)
 ]
-train_cfg = dict(max_epochs=24, val_interval=4)
+train_cfg = dict(max_epochs=24, val_interval=8)
 custom_hooks = [dict(type='BFloat16Hook'), dict(type='ExactResumeHook')]
-default_hooks = dict(checkpoint=dict(interval=6, max_keep_ckpts=1, save_best=None, save_optimizer=False))
+default_hooks = dict(checkpoint=dict(interval=12, max_keep_ckpts=1, save_best=None, save_optimizer=False))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .geometry import Geometry
 
 COLUMN_BYTES = {'cpu': 8 * 2**20}  # columns alive at a time: about what stays in a cache
-DEFAULT_COLUMN_BYTES = 256 * 2**20  # other devices: few launches, yet bounded
+DEFAULT_COLUMN_BYTES = 256 * 2**20  # other devices: launches cost more than memory, which still is bounded
 ALWAYS_BYTES = 2**20  # not worth cutting
 SMALL_KERNEL_BYTES = 2**20  # a kernel matrix that is cheap to read again for each chunk
 
@@ -35,9 +35,11 @@ def cut(geo: Geometry, itemsize: int, device_type: str) -> Cuts:
 
 
 def column_bytes(geo: Geometry, itemsize: int, device_type: str) -> int:
-    """The budget: that of the device, but at most a third of all columns, unless that is little."""
+    """The budget: that of the device; of a cache, at most a third of all columns, unless that is little."""
+    if device_type not in COLUMN_BYTES:
+        return DEFAULT_COLUMN_BYTES
     third = geo.N * geo.L * geo.K * geo.C * itemsize // 3
-    return min(COLUMN_BYTES.get(device_type, DEFAULT_COLUMN_BYTES), max(third, ALWAYS_BYTES))
+    return min(COLUMN_BYTES[device_type], max(third, ALWAYS_BYTES))
 
 
 def images(positions: slice, geo: Geometry) -> slice:

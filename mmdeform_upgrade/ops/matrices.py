@@ -83,7 +83,7 @@ def project(out: Tensor, columns: Tensor, kernel: Tensor, geo: Geometry, first: 
     """``out`` (p, O) = columns times kernel transposed; added to it unless ``first``."""
     if geo.groups == 1:
         columns = columns.to(kernel.dtype)
-        long_sum = columns.shape[1] > LONGEST_SUM
+        long_sum = columns.shape[1] > LONGEST_SUM and not columns.is_cuda
         product = columns @ kernel[0].t() if long_sum else _times_transposed(columns, kernel[0])
     else:
         grouped = torch.bmm(_split_columns(columns.to(kernel.dtype), geo), kernel.transpose(1, 2))
@@ -95,7 +95,9 @@ def add_grad_kernel(total: Tensor | None, columns: Tensor, grad_rows: Tensor, ge
     """A kernel matrix, grad_rows transposed times columns, in float32 at least, plus ``total``."""
     like = torch.promote_types(columns.dtype, torch.float32)
     columns = columns.to(grad_rows.dtype)
-    if geo.groups == 1:
+    if geo.groups == 1 and columns.is_cuda and columns.dtype == torch.float32 and tf32_allowed():
+        product = _pointwise_grad(grad_rows, columns).unsqueeze(0)
+    elif geo.groups == 1:
         product = _times_transposed(grad_rows.t(), columns.t()).unsqueeze(0)
     else:
         product = torch.bmm(_split_outputs(grad_rows, geo).transpose(1, 2), _split_columns(columns, geo))
@@ -134,6 +136,16 @@ def _as_convolution(a: Tensor, b: Tensor) -> Tensor:
     image = a.contiguous().view(1, 1, *a.shape).permute(0, 3, 1, 2)  # (1, sum, 1, rows), channels-last
     output = torch.nn.functional.conv2d(image, b[:, :, None, None])
     return output.permute(0, 2, 3, 1).reshape(len(a), len(b))
+
+
+def _pointwise_grad(grad_rows: Tensor, columns: Tensor) -> Tensor:
+    """``grad_rows.t() @ columns`` as the kernel's gradient of a pointwise convolution, in its precision."""
+    grad, image = (t.contiguous().view(1, 1, *t.shape).permute(0, 3, 1, 2) for t in (grad_rows, columns))
+    weight = columns.new_empty(grad_rows.shape[1], columns.shape[1], 1, 1)
+    found: Tensor = torch.ops.aten.convolution_backward(
+        grad, image, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
+    )[1]
+    return found.flatten(1)
 
 
 def _blas_ready(matrix: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ INTERPRETED = os.environ.get('TRITON_INTERPRET', '0') == '1'  # the interpreter 
 
 
 FUSED = True  # whether the forward pass samples and multiplies in one kernel, where it can
-OUTPUTS = 128  # output channels of a program of ``convolve_kernel``
 
 
 class Tile(NamedTuple):
@@ -35,21 +34,19 @@ class Tile(NamedTuple):
     positions: int
     channels: int
     warps: int
-    stages: int = 3  # of the software pipeline
+    outputs: int = 0
 
 
-TILES = {
-    'sample': Tile(32, 128, 4),
-    'plan': Tile(16, 128, 4),
-    'corner': Tile(128, 0, 4),
-    'gather': Tile(8, 128, 2),
-    'convolve': Tile(64, 32, 8),
-}
+# The fastest, or nearly, of those tried on an H100 for the shapes of docs/performance.md.
+_SAMPLE = Tile(32, 64, 4)
+_PLAN = Tile(16, 64, 4)
+_CORNER = Tile(128, 0, 4)
+_GATHER = Tile(4, 128, 1)
+_CONVOLVE = {2: Tile(128, 32, 8, outputs=256), 4: Tile(128, 32, 8, outputs=128)}  # bytes of a number
 
 
-def tile_of(kernel: str, geo: Geometry) -> Tile:
-    """The tile of a kernel; no more channels than a deform group has."""
-    tile = TILES[kernel]
+def _fitting(tile: Tile, geo: Geometry) -> Tile:
+    """The tile with no more channels than a deform group has."""
     return tile._replace(channels=min(tile.channels, triton.next_power_of_2(max(16, geo.C // geo.G))))
 
 
@@ -94,7 +91,7 @@ def backward(saved: Saved, weight: Tensor, grad_output: Tensor, geo: Geometry, w
     weight = matrices.dense(weight)
     grad_rows = matrices.map_to_rows(grad_output, weight.dtype)
     sums = Grads(
-        torch.zeros_like(rows, dtype=torch.float32) if wanted.input else None,
+        torch.empty_like(rows, dtype=torch.float32) if wanted.input else None,  # the first gather writes all of it
         torch.empty_like(shift) if wanted.plan else None,
         torch.empty_like(modulation) if wanted.plan and modulation.dim() == 4 else None,
         matrices.new_kernel_grad(weight, geo) if wanted.weight else None,
@@ -137,8 +134,8 @@ def _convolve(output: Tensor, saved: Saved, weight: Tensor, bias: Tensor | None,
     if not len(output):
         return
     rows, shift, modulation = saved
-    tile = tile_of('convolve', geo)
-    outputs = min(triton.next_power_of_2(max(16, geo.O)), OUTPUTS)
+    tile = _fitting(_CONVOLVE[rows.itemsize], geo)
+    outputs = min(triton.next_power_of_2(max(16, geo.O)), tile.outputs)
     kernel = matrices.kernel_matrix(weight, slice(0, geo.K), geo, weight.dtype).contiguous()
     convolve_kernel[(triton.cdiv(len(output), tile.positions), triton.cdiv(geo.O, outputs))](
         rows,
@@ -159,7 +156,6 @@ def _convolve(output: Tensor, saved: Saved, weight: Tensor, bias: Tensor | None,
         BLOCK_C=tile.channels,
         BLOCK_O=outputs,
         num_warps=tile.warps,
-        num_stages=tile.stages,
     )
 
 
@@ -178,7 +174,7 @@ def _convolve_columns(output: Tensor, saved: Saved, weight: Tensor, bias: Tensor
 def _sample(saved: Saved, positions: slice, taps: slice, geo: Geometry) -> Tensor:
     """The columns (p, k*C) of some positions and taps."""
     rows, shift, modulation = saved
-    tile = tile_of('sample', geo)
+    tile = _fitting(_SAMPLE, geo)
     columns = rows.new_empty((positions.stop - positions.start, (taps.stop - taps.start) * geo.C))
     sample_kernel[_grid(tile, positions, taps, geo)](
         rows,
@@ -201,7 +197,7 @@ def _plan_grads(
 ) -> Tensor | None:
     """Write the gradients of offset and mask; the columns, if the kernel's gradient is going to need them."""
     rows, shift, modulation = saved
-    tile = tile_of('plan', geo)
+    tile = _fitting(_PLAN, geo)
     columns = torch.empty_like(grad_columns) if sums.weight is not None else None
     grad_offset, grad_mask = sums.offset, sums.mask
     plan_kernel[_grid(tile, positions, taps, geo)](
@@ -230,11 +226,10 @@ def _gather(
     """Add the columns' gradients to those of the pixels that the columns were sampled from."""
     _, shift, modulation = saved
     pixels = geo.N * geo.H * geo.W * geo.G
-    tile = tile_of('corner', geo)
     count = (positions.stop - positions.start) * (taps.stop - taps.start) * geo.G * 4
     read = shift.new_empty(count, dtype=torch.int32 if pixels < 2**31 else torch.int64)
     weights = shift.new_empty(count)
-    corner_kernel[_grid(tile, positions, taps, geo)](
+    corner_kernel[_grid(_CORNER, positions, taps, geo)](
         shift,
         modulation,
         read,
@@ -243,13 +238,13 @@ def _gather(
         pixels,
         **_sizes(geo),
         MASKED=modulation.dim() == 4,
-        BLOCK_P=tile.positions,
-        num_warps=tile.warps,
+        BLOCK_P=_CORNER.positions,
+        num_warps=_CORNER.warps,
     )
     read, order = torch.sort(read, stable=True)
     wanted = torch.arange(pixels + 1, device=read.device, dtype=read.dtype)
     starts = torch.searchsorted(read, wanted, out_int32=count < 2**31)
-    tile = tile_of('gather', geo)
+    tile = _fitting(_GATHER, geo)
     per_group = geo.C // geo.G
     gather_kernel[(pixels, triton.cdiv(per_group, tile.channels))](
         grad_columns,

@@ -10,7 +10,7 @@ import torch
 from mmdeform_upgrade.errors import UpgradeError
 from mmdeform_upgrade.ops import deform_conv2d
 
-from .cases import CASES, Case, grad_like_output, results
+from .cases import CASES, TOLERANCE, Case, error, grad_like_output, results
 from .extremes import MANY, TALL, VALUES, WIDE, agree, planted
 from .triton_cases import compare
 
@@ -33,12 +33,18 @@ def test_interpreted_kernels_are_correct():
 def test_kernels_are_correct_on_a_gpu(name, dtype):
     pytest.importorskip('triton')
     wide = Case(batch=3, channels=192, out_channels=320, size=(19, 21), deform_groups=2, mask=True)
-    flags = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        compare(CASES.get(name, wide), dtype, 'cuda')
-    finally:
-        torch.backends.cudnn.allow_tf32 = flags
+    compare(CASES.get(name, wide), dtype, 'cuda')
+
+
+@on_a_gpu
+def test_tf32_is_used_where_convolutions_use_it(monkeypatch):
+    """And is as exact as theirs: ten mantissa bits."""
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', True)
+    case = Case(batch=3, channels=192, out_channels=320, size=(19, 21))
+    with pytest.raises(AssertionError, match='errors above'):
+        compare(case, torch.float32, 'cuda')
+    monkeypatch.setitem(TOLERANCE, torch.float32, 2e-3)
+    compare(case, torch.float32, 'cuda')
 
 
 @on_a_gpu
@@ -51,7 +57,7 @@ def test_auto_is_triton_on_a_gpu_and_compiles_whole(dtype):
     compiled = results(torch.compile(deform_conv2d, fullgraph=True), case, tensors, grad)
     for name in found:
         assert torch.equal(found[name], chosen[name]), f'{name}: not the same in every call'
-        assert torch.equal(found[name], compiled[name]), f'{name}: compiled'
+        assert error(found[name], compiled[name]) <= 1e-2, f'{name}: compiled'  # the bias sums elsewhere
 
 
 @on_a_gpu
