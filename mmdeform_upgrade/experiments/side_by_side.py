@@ -49,10 +49,10 @@ class Job:
 
 
 def jobs_of(experiments: Sequence[Experiment], seeds: Sequence[int], arms: Sequence[str] = ARMS) -> List[Job]:
-    """The runs of some experiments, seed by seed; one that several experiments share is there once."""
+    """The runs of each experiment, seed by seed; one that several experiments share is there once."""
     found: Dict[Path, Job] = {}
-    for seed in seeds:
-        for experiment in experiments:
+    for experiment in experiments:
+        for seed in seeds:
             for arm in (arm for arm in ARMS if arm in arms):
                 job = Job(experiment, seed, arm)
                 found.setdefault(job.place, job)
