@@ -137,6 +137,9 @@ def _convolve(output: Tensor, saved: Saved, weight: Tensor, bias: Tensor | None,
     tile = _fitting(_CONVOLVE[rows.itemsize], geo)
     outputs = min(triton.next_power_of_2(max(16, geo.O)), tile.outputs)
     kernel = matrices.kernel_matrix(weight, slice(0, geo.K), geo, weight.dtype).contiguous()
+    tf32 = rows.dtype == torch.float32 and matrices.tf32_allowed()
+    if tf32:
+        kernel = ((kernel.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)  # see _rounded in the kernels
     convolve_kernel[(triton.cdiv(len(output), tile.positions), triton.cdiv(geo.O, outputs))](
         rows,
         shift,
@@ -150,7 +153,7 @@ def _convolve(output: Tensor, saved: Saved, weight: Tensor, bias: Tensor | None,
         **_sizes(geo),
         MASKED=modulation.dim() == 4,
         BIASED=bias is not None,
-        PRECISION='tf32' if matrices.tf32_allowed() else 'ieee',
+        TF32=tf32,
         UPCAST=INTERPRETED and rows.dtype == torch.bfloat16,
         BLOCK_P=tile.positions,
         BLOCK_C=tile.channels,

@@ -84,12 +84,22 @@ def sample_kernel(rows_ptr, offset_ptr, mask_ptr, columns_ptr, p_first, p_count,
 
 
 @triton.jit
+def _rounded(value):
+    """float32 rounded to TF32's ten bits, where the matrix units would cut off the others."""
+    bits = value.to(tl.int32, bitcast=True)
+    return tl.where(value == value, ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True), value)
+
+
+@triton.jit
 def convolve_kernel(rows_ptr, offset_ptr, mask_ptr, kernel_ptr, bias_ptr, output_ptr, P, C, O,  # noqa: E741
                     H, W, Ho, Wo, K, G, sh, sw, ph, pw, dh, dw, far,
-                    KW: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr, PRECISION: tl.constexpr,
+                    KW: tl.constexpr, MASKED: tl.constexpr, BIASED: tl.constexpr, TF32: tl.constexpr,
                     UPCAST: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
                     BLOCK_O: tl.constexpr):  # yapf: disable
-    """Output rows (P, O) from a kernel (O, K * C), no columns in memory. Programs: positions, output channels."""
+    """Output rows (P, O) from a kernel (O, K * C), no columns in memory. Programs: positions, output channels.
+
+    With TF32, the kernel has been rounded to it.
+    """
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     o = tl.program_id(1) * BLOCK_O + tl.arange(0, BLOCK_O)
     live, made = p < P, o < O
@@ -109,7 +119,10 @@ def convolve_kernel(rows_ptr, offset_ptr, mask_ptr, kernel_ptr, bias_ptr, output
             value = value.to(weight.dtype)
             if UPCAST:
                 value, weight = value.to(tl.float32), weight.to(tl.float32)
-            total = tl.dot(value, weight, total, input_precision=PRECISION)
+            if TF32:
+                total = tl.dot(_rounded(value), weight, total, input_precision='tf32')
+            else:
+                total = tl.dot(value, weight, total, input_precision='ieee')
     if BIASED:
         total += tl.load(bias_ptr + o, mask=made, other=0.0).to(tl.float32)[None, :]
     out = output_ptr + p.to(tl.int64)[:, None] * O + o[None, :]

@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 from mmengine.config import Config
@@ -9,9 +10,10 @@ from mmengine.config import Config
 from mmdeform_upgrade.errors import UpgradeError
 from mmdeform_upgrade.experiments.recipes import with_recipe
 from mmdeform_upgrade.experiments.runs import Experiment, read_result, run_arm, write_config
+from mmdeform_upgrade.experiments.side_by_side import read_plan
 from mmdeform_upgrade.hooks import upgraded_layers
 
-from ..conftest import build, run_tool
+from ..conftest import ROOT, build, run_tool
 
 OPTIONS = ('train_cfg.max_epochs=2', 'train_cfg.val_interval=1')
 METRIC = 'pascal_voc/mAP'
@@ -21,6 +23,13 @@ METRIC = 'pascal_voc/mAP'
 def done(tiny_config, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('arms')
     out = work_dir / 'report' / 'four'
+    entry = dict(config=str(tiny_config), work_dir=str(work_dir), metric=METRIC, epoch_ratio=0.5, options=OPTIONS,
+                 seeds=[3])
+    broken = {**entry, 'config': str(work_dir / 'nowhere.py'), 'work_dir': str(work_dir / 'broken')}
+    plan = work_dir / 'plan.py'
+    plan.write_text(f"plan = [dict(**{broken}, arms=['baseline', 'control']), dict(**{entry}, arms=['baseline'])]\n")
+    side = run_tool('experiments/side_by_side.py', plan, '--at-once', 2, check=False)
+    (work_dir / 'side.txt').write_text(f'{side.returncode}\n{side.stdout}')
     text = run_tool('experiments/four_arms.py', tiny_config, '--metric', METRIC, '--work-dir', work_dir, '--seeds', 3,
                     '--arms', 'upgraded', 'baseline', '--epoch-ratio', 0.5, '--options', *OPTIONS, '--out', out).stdout
     experiment = Experiment(str(tiny_config), str(work_dir), METRIC, epoch_ratio=0.5, options=OPTIONS)
@@ -35,6 +44,45 @@ def test_every_arm_is_trained_tested_and_reported(done):
     assert all(0 <= run['score'] <= 1 and run['train_seconds'] > 0 for run in runs.values())
     assert '| upgraded | 2 + 1 epochs | 3 |' in text and '- upgraded minus baseline' in text
     assert out.with_suffix('.md').is_file() and out.with_suffix('.png').is_file()
+
+
+def test_side_by_side_runs_what_can_run_and_says_what_became_of_the_rest(done):
+    experiment, *_ = done
+    folder = Path(experiment.work_dir)
+    text = (folder / 'side.txt').read_text()
+    assert text.startswith('1\n') and text.splitlines()[-1] == '1 failed, 1 not run, 1 done'
+    assert f'not run: {folder / "broken/seed3/control"}' in text
+    log = (folder / 'broken/seed3/baseline.log').read_text()
+    assert 'nowhere.py' in log and 'Error' in log
+
+
+def test_a_plan_puts_shared_runs_once_and_recipes_after_their_baseline(tmp_path):
+    recipes = tmp_path / 'recipes.py'
+    recipes.write_text('recipes = dict(paper=dict(), slow=dict(lr_mult=0.1))\n')
+    plan = tmp_path / 'plan.py'
+    plan.write_text("main = dict(config='a.py', work_dir='w', metric='mIoU')\n"
+                    f"plan = [dict(**main, seeds=[0, 1]), dict(**main, seeds=[0, 1], recipes={str(recipes)!r})]\n")
+    assert [str(job.place) for job in read_plan(str(plan))] == [
+        f'w/seed{seed}/{arm}' for seed in (0, 1) for arm in ('baseline', 'retrained', 'upgraded', 'control')
+    ] + ['w/seed0/upgraded-slow', 'w/seed1/upgraded-slow']
+
+
+@pytest.mark.parametrize('text,message', [
+    ('other = 1', r'expected plan = \[dict\(config='),
+    ("plan = [dict(config='a.py', work_dir='w', metric='mIoU', epochs=3)]", "'epochs'; an entry takes seeds, arms"),
+    ("plan = [dict(config='a.py')]", "'work_dir'.*; an entry takes seeds, arms"),
+])
+def test_a_plan_that_says_something_else_is_refused(tmp_path, text, message):
+    plan = tmp_path / 'plan.py'
+    plan.write_text(text + '\n')
+    with pytest.raises(UpgradeError, match=message):
+        read_plan(str(plan))
+
+
+def test_the_plan_of_the_page_can_be_read(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    jobs = read_plan('tools/experiments/composite_plan.py')
+    assert all(Path(job.experiment.config).is_file() for job in jobs) and len(jobs) == len({job.place for job in jobs})
 
 
 def test_every_run_has_its_seed(done):

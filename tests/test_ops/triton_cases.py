@@ -12,6 +12,7 @@ from mmdeform_upgrade.ops.geometry import describe
 from .cases import CASES, TOLERANCE, Case, assert_close, grad_like_output, results
 from .extremes import WIDE, agree, only_own_memory, planted
 
+torch.backends.cudnn.allow_tf32 = False
 HALF = Case(batch=1, channels=3, out_channels=5, size=(4, 3), mask=True)
 
 
@@ -37,6 +38,18 @@ def test_a_forward_pass_by_columns(monkeypatch):
 @pytest.mark.parametrize('groups', [1, 3])
 def test_half_precision(dtype, groups):
     compare(Case(**{**vars(HALF), 'groups': groups, 'out_channels': 6}), dtype)
+
+
+def test_tf32_is_rounded_not_cut_off(monkeypatch):
+    """Products of the matrix units are exact: the error is that of the values, half a unit of ten bits at most."""
+    case = Case(batch=1, channels=1, out_channels=16, size=(40, 40), kernel=(1, 1), padding=0, bias=False)
+    inputs, offset, weight, _, _ = case.tensors(torch.float32, requires_grad=False)
+    exact = deform_conv2d(inputs.double(), offset.double() * 0, weight.double(), backend='reference')
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', True)
+    found = deform_conv2d(inputs, offset * 0, weight, backend='triton').double()
+    errors = (found - exact) / exact
+    assert 2**-12 < errors.abs().max() <= 2 * 2**-11 * 1.001
+    assert errors.mean().abs() < 2**-14, 'cut off, values would be too small by 2^-11 in the mean'
 
 
 def test_more_channels_than_one_tile_holds():

@@ -1,4 +1,4 @@
-# What docs/results/composite.md reports of a GPU, in the order of importance; tools/experiments/composite.sh gpu runs it.
+# What docs/results/composite.md reports of a GPU, in the order of importance (tools/experiments/side_by_side.py).
 _home, _ssd = 'work_dirs/composite', 'configs/composite/ssd512_r50_24e_cutouts'
 _main = dict(config=f'{_ssd}.py', work_dir=f'{_home}/warped512', metric='pascal_voc/mAP')
 plan = [
