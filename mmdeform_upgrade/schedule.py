@@ -203,7 +203,7 @@ def _scheduler(scheduler: Dict[str, Any], length: Length, scale: _Scale) -> Opti
             scheduler[key] = [scale(step) for step in scheduler[key]]
     if full_cycle:
         scheduler['T_max'] = scheduler['end'] - (scheduler.get('begin') or 0)
-    if type_name(scheduler['type']).startswith('Exponential') and 'gamma' in scheduler:
+    if type_name(scheduler['type']).startswith('Exponential') and scheduler.get('gamma') is not None:
         scheduler['gamma'] = scheduler['gamma']**(1 / scale.ratio)
     return scheduler
 

@@ -74,7 +74,10 @@ def _schedulers(where: str, schedulers: Any) -> Iterator[str]:
 def _scheduler(where: str, scheduler: Any) -> List[str]:
     if not isinstance(scheduler, Mapping):
         return [f'{where} is a {type(scheduler).__name__}, expected a dict with a type']
-    wrong = [] if scheduler.get('type') else [f'{where} has no type']
+    kind = scheduler.get('type')
+    wrong = [f'{where} has no type'] if kind is None or (isinstance(kind, str) and not kind) else []
+    if not (kind is None or isinstance(kind, str) or callable(kind)):
+        wrong.append(f'{where}.type={kind!r}, expected a name or a class')
     # A key with None is as good as none; the scheduler's own default stands then.
     given = {key: value for key, value in scheduler.items() if value is not None}
     wrong += [f'{where}.{key}={given[key]!r}, expected a number of epochs or iterations' for key in _COUNTS

@@ -1,7 +1,11 @@
 """Shared fixtures: a tiny data set, a tiny detector's config and a checkpoint trained for one epoch."""
+import atexit
+import functools
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import mmdet
@@ -20,12 +24,35 @@ MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 
 def run_tool(name, *args, cwd=ROOT, env=None, check=True, timeout=300):
     """Run a tool as a user would; returns the finished process with its output as text."""
+    tool, args = str(ROOT / 'tools' / name), [str(arg) for arg in args]
     env = {**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})}
-    result = subprocess.run([sys.executable, str(ROOT / 'tools' / name), *map(str, args)], cwd=cwd, text=True,
-                            capture_output=True, timeout=timeout, env=env)
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder) / 'out', Path(folder) / 'err'
+        request = dict(tool=tool, args=args, cwd=str(cwd), env=env, out=str(out), err=str(err), timeout=timeout)
+        code = _ask(request)
+        texts = [file.read_text(encoding='utf8', errors='replace') for file in (out, err)]
+    if code is None:
+        raise subprocess.TimeoutExpired([tool, *args], timeout, *texts)
+    result = subprocess.CompletedProcess([tool, *args], code, *texts)
     if check and result.returncode:
         raise AssertionError(f'{name} exited {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}')
     return result
+
+
+@functools.cache
+def _tool_server():
+    process = subprocess.Popen([sys.executable, '-u', str(ROOT / 'tests' / 'tool_server.py')], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True, cwd=ROOT,
+                               env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    atexit.register(process.kill)
+    return process
+
+
+def _ask(request):
+    server = _tool_server()
+    server.stdin.write(json.dumps(request) + '\n')
+    server.stdin.flush()
+    return json.loads(server.stdout.readline())
 
 
 def build(cfg):

@@ -2,6 +2,7 @@ import copy
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 
 from mmdeform_upgrade import shorten_schedule, upgrade_config
@@ -118,6 +119,18 @@ def test_hooks_that_switch_at_an_epoch_switch_in_proportion():
 def test_exponential_decay_reaches_the_same_rate():
     short = shorten_schedule(_cfg(100, dict(type='ExponentialLR', gamma=0.95, by_epoch=True)))
     assert short.param_scheduler[0].gamma**25 == pytest.approx(0.95**100)
+    short = shorten_schedule(_cfg(100, dict(type='ExponentialLR', gamma=None, by_epoch=True)))
+    assert short.param_scheduler[0].gamma is None, "the scheduler's own default"
+
+
+@pytest.mark.parametrize('changes,message', [
+    (dict(type=torch.ones(2)), r'param_scheduler\[0\]\.type=tensor\(\[1., 1.\]\), expected a name or a class'),
+    (dict(type=''), r'param_scheduler\[0\] has no type'),
+    (dict(gamma=-0.1), r'param_scheduler\[0\]\.gamma=-0.1, expected a number of at least 0'),
+])
+def test_a_scheduler_that_is_none_is_named(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        shorten_schedule(_cfg(100, [{**_step(milestones=[50]), **changes}]))
 
 
 @pytest.mark.parametrize('ratio', [0, -1, 1.5, float('nan'), '0.25', None, True])
