@@ -22,6 +22,16 @@ os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT / 'tests' / 'g
 MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 
 
+# The longest files first, so that no process is left with one of them at the end (--dist loadfile keeps this order).
+LONGEST = ('test_demo', 'test_triton', 'test_config_steps', 'test_runs', 'test_recipes', 'test_resume', 'test_zoo',
+           'test_tools', 'test_onnx', 'test_tutorial', 'test_hooks', 'test_seg')
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: index for index, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+
+
 def run_tool(name, *args, cwd=ROOT, env=None, check=True, timeout=300):
     """Run a tool as a user would; returns the finished process with its output as text."""
     tool, args = str(ROOT / 'tools' / name), [str(arg) for arg in args]
