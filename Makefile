@@ -40,11 +40,11 @@ demo: $(VENV)/.installed
 	$(BIN)/python tools/demo.py --out $(DEMO_OUT)
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # The tests once more, with the original OpenMMLab releases in front of the installed ones (docs/versions.md).
 family: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python tests/families/openmmlab.py -n logical --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python tests/families/openmmlab.py -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

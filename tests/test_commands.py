@@ -23,7 +23,8 @@ RUN_BY = {
     'deployment/export_onnx.py': 'test_deployment/test_onnx.py::test_the_tool_exports_a_whole_ssd',
     'experiments/four_arms.py': 'test_experiments/test_runs.py::test_every_arm_is_trained_tested_and_reported',
     'experiments/recipes.py': 'test_experiments/test_runs.py::test_recipes_are_reported_beside_what_was_trained',
-    'experiments/side_by_side.py': 'test_experiments/test_runs.py::test_side_by_side_runs_what_can_run',
+    'experiments/side_by_side.py':
+        'test_experiments/test_runs.py::test_side_by_side_runs_what_can_run_and_says_what_became_of_the_rest',
     'analysis_tools/depth_study.py': 'test_experiments/test_runs.py::',
     'analysis_tools/cost.py': 'test_analysis/test_timing.py::',
     'analysis_tools/benchmark_op.py': 'test_analysis/test_timing.py::',
