@@ -63,7 +63,7 @@ def measure(config, folder, name, torchrun, number, limit):
     errors = re.findall(r'^(?:\[rank\d\]: )?(\S*(?:RuntimeError|DistBackendError|ChildFailedError).*)', text, re.M)
     if status == 0 or not errors:
         sys.exit(f'{name}: status {status}, {text[-2000:]}')
-    said = re.sub(r'\[/\S*(/gloo/\S+)\]', r'[\1]', re.sub(r':\d{4,5}\b', ':PORT', errors[0]))
+    said = re.sub(r'\[/\S*(/gloo/\S+)\]', r'[\1]', re.sub(r'(?<=\]):\d+\b', ':PORT', errors[0]))
     return dict(status=status, seconds=seconds, said=said[:200])
 
 
