@@ -31,8 +31,8 @@ def _merged(cfg, title):
 
 
 def test_the_page_has_every_kind_of_setting():
-    assert list(SETTINGS) == ['Rates', 'Warm-up', 'Frozen weights', 'Averaged weights', 'Gradients and precision',
-                              'Watching it']
+    assert list(SETTINGS) == ['Rates', 'Warm-up', 'Frozen weights', 'Offsets first', 'Averaged weights',
+                              'Gradients and precision', 'Watching it']
 
 
 def test_rates_and_decay_reach_the_offsets(short_cfg):  # noqa: F811

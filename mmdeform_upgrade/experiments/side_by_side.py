@@ -206,6 +206,6 @@ def _preload() -> None:
 
 def _check_fork() -> None:
     import torch
-    if torch.cuda.is_initialized() or torch.cuda._is_in_bad_fork():
+    if torch.cuda.is_initialized():
         raise UpgradeError('CUDA is in use in this process already, and the processes forked from it could not use it; '
                            'call run_side_by_side before anything runs on the GPU')

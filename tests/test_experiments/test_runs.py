@@ -131,7 +131,7 @@ def test_the_depth_study_trains_and_measures(done, tiny_config, tmp_path):
     out = tmp_path / 'depth'
     text = run_tool('analysis_tools/depth_study.py', tiny_config, '--metric', METRIC, '--work-dir', experiment.work_dir,
                     '--seeds', 3, '--depths', 1, '--epoch-ratio', 0.5, '--options', *OPTIONS, '--size', 96,
-                    '--repetitions', 1, '--out', out).stdout
+                    '--repetitions', 1, '--threads', 1, '--out', out).stdout
     assert re.search(r'^\| 1 \| \d+\.\d\d \|', text, re.M)
     assert out.with_suffix('.png').is_file() and out.with_suffix('.md').is_file()
 

@@ -34,7 +34,7 @@ def agree(case, tensors, backend, tolerance=None):
     """Output and all gradients are those of the specification in float64: the same NaN, the rest close."""
     dtype = tensors[0].dtype
     grad = grad_like_output(case, dtype).to(tensors[0].device)
-    exact = [None if t is None else t.detach().double().requires_grad_() for t in tensors]
+    exact = [None if t is None else t.detach().double().requires_grad_(t.requires_grad) for t in tensors]
     expected = results(deform_conv2d, case, exact, grad.double(), backend='reference')
     found = results(deform_conv2d, case, tensors, grad, backend=backend)
     for name, value in found.items():

@@ -7,7 +7,6 @@ where SITE_PACKAGES holds mmcv without its own ``_ext``, such as one installed w
 operator can be imported and raises when it is called.
 """
 import torch
-import torchvision  # noqa: F401  registers torch.ops.torchvision
 
 
 def get_compiler_version():
@@ -18,24 +17,29 @@ def get_compiling_cuda_version():
     return str(torch.version.cuda)
 
 
+def _torchvision():
+    import torchvision  # noqa: F401  registers its operators
+    return torch.ops.torchvision
+
+
 def nms(boxes, scores, iou_threshold, offset):
     """Indices of the boxes kept, by falling score."""
     if offset:
         raise NotImplementedError(f'nms with offset={offset}: torchvision has offset=0 only')
-    return torch.ops.torchvision.nms(boxes, scores, iou_threshold)
+    return _torchvision().nms(boxes, scores, iou_threshold)
 
 
 def roi_align_forward(input, rois, output, argmax_y, argmax_x, aligned_height, aligned_width, spatial_scale,
                       sampling_ratio, pool_mode, aligned):
     _only_average(pool_mode)
-    output.copy_(torch.ops.torchvision.roi_align(input, rois, spatial_scale, aligned_height, aligned_width,
+    output.copy_(_torchvision().roi_align(input, rois, spatial_scale, aligned_height, aligned_width,
                                                  sampling_ratio, aligned))
 
 
 def roi_align_backward(grad_output, rois, argmax_y, argmax_x, grad_input, aligned_height, aligned_width,
                        spatial_scale, sampling_ratio, pool_mode, aligned):
     _only_average(pool_mode)
-    grad_input.copy_(torch.ops.torchvision._roi_align_backward(
+    grad_input.copy_(_torchvision()._roi_align_backward(
         grad_output, rois, spatial_scale, aligned_height, aligned_width, *grad_input.shape, sampling_ratio, aligned))
 
 
