@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib.metadata
 import os
 
 import torch
@@ -14,8 +14,21 @@ from . import autograd, reference
 from .geometry import IntPair, describe
 
 BACKENDS = ('auto', 'reference', 'eager', 'triton')
-_HAS_TRITON = importlib.util.find_spec('triton') is not None
+_LEAST_TRITON = 3
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _triton_version() -> int:
+    """The major version that is installed, under one of the names that it is distributed by; 0 if there is none."""
+    for name in ('triton', 'pytorch-triton', 'triton-windows'):
+        try:
+            return int(importlib.metadata.version(name).partition('.')[0])
+        except (importlib.metadata.PackageNotFoundError, ValueError):
+            continue
+    return 0
+
+
+_TRITON = _triton_version()
 
 
 def deform_conv2d(
@@ -114,14 +127,20 @@ def _choose(name: str, input: Tensor) -> str:
 
 def _triton_suits(input: Tensor) -> bool:
     """Whether 'auto' is 'triton': on GPUs with the matrix units that its kernels were measured on, or newer ones."""
-    if not _HAS_TRITON or input.device.type != 'cuda' or input.dtype == torch.float64 or torch.jit.is_tracing():
+    if input.device.type != 'cuda' or input.dtype == torch.float64 or torch.jit.is_tracing():
+        return False
+    if _TRITON < _LEAST_TRITON:
         return False
     return getattr(torch.version, 'hip', None) is None and torch.cuda.get_device_capability(input.device) >= (8, 0)
 
 
 def _check_triton(input: Tensor) -> None:
-    if not _HAS_TRITON:
+    if not _TRITON:
         raise UpgradeError("backend 'triton' needs the package triton, which is not installed; use backend='eager'.")
+    if _TRITON < _LEAST_TRITON:
+        raise UpgradeError(
+            f"backend 'triton' needs triton {_LEAST_TRITON}, version {_TRITON} is installed; use backend='eager'."
+        )
     if input.dtype == torch.float64:
         raise UpgradeError("backend 'triton' has no float64; use backend='eager' or 'reference'.")
     if input.device.type != 'cuda' and os.environ.get('TRITON_INTERPRET', '0') != '1':

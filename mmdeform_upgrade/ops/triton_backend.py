@@ -35,6 +35,7 @@ class Tile(NamedTuple):
     channels: int
     warps: int
     outputs: int = 0
+    stages: int = 3  # of the software pipeline
 
 
 # The fastest, or nearly, of those tried on an H100 for the shapes of docs/performance.md.
@@ -42,7 +43,12 @@ _SAMPLE = Tile(32, 64, 4)
 _PLAN = Tile(16, 64, 4)
 _CORNER = Tile(128, 0, 4)
 _GATHER = Tile(4, 128, 1)
-_CONVOLVE = {2: Tile(128, 32, 8, outputs=256), 4: Tile(128, 32, 8, outputs=128)}  # bytes of a number
+# By bytes of a number; each for GPUs that lack the shared memory of the one before it.
+_CONVOLVE = {
+    2: (Tile(128, 32, 8, 256), Tile(128, 32, 8, 128), Tile(64, 32, 4, 128, 2)),
+    4: (Tile(128, 32, 8, 128), Tile(64, 32, 8, 128), Tile(64, 32, 4, 128, 2), Tile(64, 32, 4, 64, 2)),
+}
+_fits: dict[tuple[torch.device, int], int] = {}  # which of them a device has the memory for
 
 
 def _fitting(tile: Tile, geo: Geometry) -> Tile:
@@ -130,35 +136,53 @@ def _column_grads(
 
 
 def _convolve(output: Tensor, saved: Saved, weight: Tensor, bias: Tensor | None, geo: Geometry) -> None:
-    """Sample and multiply in one kernel."""
+    """Sample and multiply in one kernel, with the largest tile that the device has the memory for."""
     if not len(output):
         return
-    rows, shift, modulation = saved
-    tile = _fitting(_CONVOLVE[rows.itemsize], geo)
-    outputs = min(triton.next_power_of_2(max(16, geo.O)), tile.outputs)
     kernel = matrices.kernel_matrix(weight, slice(0, geo.K), geo, weight.dtype).contiguous()
-    tf32 = rows.dtype == torch.float32 and matrices.tf32_allowed()
+    tf32 = kernel.dtype == torch.float32 and matrices.tf32_allowed()
     if tf32:
         kernel = ((kernel.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)  # see _rounded in the kernels
+    bias = kernel if bias is None else bias.contiguous()
+    tiles, device = _CONVOLVE[kernel.itemsize], (kernel.device, kernel.itemsize)
+    while True:
+        index = _fits.setdefault(device, 0)
+        try:
+            _launch_convolve(tiles[index], output, saved, kernel, bias, tf32, geo)
+        except triton.OutOfResources:
+            if index + 1 == len(tiles):
+                raise
+            _fits[device] = index + 1
+        else:
+            return
+
+
+def _launch_convolve(
+    tile: Tile, output: Tensor, saved: Saved, kernel: Tensor, bias: Tensor, tf32: bool, geo: Geometry
+) -> None:
+    rows, shift, modulation = saved
+    tile = _fitting(tile, geo)
+    outputs = min(triton.next_power_of_2(max(16, geo.O)), tile.outputs)
     convolve_kernel[(triton.cdiv(len(output), tile.positions), triton.cdiv(geo.O, outputs))](
         rows,
         shift,
         modulation,
         kernel,
-        kernel if bias is None else bias.contiguous(),
+        bias,
         output,
         len(output),
         geo.C,
         geo.O,
         **_sizes(geo),
         MASKED=modulation.dim() == 4,
-        BIASED=bias is not None,
+        BIASED=bias is not kernel,
         TF32=tf32,
         UPCAST=INTERPRETED and rows.dtype == torch.bfloat16,
         BLOCK_P=tile.positions,
         BLOCK_C=tile.channels,
         BLOCK_O=outputs,
         num_warps=tile.warps,
+        num_stages=tile.stages,
     )
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from mmdeform_upgrade.errors import ShapeError, UpgradeError
-from mmdeform_upgrade.ops import deform_conv2d
+from mmdeform_upgrade.ops import deform_conv2d, functional
 
 from .cases import Case
 
@@ -53,3 +53,13 @@ def test_offsets_of_another_precision_than_the_values_are_welcome():
     assert output.dtype == torch.bfloat16
     assert kept['offset'].grad.dtype == kept['mask'].grad.dtype == torch.float32
     assert kept['input'].grad.dtype == kept['weight'].grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('version,message', [
+    (0, "needs the package triton, which is not installed; use backend='eager'"),
+    (2, "needs triton 3, version 2 is installed; use backend='eager'"),
+])
+def test_a_triton_that_is_missing_or_too_old_is_refused(monkeypatch, version, message):
+    monkeypatch.setattr(functional, '_TRITON', version)
+    with pytest.raises(UpgradeError, match=message):
+        deform_conv2d(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2, 2), torch.zeros(1, 1, 1, 1), backend='triton')

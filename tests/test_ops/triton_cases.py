@@ -52,6 +52,38 @@ def test_tf32_is_rounded_not_cut_off(monkeypatch):
         assert kernel is weight or errors.mean().abs() < 2**-14, 'cut off, they would be too small by 2^-11 in the mean'
 
 
+class LittleMemory:
+    """A GPU that has the shared memory for tiles of 64 positions and no more."""
+
+    def __init__(self, kernel):
+        self.kernel, self.asked = kernel, []
+
+    def __getitem__(self, grid):
+
+        def launch(*args, **options):
+            self.asked.append((options['BLOCK_P'], options['num_stages']))
+            if options['BLOCK_P'] > 64:
+                raise triton.OutOfResources(200000, 101376, 'shared memory')
+            return self.kernel[grid](*args, **options)
+
+        return launch
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_a_gpu_with_less_shared_memory_gets_smaller_tiles(monkeypatch, dtype):
+    little = LittleMemory(triton_backend.convolve_kernel)
+    monkeypatch.setattr(triton_backend, 'convolve_kernel', little)
+    monkeypatch.setattr(triton_backend, '_fits', {})
+    for _ in range(2):
+        compare(HALF, dtype)
+    assert little.asked[-1][0] == 64 and little.asked.count(little.asked[-1]) == 2, 'the second time at once'
+    monkeypatch.setattr(triton_backend, '_fits', {})
+    largest = {size: tiles[:1] for size, tiles in triton_backend._CONVOLVE.items()}
+    monkeypatch.setattr(triton_backend, '_CONVOLVE', largest)
+    with pytest.raises(triton.OutOfResources):
+        compare(HALF, dtype)
+
+
 def test_more_channels_than_one_tile_holds():
     compare(Case(batch=1, channels=70, out_channels=140, size=(3, 3), kernel=(2, 1), padding=0), torch.float32)
 

@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 
 os.environ.setdefault('PYTORCH_NVML_BASED_CUDA_CHECK', '1')  # asking for a GPU must not start CUDA before the fork
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # runs beside each other, and threads of forked processes can be slow
 
 from mmdeform_upgrade import launch
 from mmdeform_upgrade.experiments.side_by_side import read_plan, run_side_by_side
