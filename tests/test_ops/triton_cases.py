@@ -1,5 +1,7 @@
 """The Triton backend, interpreted on a CPU. Run by ``test_triton.py`` in a process of its own, since the interpreter
 has to be chosen before triton is imported."""
+from dataclasses import replace
+
 import pytest
 import torch
 import triton
@@ -26,7 +28,10 @@ def compare(case, dtype, device='cpu'):
 
 @pytest.mark.parametrize('name', CASES)
 def test_outputs_and_gradients_are_those_of_the_specification(name):
-    compare(CASES[name], torch.float32)
+    """Of several pictures where their number matters, of one elsewhere: the interpreter is slow."""
+    case = CASES[name]
+    several = name in ('plain', 'deform groups', 'one pixel')
+    compare(case if several else replace(case, batch=min(case.batch, 1)), torch.float32)
 
 
 def test_a_forward_pass_by_columns(monkeypatch):
