@@ -12,6 +12,7 @@ recipes = dict(
     rate_x01=dict(lr_mult=0.1),
     rate_x03=dict(lr_mult=0.3),
     rate_x01_offsets_x100=dict(lr_mult=0.1, offset_lr_mult=100.0),
+    offsets_first=dict(offset_lr_mult=10.0, tune_hooks=[dict(type='OffsetsFirstHook', iterations=50)]),
     decays_late=dict(tune_changes=dict(param_scheduler=_decays_late)),
     long_warm_up=dict(tune_changes=dict(param_scheduler=_long_warm_up)),
     batch_norm_trained=dict(tune_changes=dict(model=dict(backbone=dict(norm_eval=False)))),
