@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The experiments of docs/results/composite.md: tools/experiments/composite.sh [PART ...]
 # PARTs, in the order in which they need each other: data, warped, plain, segmentor, detector2, depth, recipes (default: all).
-# SEEDS="0 1 2" and THREADS=2 can be set. Finished runs are not repeated, one that was cut goes on. Needs
+# PART gpu, which is not among those by default, composes the sets of 512 pixels, too, and runs composite_plan.py.
+# SEEDS="0 1 2", THREADS=2 and AT_ONCE=4 can be set. Finished runs are not repeated, one that was cut goes on. Needs
 # tuxpaint-stamps-default, mate-backgrounds, plasma-workspace-wallpapers and lomiri-wallpapers-16.04 of Debian, and a
 # caffe-style ImageNet ResNet-50 as data/resnet50_caffe_imagenet.pth (docs/data.md).
 set -e
@@ -10,16 +11,18 @@ python=${PYTHON:-python} seeds=${SEEDS:-0 1 2} out=docs/results/composite
 export OMP_NUM_THREADS=${THREADS:-2}
 ssd=configs/composite/ssd256_r50_12e_cutouts
 
+compose() {  # KIND SIZE FOLDER
+    # shellcheck disable=SC2046  # a flag or nothing
+    $python tools/dataset_tools/compose_cutouts.py --cutouts data/debian/cutouts \
+        --backgrounds data/debian/backgrounds --distractors data/debian/distractors \
+        --out "data/composite/$3/VOCdevkit" --train 400 --val 160 --test 240 --size "$2" --seed 0 \
+        $([ "$1" = plain ] && echo --no-warp)
+}
+
 data() {
     [ -f data/resnet50_caffe_imagenet.pth ] || { echo 'data/resnet50_caffe_imagenet.pth is missing, see docs/data.md' >&2; exit 2; }
     [ -d data/debian ] || $python tools/dataset_tools/collect_debian_cutouts.py --out data/debian
-    for kind in warped plain; do
-        # shellcheck disable=SC2046  # a flag or nothing
-        $python tools/dataset_tools/compose_cutouts.py --cutouts data/debian/cutouts \
-            --backgrounds data/debian/backgrounds --distractors data/debian/distractors \
-            --out data/composite/$kind/VOCdevkit --train 400 --val 160 --test 240 --size 256 --seed 0 \
-            $([ $kind = plain ] && echo --no-warp)
-    done
+    for kind in warped plain; do compose $kind 256 $kind; done
 }
 
 arms() {  # CONFIG METRIC NAME
@@ -42,13 +45,17 @@ recipes() {
     $python tools/experiments/recipes.py $ssd.py tools/experiments/composite_recipes.py --metric pascal_voc/mAP \
         --work-dir work_dirs/composite/warped --seeds $seeds --out $out/recipes
 }
+gpu() {
+    for kind in warped plain; do compose $kind 512 ${kind}512; done
+    $python tools/experiments/side_by_side.py tools/experiments/composite_plan.py --at-once "${AT_ONCE:-4}"
+}
 
 parts=("$@")
 [ $# -gt 0 ] || parts=(data warped plain segmentor detector2 depth recipes)
 for part in "${parts[@]}"; do
     case "$part" in
-        data | warped | plain | segmentor | detector2 | depth | recipes) ;;
-        *) echo "usage: $0 [data] [warped] [plain] [segmentor] [detector2] [depth] [recipes]" >&2; exit 2 ;;
+        data | warped | plain | segmentor | detector2 | depth | recipes | gpu) ;;
+        *) echo "usage: $0 [data] [warped] [plain] [segmentor] [detector2] [depth] [recipes] [gpu]" >&2; exit 2 ;;
     esac
 done
 for part in "${parts[@]}"; do "$part"; done
