@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -108,24 +108,24 @@ def run_side_by_side(jobs: Sequence[Job], at_once: int, seconds: float = float('
     ended: Dict[Path, str] = {job.place: 'done' for job in jobs if _finished(job)}
     waiting = [job for job in jobs if job.place not in ended]
     running: Dict[int, Job] = {}
-    while waiting or running:
-        while len(running) < at_once and (job := _next(waiting, ended)):
-            waiting.remove(job)
-            running[_start(job)] = job
-            print(f'started {job.place}', flush=True)
-        if not running:
-            break  # what is left waits for something that failed
-        time.sleep(0.05)
-        if time.monotonic() > deadline:
-            for pid, job in running.items():
-                os.killpg(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                ended[job.place] = 'cut'
-            break
-        for pid, status in _ended(running):
-            job = running.pop(pid)
-            ended[job.place] = 'done' if status == 0 else 'failed'
-            print(f'{ended[job.place]} {job.place}', flush=True)
+    try:
+        while waiting or running:
+            while len(running) < at_once and (job := _next(waiting, ended)):
+                waiting.remove(job)
+                running[_start(job)] = job
+                print(f'started {job.place}', flush=True)
+            if not running or time.monotonic() > deadline:
+                break  # what is left waits for something that failed, or the time is up
+            time.sleep(0.05)
+            for pid, status in _ended(running):
+                job = running.pop(pid)
+                ended[job.place] = 'done' if status == 0 else 'failed'
+                print(f'{ended[job.place]} {job.place}', flush=True)
+    finally:  # also of an interrupt, which reaches this process alone
+        for pid, job in running.items():
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            ended[job.place] = 'cut'
     return {job.place: ended.get(job.place, 'not run') for job in jobs}
 
 
@@ -151,7 +151,6 @@ def _start(job: Job) -> int:
     if pid == 0:
         status = 1
         try:
-            os.setpgid(0, 0)
             job.place.parent.mkdir(parents=True, exist_ok=True)
             with _output_to(job.place.with_name(job.place.name + '.log')):
                 run_arm(job.experiment, job.seed, job.arm, run=_run_forked)
@@ -161,6 +160,8 @@ def _start(job: Job) -> int:
                 traceback.print_exc(file=file)
         finally:
             os._exit(status)
+    with suppress(ProcessLookupError):  # a group of its own, to be killed with what it starts
+        os.setpgid(pid, pid)
     return pid
 
 

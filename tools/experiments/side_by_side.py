@@ -9,6 +9,7 @@ fine-tunes of all its recipes. Runs are those of four_arms.py, recipes.py and de
 """
 import argparse
 import os
+import signal
 import sys
 from collections import Counter
 
@@ -26,6 +27,7 @@ def main(argv=None):
     parser.add_argument('--minutes', type=float, default=float('inf'), help='when to stop; what is cut can be resumed')
     args = parser.parse_args(argv)
     jobs = read_plan(args.plan)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and on the way out the runs are ended
     ended = run_side_by_side(jobs, args.at_once, args.minutes * 60)
     for place, state in ended.items():
         if state != 'done':
