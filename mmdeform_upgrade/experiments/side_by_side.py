@@ -150,6 +150,7 @@ def _start(job: Job) -> int:
     pid = os.fork()
     if pid == 0:
         status = 1
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # pools end their workers by it, which must not see our handler
         try:
             job.place.parent.mkdir(parents=True, exist_ok=True)
             with _output_to(job.place.with_name(job.place.name + '.log')):
