@@ -1,7 +1,7 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Many runs of experiments at a time on one machine, each in a process forked from one that has imported everything.
 
-Small networks leave a large GPU idle most of the time, and importing the frameworks takes longer than a short run.
+Importing the frameworks takes longer than a short run. On one GPU a few at a time are enough (docs/recipes.md).
 """
 from __future__ import annotations
 

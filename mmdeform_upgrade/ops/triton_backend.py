@@ -173,15 +173,12 @@ def _launch_convolve(
         len(output),
         geo.C,
         geo.O,
-        **_sizes(geo),
-        MASKED=modulation.dim() == 4,
+        **_options(tile, modulation, geo),
         BIASED=bias is not kernel,
         TF32=tf32,
         UPCAST=INTERPRETED and rows.dtype == torch.bfloat16,
-        BLOCK_P=tile.positions,
         BLOCK_C=tile.channels,
         BLOCK_O=outputs,
-        num_warps=tile.warps,
         num_stages=tile.stages,
     )
 
@@ -210,11 +207,8 @@ def _sample(saved: Saved, positions: slice, taps: slice, geo: Geometry) -> Tenso
         columns,
         *_part(positions, taps),
         geo.C,
-        **_sizes(geo),
-        MASKED=modulation.dim() == 4,
-        BLOCK_P=tile.positions,
+        **_options(tile, modulation, geo),
         BLOCK_C=tile.channels,
-        num_warps=tile.warps,
     )
     return columns
 
@@ -237,12 +231,9 @@ def _plan_grads(
         grad_offset if grad_mask is None else grad_mask,
         *_part(positions, taps),
         geo.C,
-        **_sizes(geo),
-        MASKED=modulation.dim() == 4,
+        **_options(tile, modulation, geo),
         SAMPLING=columns is not None,
-        BLOCK_P=tile.positions,
         BLOCK_C=tile.channels,
-        num_warps=tile.warps,
     )
     return columns
 
@@ -263,10 +254,7 @@ def _gather(
         weights,
         *_part(positions, taps),
         pixels,
-        **_sizes(geo),
-        MASKED=modulation.dim() == 4,
-        BLOCK_P=_CORNER.positions,
-        num_warps=_CORNER.warps,
+        **_options(_CORNER, modulation, geo),
     )
     read, order = torch.sort(read, stable=True)
     wanted = torch.arange(pixels + 1, device=read.device, dtype=read.dtype)
@@ -297,8 +285,9 @@ def _part(positions: slice, taps: slice) -> tuple[int, int, int, int]:
     return positions.start, positions.stop - positions.start, taps.start, taps.stop - taps.start
 
 
-def _sizes(geo: Geometry) -> dict[str, Any]:
-    """The arguments that all kernels share."""
+def _options(tile: Tile, modulation: Tensor, geo: Geometry) -> dict[str, Any]:
+    """The arguments that all kernels share which look at positions and taps."""
     sizes: dict[str, Any] = {name: getattr(geo, name) for name in ('H', 'W', 'Ho', 'Wo', 'K', 'G')}
     sizes.update(sh=geo.stride_h, sw=geo.stride_w, ph=geo.pad_h, pw=geo.pad_w, dh=geo.dil_h, dw=geo.dil_w)
-    return {**sizes, 'far': float(geo.farthest), 'KW': geo.kw}
+    options = {'KW': geo.kw, 'MASKED': modulation.dim() == 4, 'BLOCK_P': tile.positions, 'num_warps': tile.warps}
+    return {**sizes, 'far': float(geo.farthest), **options}

@@ -1,7 +1,7 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""Run many experiments at a time on one GPU: small networks leave a large one idle.
+"""Run experiments side by side on one machine, each run as soon as what it starts from is there.
 
-    python tools/experiments/side_by_side.py tools/experiments/composite_plan.py --at-once 12
+    python tools/experiments/side_by_side.py tools/experiments/composite_plan.py --at-once 4
 
 The plan is a Python file with plan = [dict(config=..., work_dir=..., metric=..., seeds=[...]), ...] in the order of
 importance; each entry takes arms=[...] and every setting of an Experiment, and recipes='FILE.py' stands for the
