@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 ARMS = ('baseline', 'retrained', 'upgraded', 'control')
+FINE_TUNES = ARMS[2:]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Experiment:
         lr_mult, offset_lr_mult: rates of the fine-tunes, see :func:`upgrade_config`.
         tune_changes: as ``tune_options``, for what ``key=value`` cannot say.
         tune_hooks: hooks that the fine-tunes have besides their own.
+        repeat: which fine-tune of the same baseline this is; each from 1 on has batches of its own.
     """
 
     config: str
@@ -66,24 +68,26 @@ class Experiment:
     offset_lr_mult: Optional[float] = None
     tune_changes: Mapping[str, Any] = field(default_factory=dict)
     tune_hooks: Sequence[Mapping[str, Any]] = ()
+    repeat: int = 0
 
     def settings(self, arm: str) -> Dict[str, Any]:
         """What an arm depends on, and runs must share to be compared."""
         names = ['metric', 'options']
         if arm in ('upgraded', 'retrained'):
             names += ['targets', 'exclude', 'part', 'deform_groups']
-        if arm in ('upgraded', 'control'):
+        if arm in FINE_TUNES:
             names += ['epoch_ratio', 'tune_options']
             names += ['lr_mult'] * (self.lr_mult != 1)
-            names += [name for name in ('tune_changes', 'tune_hooks') if getattr(self, name)]
+            names += [name for name in ('tune_changes', 'tune_hooks', 'repeat') if getattr(self, name)]
         if arm == 'upgraded' and self.offset_lr_mult is not None:
             names.append('offset_lr_mult')
         kept = {name: getattr(self, name) for name in names}
         return json.loads(json.dumps({**kept, 'config': os.path.basename(self.config)}))
 
     def name(self, arm: str) -> str:
-        """Name of an arm's folder and config file; all variants share the baseline."""
-        return f'{arm}-{self.variant}' if self.variant and arm != 'baseline' else arm
+        """Name of an arm's folder and config file; variants share the baseline, repeats the retrained network, too."""
+        name = f'{arm}-{self.variant}' if self.variant and arm != 'baseline' else arm
+        return f'{name}-repeat{self.repeat}' if self.repeat and arm in FINE_TUNES else name
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,9 @@ def write_config(experiment: Experiment, seed: int, arm: str) -> Path:
     path = home / f'{experiment.name(arm)}.py'
     inherited = Config.fromfile(baseline)
     changes = Config(_arm_changes(experiment, seed, arm, inherited))
-    if arm != 'retrained':
+    if arm in FINE_TUNES:
+        if experiment.repeat:
+            changes.randomness = dict(seed=seed + 1000 * experiment.repeat)
         if experiment.tune_hooks:
             hooks = changes.get('custom_hooks', inherited.get('custom_hooks') or [])
             changes.custom_hooks = [*hooks, *map(dict, experiment.tune_hooks)]

@@ -14,14 +14,15 @@ import sys
 import time
 import traceback
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from ..errors import UpgradeError
 from ..protocol import tool_path
 from .recipes import read_recipes, with_recipe
-from .runs import ARMS, Experiment, folder, read_result, run_arm
+from .runs import ARMS, FINE_TUNES, Experiment, folder, read_result, run_arm
 
 _PRELOADED = ('mmengine.runner', 'mmdet.datasets', 'mmdet.engine', 'mmdet.evaluation', 'mmdet.models', 'mmseg.datasets',
               'mmseg.engine', 'mmseg.evaluation', 'mmseg.models')
@@ -43,26 +44,27 @@ class Job:
     @property
     def waits_for(self) -> Optional[Path]:
         """The folder of the run that it starts from."""
-        if self.arm in ('upgraded', 'control'):
+        if self.arm in FINE_TUNES:
             return folder(self.experiment, self.seed, 'baseline')
         return None
 
 
-def jobs_of(experiments: Sequence[Experiment], seeds: Sequence[int], arms: Sequence[str] = ARMS) -> List[Job]:
-    """The runs of each experiment, seed by seed; one that several experiments share is there once."""
+def jobs_of(experiments: Sequence[Experiment], seeds: Sequence[int], arms: Sequence[str] = ARMS,
+            repeats: int = 1) -> List[Job]:
+    """The runs of each experiment, repeat by repeat, seed by seed; one that several share is there once."""
     found: Dict[Path, Job] = {}
-    for experiment in experiments:
-        for seed in seeds:
-            for arm in (arm for arm in ARMS if arm in arms):
-                job = Job(experiment, seed, arm)
-                found.setdefault(job.place, job)
+    for experiment, repeat, seed in product(experiments, range(repeats), seeds):
+        for arm in (arm for arm in ARMS if arm in arms):
+            job = Job(replace(experiment, repeat=repeat), seed, arm)
+            found.setdefault(job.place, job)
     return list(found.values())
 
 
 def read_plan(path: str) -> List[Job]:
     """The jobs of a Python file: ``plan``, a list of settings of :class:`Experiment`, with ``seeds`` and ``arms``.
 
-    ``recipes='FILE.py'`` in an entry stands for the fine-tunes of every recipe of that file.
+    ``recipes='FILE.py'`` in an entry stands for the upgrades (or ``arms``) of every recipe of that file, ``repeats=N``
+    for N fine-tunes of each baseline.
 
     Raises:
         UpgradeError: there is no plan, or an entry says something unknown.
@@ -74,16 +76,17 @@ def read_plan(path: str) -> List[Job]:
     jobs: Dict[Path, Job] = {}
     for entry in plan:
         entry = dict(entry)
-        seeds, arms, recipes = entry.pop('seeds', [0, 1, 2]), entry.pop('arms', ARMS), entry.pop('recipes', None)
+        recipes, seeds, repeats = entry.pop('recipes', None), entry.pop('seeds', [0, 1, 2]), entry.pop('repeats', 1)
+        arms = entry.pop('arms', ARMS if recipes is None else ('upgraded', ))
         try:
             experiment = Experiment(**entry)
         except TypeError as error:
-            raise UpgradeError(f'{path}: {error}; an entry takes seeds, arms, recipes and what an Experiment takes: '
-                               + ', '.join(Experiment.__dataclass_fields__)) from error
+            raise UpgradeError(f'{path}: {error}; an entry takes seeds, arms, recipes, repeats and what an '
+                               'Experiment takes: ' + ', '.join(Experiment.__dataclass_fields__)) from error
         experiments = [experiment]
         if recipes is not None:
             experiments = [with_recipe(experiment, name, settings) for name, settings in read_recipes(recipes).items()]
-        for job in jobs_of(experiments, seeds, ('upgraded', ) if recipes is not None else arms):
+        for job in jobs_of(experiments, seeds, arms, repeats):
             jobs.setdefault(job.place, job)
     return list(jobs.values())
 

@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,8 @@ def test_every_run_has_its_seed(done):
     experiment, *_ = done
     for arm in ('baseline', 'upgraded'):
         assert Config.fromfile(write_config(experiment, 3, 'baseline').with_name(f'{arm}.py')).randomness.seed == 3
+    again = Config.fromfile(write_config(replace(experiment, repeat=2), 3, 'control'))
+    assert again.randomness.seed == 2003 and again.load_from.endswith('baseline/epoch_2.pth')
 
 
 def test_a_finished_run_is_not_repeated(done):

@@ -8,7 +8,7 @@ Parameters, FLOPs, training step and inference are measured in one run, with the
 """
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -17,39 +17,34 @@ from mmdeform_upgrade import launch
 from mmdeform_upgrade.analysis.cost import BASELINE, Load, measure_costs
 from mmdeform_upgrade.analysis.timing import conditions
 from mmdeform_upgrade.config import read_config, upgrade_config
-from mmdeform_upgrade.experiments import Experiment, run_arm
+from mmdeform_upgrade.experiments import Experiment, read_result
 from mmdeform_upgrade.experiments.depth import depth_table
+from mmdeform_upgrade.experiments.flags import experiment_flags
+from mmdeform_upgrade.experiments.repeats import collect, flat, mean_of, repeats_section
 from mmdeform_upgrade.preflight import build_network
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help="the baseline's config")
-    parser.add_argument('--metric', required=True, help='score in the logs, such as pascal_voc/mAP or mIoU')
-    parser.add_argument('--work-dir', required=True, help='folder of all runs')
+    parser = argparse.ArgumentParser(description=__doc__, parents=[experiment_flags()],
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--depths', nargs='+', type=int, default=[0, 1, 2, 3, 6])
-    parser.add_argument('--seeds', nargs='+', type=int, default=[0])
-    parser.add_argument('--part', default='backbone')
     parser.add_argument('--epoch-ratio', type=float, default=0.25)
-    parser.add_argument('--options', nargs='+', default=[], help='settings of every run, as key=value')
     parser.add_argument('--size', type=int, default=512, help='pixels of a side, for the costs')
     parser.add_argument('--repetitions', type=int, default=10)
     parser.add_argument('--threads', type=int, default=2, help='CPU threads, for the costs')
-    parser.add_argument('--out', type=Path, help='also write OUT.json, OUT.md and OUT.png')
     return parser.parse_args(argv)
 
 
 def train(args):
     """Results by depth and seed."""
-    found = {}
-    for seed in args.seeds:
-        for depth in args.depths:
-            experiment = Experiment(args.config, args.work_dir, args.metric, f'last:{depth}', part=args.part,
-                                    epoch_ratio=args.epoch_ratio, options=args.options,
-                                    variant=f'last{depth}' if depth else '')
-            run_arm(experiment, seed, 'baseline')
-            found.setdefault(depth, {})[seed] = run_arm(experiment, seed, 'upgraded' if depth else 'control')
-    return found
+    plain = Experiment(args.config, args.work_dir, args.metric, part=args.part, epoch_ratio=args.epoch_ratio,
+                       options=args.options, train_command=args.train_command)
+    networks = {depth: (replace(plain, targets=f'last:{depth}', variant=f'last{depth}'), 'upgraded') if depth
+                else (plain, 'control') for depth in args.depths}
+    if args.summary_only:
+        return collect(networks, args.seeds, args.repeats, read_result)
+    found = collect({'baseline': (plain, 'baseline'), **networks}, args.seeds, args.repeats)
+    return {depth: found[depth] for depth in networks}
 
 
 def costs(args):
@@ -65,20 +60,22 @@ def costs(args):
 def main(argv=None):
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    results = train(args)
+    found = train(args)
+    results = {depth: mean_of(seeds) for depth, seeds in found.items()}
     kept, measured = conditions('cpu'), costs(args)
     text = (f'{Path(args.config).name}, {args.metric} on the test split after a fine-tune of {args.epoch_ratio:g} of '
             f'the schedule; costs at {args.size} pixels on {kept["hardware"]}, {args.threads} threads, over the '
-            f'baseline, fastest of {args.repetitions}.\n\n' + depth_table(results, measured))
+            f'baseline, fastest of {args.repetitions}.\n\n' + depth_table(results, measured)
+            + repeats_section({f'depth {depth}': seeds for depth, seeds in found.items()}, 'depth 0'))
     print(text)
     if args.out:
         from mmdeform_upgrade.analysis import plots
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        runs = [asdict(result) for found in results.values() for result in found.values()]
+        runs = [asdict(result) for result in flat(found)]
         args.out.with_suffix('.json').write_text(json.dumps({'conditions': kept, 'runs': runs, 'costs': measured},
                                                             indent=1) + '\n', encoding='utf8')
         args.out.with_suffix('.md').write_text(text, encoding='utf8')
-        scores = {depth: [result.score for result in found.values()] for depth, found in results.items()}
+        scores = {depth: [result.score for result in seeds.values()] for depth, seeds in results.items()}
         plots.draw_depths(scores, args.out.with_suffix('.png'), ylabel=f'test {args.metric}',
                           title=f'{Path(args.config).stem}, {len(args.seeds)} seeds')
 
