@@ -5,7 +5,8 @@
 
 The plan is a Python file with plan = [dict(config=..., work_dir=..., metric=..., seeds=[...]), ...] in the order of
 importance; each entry takes arms=[...] and every setting of an Experiment, recipes='FILE.py' stands for the upgrades of
-all its recipes, and repeats=4 for four fine-tunes of each baseline. Runs are those of four_arms.py, recipes.py and depth_study.py: let these report them.
+all its recipes, and repeats=4 for four fine-tunes of each baseline. Runs are those of four_arms.py, recipes.py and
+depth_study.py: let these report them.
 """
 import argparse
 import os
