@@ -32,18 +32,24 @@ def done(tiny_config, tmp_path_factory):
     side = run_tool('experiments/side_by_side.py', plan, '--at-once', 2, check=False)
     (work_dir / 'side.txt').write_text(f'{side.returncode}\n{side.stdout}')
     text = run_tool('experiments/four_arms.py', tiny_config, '--metric', METRIC, '--work-dir', work_dir, '--seeds', 3,
-                    '--arms', 'upgraded', 'baseline', '--epoch-ratio', 0.5, '--options', *OPTIONS, '--out', out).stdout
+                    '--arms', 'upgraded', 'baseline', '--repeats', 2, '--epoch-ratio', 0.5, '--options', *OPTIONS,
+                    '--out', out).stdout
     experiment = Experiment(str(tiny_config), str(work_dir), METRIC, epoch_ratio=0.5, options=OPTIONS)
     return experiment, out, text
 
 
 def test_every_arm_is_trained_tested_and_reported(done):
     _, out, text = done
-    runs = {run['arm']: run for run in json.loads(out.with_suffix('.json').read_text())['runs']}
+    runs = {run['arm'] + str(run['settings'].get('repeat', '')): run
+            for run in json.loads(out.with_suffix('.json').read_text())['runs']}
+    assert list(runs) == ['baseline', 'upgraded', 'upgraded1']
+    assert runs['upgraded']['checkpoint_sha256'] != runs['upgraded1']['checkpoint_sha256'], 'other batches'
     assert [runs[arm]['length'] for arm in ('baseline', 'upgraded')] == [2, 1]
     assert [step for step, _ in runs['upgraded']['curve']] == [0, 1], 'scored before the first step, too'
     assert all(0 <= run['score'] <= 1 and run['train_seconds'] > 0 for run in runs.values())
     assert '| upgraded | 2 + 1 epochs | 3 |' in text and '- upgraded minus baseline' in text
+    assert 'Means of 2 fine-tunes of each baseline' in text
+    assert re.search(r'^\| upgraded \| .* \| ± \d+\.\d\d \|', text, re.M)
     assert out.with_suffix('.md').is_file() and out.with_suffix('.png').is_file()
 
 

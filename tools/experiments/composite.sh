@@ -2,12 +2,12 @@
 # The experiments of docs/results/composite.md: tools/experiments/composite.sh [PART ...]
 # PARTs, in the order in which they need each other: data, warped, plain, segmentor, detector2, depth, recipes (default: all).
 # PART gpu, which is not among those by default, composes the sets of 512 pixels, too, and runs composite_plan.py.
-# SEEDS="0 1 2", THREADS=2 and AT_ONCE=4 can be set. Finished runs are not repeated, one that was cut goes on. Needs
+# SEEDS="0 1 2", REPEATS=1 (fine-tunes of each baseline), THREADS=2 and AT_ONCE=4 can be set. Finished runs are not repeated, one that was cut goes on. Needs
 # tuxpaint-stamps-default, mate-backgrounds, plasma-workspace-wallpapers and lomiri-wallpapers-16.04 of Debian, and a
 # caffe-style ImageNet ResNet-50 as data/resnet50_caffe_imagenet.pth (docs/data.md).
 set -e
 cd "$(dirname "$0")/../.."
-python=${PYTHON:-python} seeds=${SEEDS:-0 1 2} out=docs/results/composite
+python=${PYTHON:-python} seeds=${SEEDS:-0 1 2} repeats=${REPEATS:-1} out=docs/results/composite
 export OMP_NUM_THREADS=${THREADS:-2}
 ssd=configs/composite/ssd256_r50_12e_cutouts
 
@@ -27,8 +27,8 @@ data() {
 
 arms() {  # CONFIG METRIC NAME
     # shellcheck disable=SC2086  # a list of seeds
-    $python tools/experiments/four_arms.py "$1" --metric "$2" --seeds $seeds --work-dir "work_dirs/composite/$3" \
-        --out "$out/$3"
+    $python tools/experiments/four_arms.py "$1" --metric "$2" --seeds $seeds --repeats "$repeats" \
+        --work-dir "work_dirs/composite/$3" --out "$out/$3"
 }
 
 warped() { arms $ssd.py pascal_voc/mAP warped; }
@@ -38,12 +38,12 @@ detector2() { arms configs/composite/faster-rcnn_r50-caffe-dc5_12e_cutouts.py pa
 depth() {
     # shellcheck disable=SC2086
     $python tools/analysis_tools/depth_study.py $ssd.py --metric pascal_voc/mAP --work-dir work_dirs/composite/warped \
-        --depths 0 1 2 3 6 9 --seeds $seeds --size 256 --threads "$OMP_NUM_THREADS" --out $out/depth
+        --depths 0 1 2 3 6 9 --seeds $seeds --repeats "$repeats" --size 256 --threads "$OMP_NUM_THREADS" --out $out/depth
 }
 recipes() {
     # shellcheck disable=SC2086
     $python tools/experiments/recipes.py $ssd.py tools/experiments/composite_recipes.py --metric pascal_voc/mAP \
-        --work-dir work_dirs/composite/warped --seeds $seeds --out $out/recipes
+        --work-dir work_dirs/composite/warped --seeds $seeds --repeats "$repeats" --out $out/recipes
 }
 gpu() {
     for kind in warped plain; do compose $kind 512 ${kind}512; done
