@@ -2,9 +2,10 @@
 # The experiments of docs/results/composite.md: tools/experiments/composite.sh [PART ...]
 # PARTs, in the order in which they need each other: data, warped, plain, segmentor, detector2, depth, recipes (default: all).
 # PART gpu, which is not among those by default, composes the sets of 512 pixels, too, and runs composite_plan.py.
-# SEEDS="0 1 2", REPEATS=1 (fine-tunes of each baseline), THREADS=2 and AT_ONCE=4 can be set. Finished runs are not repeated, one that was cut goes on. Needs
-# tuxpaint-stamps-default, mate-backgrounds, plasma-workspace-wallpapers and lomiri-wallpapers-16.04 of Debian, and a
-# caffe-style ImageNet ResNet-50 as data/resnet50_caffe_imagenet.pth (docs/data.md).
+# SEEDS="0 1 2", REPEATS=1 (fine-tunes of each baseline), THREADS=2 and AT_ONCE=4 can be set. Finished runs are not
+# repeated, one that was cut goes on. Needs tuxpaint-stamps-default, mate-backgrounds, plasma-workspace-wallpapers and
+# lomiri-wallpapers-16.04 of Debian, and a caffe-style ImageNet ResNet-50 as data/resnet50_caffe_imagenet.pth
+# (docs/data.md).
 set -e
 cd "$(dirname "$0")/../.."
 python=${PYTHON:-python} seeds=${SEEDS:-0 1 2} repeats=${REPEATS:-1} out=docs/results/composite
