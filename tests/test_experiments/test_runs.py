@@ -12,6 +12,7 @@ from mmdeform_upgrade.errors import UpgradeError
 from mmdeform_upgrade.experiments.recipes import with_recipe
 from mmdeform_upgrade.experiments.runs import Experiment, read_result, run_arm, write_config
 from mmdeform_upgrade.experiments.side_by_side import read_plan
+from mmdeform_upgrade.experiments.throughput import steps_per_second
 from mmdeform_upgrade.hooks import upgraded_layers
 
 from ..conftest import ROOT, build, run_tool
@@ -61,6 +62,18 @@ def test_side_by_side_runs_what_can_run_and_says_what_became_of_the_rest(done):
     assert f'not run: {folder / "broken/seed3/control"}' in text
     log = (folder / 'broken/seed3/baseline.log').read_text()
     assert 'nowhere.py' in log and 'Error' in log
+
+
+def test_side_by_side_tells_how_many_at_a_time_pay(done, tiny_config, tmp_path):
+    plan = tmp_path / 'plan.py'
+    entry = dict(config=str(tiny_config), work_dir=str(tmp_path / 'arms'), metric=METRIC, arms=['baseline'], seeds=[3],
+                 options=OPTIONS)
+    plan.write_text(f'plan = [{entry}]\n')
+    text = run_tool('experiments/side_by_side.py', plan, '--try', 1, '--seconds', 300).stdout  # it ends before that
+    assert re.search(r'^1 at a time: \d+\.\d\d steps a second$', text, re.M)
+    assert not (tmp_path / 'arms').exists(), "the plan's own runs are not touched"
+    with pytest.raises(UpgradeError, match='2 runs at a time cannot be tried: the plan has 1 that need no other'):
+        steps_per_second(read_plan(str(plan)), [1, 2], 1)
 
 
 def test_a_plan_puts_shared_runs_once_and_recipes_after_their_baseline(tmp_path):

@@ -19,6 +19,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')  # runs beside each other, and thr
 
 from mmdeform_upgrade import launch
 from mmdeform_upgrade.experiments.side_by_side import read_plan, run_side_by_side
+from mmdeform_upgrade.experiments.throughput import steps_per_second
 
 
 def main(argv=None):
@@ -26,9 +27,16 @@ def main(argv=None):
     parser.add_argument('plan', help='file with the plan')
     parser.add_argument('--at-once', type=int, default=4, help='runs at a time')
     parser.add_argument('--minutes', type=float, default=float('inf'), help='when to stop; what is cut can be resumed')
+    parser.add_argument('--try', nargs='+', type=int, dest='tried', metavar='N',
+                        help='leave the plan alone and tell the steps a second with N of its runs at a time')
+    parser.add_argument('--seconds', type=float, default=60, help='how long each N is tried')
     args = parser.parse_args(argv)
     jobs = read_plan(args.plan)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and on the way out the runs are ended
+    if args.tried:
+        for count, rate in steps_per_second(jobs, args.tried, args.seconds).items():
+            print(f'{count} at a time: {rate:.2f} steps a second')
+        return
     ended = run_side_by_side(jobs, args.at_once, args.minutes * 60)
     for place, state in ended.items():
         if state != 'done':
