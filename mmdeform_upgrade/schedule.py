@@ -32,9 +32,9 @@ _STEP_LISTS = ('milestones', 'periods')
 def shorten_schedule(cfg: Config, epoch_ratio: float = 0.25) -> Config:
     """A copy of ``cfg`` that trains ``epoch_ratio`` of its epochs or iterations.
 
-    Step schedules (``MultiStepLR``, ``StepLR``) decay by 0.1 at 2/3 and 5/6 of the new length, in whole epochs; a
-    decay that would fall on the end is left out. All other schedulers, warm-up included, keep their shape in
-    proportion. Validation and checkpoint intervals and hooks that switch at an epoch are scaled alike.
+    Step schedules (``MultiStepLR``, ``StepLR``) decay by 0.1 at 2/3 and 5/6 of the new length: after whole epochs, or
+    within one where fewer than five epochs leave no two whole ones. All other schedulers, warm-up included, keep their
+    shape in proportion. Validation and checkpoint intervals and hooks that switch at an epoch are scaled alike.
 
     Args:
         cfg: any MMEngine config with a ``train_cfg``; it is not changed.
@@ -111,8 +111,7 @@ def describe_schedule(cfg: Mapping[str, Any]) -> str:
     for scheduler in _as_list(cfg.get('param_scheduler')):
         unit = words['epochs' if scheduler.get('by_epoch', True) else 'iters']
         shown = (*_STEP_LISTS, *_STEP_COUNTS, 'gamma', 'power', 'eta_min', 'begin', 'end')
-        numbers = [f'{key} {scheduler[key]}' for key in shown
-                   if scheduler.get(key) is not None]
+        numbers = [f'{key} {scheduler[key]}' for key in shown if scheduler.get(key) is not None]
         parts.append(f'{type_name(scheduler["type"])} ({unit}: {", ".join(numbers)})')
     if interval := (cfg.get('train_cfg') or {}).get('val_interval'):
         parts.append(f'validation every {interval}')
@@ -180,19 +179,24 @@ def _train_cfg(train_cfg: Mapping[str, Any], length: Length, scale: _Scale) -> D
 def _schedulers(schedulers: Any, length: Length, scale: _Scale) -> Any:
     if isinstance(schedulers, Mapping) and 'type' not in schedulers:  # one list for each of several optimizers
         return {name: _schedulers(part, length, scale) for name, part in schedulers.items()}
-    shortened = (_scheduler(dict(scheduler), length, scale) for scheduler in _as_list(schedulers))
-    return [scheduler for scheduler in shortened if scheduler is not None]
+    shortened: List[Dict[str, Any]] = []
+    decays = False
+    for scheduler in map(dict, _as_list(schedulers)):
+        if type_name(scheduler['type']) in ('MultiStepLR', 'StepLR') and length.counts(scheduler):
+            shortened += [] if decays else _paper_steps(scheduler, length, scale)
+            decays = True  # of the whole schedule, also where its steps are in several schedulers
+        elif scaled := _scaled(scheduler, scale):
+            shortened.append(scaled)
+    return shortened
 
 
-def _scheduler(scheduler: Dict[str, Any], length: Length, scale: _Scale) -> Optional[Dict[str, Any]]:
+def _scaled(scheduler: Dict[str, Any], scale: _Scale) -> Optional[Dict[str, Any]]:
     begin, end = scheduler.get('begin') or 0, scheduler.get('end')
     full_cycle = end is not None and scheduler.get('T_max') == end - begin
     if begin:
         scheduler['begin'] = scale(begin)
     if isinstance(end, int):
         scheduler['end'] = scale(end)
-    if type_name(scheduler['type']) in ('MultiStepLR', 'StepLR') and length.counts(scheduler):
-        return _paper_steps(scheduler, scale)
     if isinstance(end, int) and _too_short(scheduler, end - begin):
         return None
     for key in _STEP_COUNTS:
@@ -215,16 +219,26 @@ def _too_short(scheduler: Dict[str, Any], before: int) -> bool:
     return length < min(before, 1 if scheduler.get('convert_to_iter_based') else 2)
 
 
-def _paper_steps(scheduler: Dict[str, Any], scale: _Scale) -> Dict[str, Any]:
-    # Milestones count from the scheduler's own begin.
-    begin = (scheduler.get('begin') or 0)
-    milestones = sorted({_round(scale.total * part) for part in DECAY_AT})
-    scheduler['milestones'] = [step - begin for step in milestones if begin < step < scale.total]
-    scheduler['gamma'] = DECAY_FACTOR
+def _paper_steps(scheduler: Dict[str, Any], length: Length, scale: _Scale) -> List[Dict[str, Any]]:
+    steps = sorted({_round(scale.total * part) for part in DECAY_AT})
+    begin, end = scheduler.get('begin') or 0, scheduler.get('end')
+    begin = scale(begin) if isinstance(begin, int) else 0
     scheduler.pop('step_size', None)
+    scheduler.update(gamma=DECAY_FACTOR, **({'begin': begin} if begin else {}),
+                     **({'end': scale(end)} if isinstance(end, int) else {}))
     if type_name(scheduler['type']) == 'StepLR':
         scheduler['type'] = 'MultiStepLR'
-    return scheduler
+    if length.unit == 'epochs' and (len(steps) < len(DECAY_AT) or steps[-1] == scale.total):
+        return [_decay_within_an_epoch(scheduler, scale.total * part) for part in DECAY_AT]
+    # Milestones count from the scheduler's own begin.
+    return [{**scheduler, 'milestones': [step - begin for step in steps if begin < step < scale.total]}]
+
+
+def _decay_within_an_epoch(scheduler: Mapping[str, Any], epoch: float) -> Dict[str, Any]:
+    # MMEngine multiplies milestones by the epoch's iterations and waits for exactly that number, which a fraction may
+    # never meet; begin it makes whole. So each decay is the first step of a scheduler that begins there.
+    kept = {key: value for key, value in scheduler.items() if key not in ('begin', 'convert_to_iter_based')}
+    return {**kept, 'begin': math.ceil(epoch * 1e4) / 1e4, 'milestones': [0], 'convert_to_iter_based': True}
 
 
 def _hook_changes(hook: Optional[Mapping[str, Any]], length: Length, scale: _Scale) -> Dict[str, Any]:

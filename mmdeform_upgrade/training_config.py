@@ -2,6 +2,7 @@
 """What a training config has to look like before it is changed: every setting that is no use, in one error."""
 from __future__ import annotations
 
+import math
 from typing import Any, Iterator, List, Mapping, Sequence, Tuple
 
 from .errors import ConfigError
@@ -53,6 +54,13 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _counts(key: str, scheduler: Mapping[str, Any]) -> bool:
+    value = scheduler[key]
+    if key == 'begin' and scheduler.get('convert_to_iter_based'):  # may lie within an epoch
+        return is_number(value) and math.isfinite(value)
+    return is_number(value) if key == 'end' else _is_whole(value)
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(_is_whole(number) for number in value)
 
@@ -81,7 +89,7 @@ def _scheduler(where: str, scheduler: Any) -> List[str]:
     # A key with None is as good as none; the scheduler's own default stands then.
     given = {key: value for key, value in scheduler.items() if value is not None}
     wrong += [f'{where}.{key}={given[key]!r}, expected a number of epochs or iterations' for key in _COUNTS
-              if key in given and not (is_number(given[key]) if key == 'end' else _is_whole(given[key]))]
+              if key in given and not _counts(key, given)]
     wrong += [f'{where}.{key}={given[key]!r}, expected a list of whole numbers' for key in _LISTS
               if key in given and not _is_list(given[key])]
     if 'gamma' in given and not (is_number(given['gamma']) and given['gamma'] >= 0):

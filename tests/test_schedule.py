@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import PARAM_SCHEDULERS
 
 from mmdeform_upgrade import shorten_schedule, upgrade_config
 from mmdeform_upgrade.errors import ConfigError
@@ -25,14 +26,62 @@ def _step(**more):
     (240, [160, 200], 60, [40, 50]),
     (200, [160, 180], 50, [33, 42]),
     (280, [220, 250], 70, [47, 58]),
-    (12, [8, 11], 3, [2]),
-    (4, [3], 1, []),
+    (20, [14, 18], 5, [3, 4]),
 ])
 def test_step_schedules_follow_the_paper(epochs, milestones, expected, decays):
     short = shorten_schedule(_cfg(epochs, [_step(milestones=milestones, begin=0, end=epochs)]))
     assert short.train_cfg.max_epochs == expected
     scheduler, = short.param_scheduler
     assert list(scheduler.milestones) == decays and scheduler.gamma == 0.1 and scheduler.end == expected
+
+
+@pytest.mark.parametrize('epochs,expected', [(12, 3), (36, 9), (16, 4), (8, 2), (4, 1)])
+@pytest.mark.parametrize('iterations', [7, 50, 1429])
+def test_every_length_falls_twice_in_a_real_run(epochs, expected, iterations):
+    """12 epochs are mmdet's most common schedule; of a quarter, 2.5 epochs are no whole number."""
+    steps = [_step(milestones=[epochs - 2, epochs - 1], begin=0, end=epochs)]
+    rates = _rates(shorten_schedule(_cfg(epochs, steps)), expected, iterations)
+    falls = [at for at in range(1, len(rates)) if rates[at] < 0.5 * rates[at - 1]]
+    wanted = [part * expected * iterations for part in (2 / 3, 5 / 6)]
+    if expected >= 5:
+        wanted = [round(part * expected) * iterations for part in (2 / 3, 5 / 6)]
+    assert [fall - want for fall, want in zip(falls, wanted, strict=True)] == pytest.approx([0, 0], abs=1)
+    assert [rates[0], rates[falls[0]], rates[-1]] == pytest.approx([0.02, 0.002, 0.0002])
+
+
+def _rates(cfg, epochs, iterations):
+    """The learning rate of every iteration, by MMEngine's schedulers."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.02)
+    schedulers = []
+    for settings in cfg.param_scheduler:
+        settings, by_epoch = dict(settings), settings.get('by_epoch', True)
+        cls = PARAM_SCHEDULERS.get(settings.pop('type'))
+        settings.setdefault('end', epochs if by_epoch else epochs * iterations)
+        if settings.pop('convert_to_iter_based', False):
+            schedulers.append(cls.build_iter_from_epoch(optimizer, epoch_length=iterations, **settings))
+        else:
+            schedulers.append(cls(optimizer, **settings))
+    rates = []
+    for step in range(1, epochs * iterations + 1):
+        rates.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for scheduler in schedulers:
+            if not scheduler.by_epoch or step % iterations == 0:
+                scheduler.step()
+    return rates
+
+
+def test_decays_that_several_schedulers_share_are_two_all_the_same():
+    cfg = _cfg(240, [_step(milestones=[100]), _step(milestones=[200], begin=120)])
+    assert shorten_schedule(cfg).param_scheduler == [_step(milestones=[40, 50])]
+
+
+def test_what_was_shortened_can_be_shortened_again():
+    once = shorten_schedule(_cfg(12, [_step(milestones=[8, 11], begin=0, end=12)]))
+    assert [scheduler.begin for scheduler in once.param_scheduler] == [2.0, 2.5]
+    twice = shorten_schedule(once, 1 / 3)
+    assert twice.train_cfg.max_epochs == 1
+    assert [scheduler.begin for scheduler in twice.param_scheduler] == [0.6667, 0.8334]
 
 
 def test_a_gamma_of_its_own_becomes_the_papers():
