@@ -67,7 +67,7 @@ def test_a_recipe_reaches_the_config_and_the_controls_share_what_concerns_them(t
     assert made['offsets_x10'].optim_wrapper.paramwise_cfg.custom_keys.conv_offset.lr_mult == 10
     assert [hook.type for hook in made['averaged'].custom_hooks] == [
         'BFloat16Hook', 'ExactResumeHook', 'DeformUpgradeHook', 'EMAHook']
-    assert made['decays_late'].param_scheduler[1].milestones == [135]
+    assert made['decays_late'].param_scheduler[1].milestones == [135, 143]
     assert made['batch_norm_trained'].model.backbone.norm_eval is False
     assert [made[name].train_cfg.max_epochs for name in ('paper', 'sixth', 'twelfth')] == [3, 2, 1]
     assert made['last6'].model.backbone.targets == 'last:6'

@@ -1,9 +1,13 @@
 # Recipes for configs/composite/ssd256_r50_12e_cutouts.py (600 steps of 8 pictures, a quarter is 150), one change at a
-# time from the paper's: a quarter of the epochs at the full rate, tenfold lower from 2/3 of them on.
-_decays_late = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=12),
-                dict(type='MultiStepLR', by_epoch=False, begin=0, end=150, milestones=[135], gamma=0.1)]
-_long_warm_up = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
-                 dict(type='MultiStepLR', by_epoch=True, begin=0, end=3, milestones=[2], gamma=0.1)]
+# time from the paper's: a quarter of the epochs, at the full rate until 2/3 of them, tenfold lower from there and again
+# from 5/6 on.
+def _warm_up(end):
+    return dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=end)
+
+
+def _falls(*milestones):
+    return dict(type='MultiStepLR', by_epoch=False, begin=0, end=150, milestones=[*milestones], gamma=0.1)
+
 
 recipes = dict(
     paper=dict(),
@@ -13,8 +17,9 @@ recipes = dict(
     rate_x03=dict(lr_mult=0.3),
     rate_x01_offsets_x100=dict(lr_mult=0.1, offset_lr_mult=100.0),
     offsets_first=dict(offset_lr_mult=10.0, tune_hooks=[dict(type='OffsetsFirstHook', iterations=50)]),
-    decays_late=dict(tune_changes=dict(param_scheduler=_decays_late)),
-    long_warm_up=dict(tune_changes=dict(param_scheduler=_long_warm_up)),
+    one_decay=dict(tune_changes=dict(param_scheduler=[_warm_up(13), _falls(100)])),
+    decays_late=dict(tune_changes=dict(param_scheduler=[_warm_up(13), _falls(135, 143)])),
+    long_warm_up=dict(tune_changes=dict(param_scheduler=[_warm_up(50), _falls(100, 125)])),
     batch_norm_trained=dict(tune_changes=dict(model=dict(backbone=dict(norm_eval=False)))),
     averaged=dict(tune_hooks=[dict(type='EMAHook', momentum=0.02)]),
     last1=dict(targets='last:1'),
