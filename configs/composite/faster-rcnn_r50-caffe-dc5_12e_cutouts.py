@@ -17,7 +17,7 @@ model = dict(
         in_channels=[2048],
         out_channels=256,
         kernel_size=1,
-        norm_cfg=dict(type='GN', num_groups=32),  # without it training diverges
+        norm_cfg=dict(type='GN', num_groups=32),
         act_cfg=dict(type='ReLU')),
     rpn_head=dict(in_channels=256, feat_channels=256, anchor_generator=dict(scales=[1, 2, 4, 8, 16])),
     roi_head=dict(
@@ -28,13 +28,13 @@ model = dict(
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(type='SGD', lr=0.004, momentum=0.9, weight_decay=1e-4),
+    optimizer=dict(type='SGD', lr=0.008, momentum=0.9, weight_decay=1e-4),
     clip_grad=dict(max_norm=10, norm_type=2))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=100),
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
     dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 10], gamma=0.1)
 ]
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=2)
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=3)
 custom_hooks = [
     dict(type='BFloat16Hook', parts=['backbone', 'neck', 'rpn_head', 'roi_head.bbox_head']),
     dict(type='ExactResumeHook')

@@ -18,7 +18,7 @@ class BFloat16Hook(Hook):
 
     On CPUs with bfloat16 matrix units (AMX) a training step of a ResNet-50 takes about a third of the time.
     Weights, optimizer and checkpoints stay in float32, and what a part returns is converted back, so that losses,
-    assigners and NMS see float32. It serves training, validation and test alike.
+    assigners, RoI extractors and NMS see contiguous float32. It serves training, validation and test alike.
 
     Args:
         parts: dotted names of the modules, such as ``'backbone'`` or ``'roi_head.bbox_head'``. Of each, ``forward`` is
@@ -50,7 +50,7 @@ def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     device = next(module.parameters()).device.type
     with torch.autocast(device, torch.bfloat16):
         out = type(module).forward(module, *_channels_last(args), **kwargs)
-    return _float32(out)
+    return _plain(out)
 
 
 def _channels_last(value: Any) -> Any:
@@ -59,7 +59,8 @@ def _channels_last(value: Any) -> Any:
     return type(value)(map(_channels_last, value)) if type(value) in (list, tuple) else value
 
 
-def _float32(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    # mmcv's operators on CPUs, RoIAlign for one, take any memory for contiguous and read channels-last maps wrong.
     if isinstance(value, torch.Tensor):
-        return value.float() if value.dtype == torch.bfloat16 else value
-    return type(value)(map(_float32, value)) if type(value) in (list, tuple) else value
+        return (value.float() if value.dtype == torch.bfloat16 else value).contiguous()
+    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
