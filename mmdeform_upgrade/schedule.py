@@ -112,6 +112,8 @@ def describe_schedule(cfg: Mapping[str, Any]) -> str:
         unit = words['epochs' if scheduler.get('by_epoch', True) else 'iters']
         shown = (*_STEP_LISTS, *_STEP_COUNTS, 'gamma', 'power', 'eta_min', 'begin', 'end')
         numbers = [f'{key} {scheduler[key]}' for key in shown if scheduler.get(key) is not None]
+        if scheduler.get('milestones') == [0]:  # of _decay_within_an_epoch
+            numbers = [f'once, at {scheduler.get("begin")}', f'gamma {scheduler["gamma"]}']
         parts.append(f'{type_name(scheduler["type"])} ({unit}: {", ".join(numbers)})')
     if interval := (cfg.get('train_cfg') or {}).get('val_interval'):
         parts.append(f'validation every {interval}')

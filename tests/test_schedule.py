@@ -71,6 +71,12 @@ def _rates(cfg, epochs, iterations):
     return rates
 
 
+def test_a_decay_within_an_epoch_can_be_read():
+    short = shorten_schedule(_cfg(12, [_step(milestones=[8, 11], begin=0, end=12)]))
+    assert describe_schedule(short) == ('3 epochs; MultiStepLR (epochs: once, at 2.0, gamma 0.1); '
+                                        'MultiStepLR (epochs: once, at 2.5, gamma 0.1); validation every 1')
+
+
 def test_decays_that_several_schedulers_share_are_two_all_the_same():
     cfg = _cfg(240, [_step(milestones=[100]), _step(milestones=[200], begin=120)])
     assert shorten_schedule(cfg).param_scheduler == [_step(milestones=[40, 50])]
