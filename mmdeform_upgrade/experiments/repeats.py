@@ -81,7 +81,8 @@ def repeats_section(found: Mapping[Any, Repeats], reference: Any, split: str = '
         return ''
     factor = to_percent(flat(rows))
     all_seeds = sorted({seed for seeds in rows.values() for seed in seeds})
-    count = max(len(results) for seeds in rows.values() for results in seeds.values())
+    counts = {len(results) for seeds in rows.values() for results in seeds.values()}
+    count = ('up to ' if len(counts) > 1 else '') + str(max(counts))
     lines = ['', f'Means of {count} fine-tunes of each baseline, each with batches of its own; on the {split} split:',
              '',
              '| network | ' + ' | '.join(f'baseline {seed}' for seed in all_seeds) + ' | between fine-tunes of one '

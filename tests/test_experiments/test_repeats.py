@@ -55,7 +55,7 @@ def test_chance_is_what_fine_tunes_of_one_baseline_differ_by():
 
 def test_the_section_pairs_fine_tunes_of_the_same_batches():
     lines = repeats_section(FOUND, 'control').splitlines()
-    assert lines[1] == 'Means of 3 fine-tunes of each baseline, each with batches of its own; on the test split:'
+    assert lines[1] == 'Means of up to 3 fine-tunes of each baseline, each with batches of its own; on the test split:'
     upgraded, control = lines[5:]
     pairs = [0.01, 0.03], [0.02, 0.02]  # the third fine-tune of seed 1 has no partner
     error = chance(pairs) / 4**0.5
