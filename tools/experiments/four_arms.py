@@ -58,9 +58,9 @@ def write(out, text, found, results, metric):
     record = {'conditions': conditions('cpu'), 'runs': [asdict(result) for result in flat(found)]}
     out.with_suffix('.json').write_text(json.dumps(record, indent=1) + '\n', encoding='utf8')
     out.with_suffix('.md').write_text(text, encoding='utf8')
+    seeds = len({result.seed for result in results})
     plots.draw_bands(curves(results), out.with_suffix('.png'), ylabel=f'validation {metric}',
-                     title=f'mean and range of {len({result.seed for result in results})} seeds',
-                     xlabel=results[0].unit)
+                     title=f'mean and range of {seeds} seeds' if seeds > 1 else 'one seed', xlabel=results[0].unit)
 
 
 if __name__ == '__main__':
