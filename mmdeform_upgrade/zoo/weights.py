@@ -9,7 +9,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from ..targets import is_convolution, predicts_offsets
+from ..targets import predicts_offsets
 
 OFFSETS = 0.1  # weights of offset predictors; offsets of many pixels would turn rounding errors into other samples
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
@@ -61,7 +61,8 @@ def randomize(module: nn.Module, fill: Draws) -> None:
         weight = getattr(child, 'weight', None)
         if not isinstance(weight, nn.Parameter):
             continue
-        if isinstance(child, (nn.Linear, nn.modules.conv._ConvNd)) or (is_convolution(child) and weight.dim() == 4):
+        # mmdet's TridentConv is no _ConvNd, and nothing initialises it: raw memory, which need not be finite.
+        if isinstance(child, (nn.Linear, nn.modules.conv._ConvNd)) or weight.dim() == 4:
             fill(weight)
             if predicts_offsets(name, modules):
                 weight.mul_(OFFSETS)
