@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence
 
 from ..analysis.comparison import Spread, paired, reached
 from ..errors import UpgradeError
+from .repeats import last_validation
 from .report import to_percent
 from .runs import Experiment, Result
 
@@ -79,7 +80,7 @@ def held_out_table(found: Found, others: Found) -> str:
 
 
 def _last(runs: Mapping[int, Result]) -> Dict[int, float]:
-    return {seed: run.curve[-1][1] for seed, run in runs.items() if run.curve}
+    return {seed: last_validation(run) for seed, run in runs.items() if run.curve}
 
 
 def _length(runs: Mapping[int, Result]) -> str:

@@ -28,7 +28,7 @@ def collect(networks: Mapping[Any, Tuple[Experiment, str]], seeds: Sequence[int]
         work: :func:`run_arm` or :func:`read_result`.
 
     Returns:
-        Name, then seed, to results; what has none is left out.
+        Name, in the order of ``networks``, then seed, to results; what has none is left out.
     """
     found: Dict[Any, Dict[int, List[Result]]] = {}
     for seed in seeds:
@@ -37,7 +37,7 @@ def collect(networks: Mapping[Any, Tuple[Experiment, str]], seeds: Sequence[int]
                 result = work(replace(experiment, repeat=repeat), seed, arm)
                 if result is not None:
                     found.setdefault(name, {}).setdefault(seed, []).append(result)
-    return found
+    return {name: found[name] for name in networks if name in found}
 
 
 def averaged(results: Sequence[Result]) -> Result:
@@ -76,7 +76,9 @@ def repeats_section(found: Mapping[Any, Repeats], reference: Any, split: str = '
         split: 'test', or 'validation' for the last score there.
     """
     value = last_validation if split == 'validation' else held_out_score
-    rows = {name: seeds for name, seeds in found.items() if chance(_values(seeds, value)) is not None}
+    deviations = {name: deviation for name, seeds in found.items() if (
+        deviation := chance([[value(result) for result in results] for results in seeds.values()])) is not None}
+    rows = {name: found[name] for name in deviations}
     if not rows:
         return ''
     factor = to_percent(flat(rows))
@@ -90,14 +92,10 @@ def repeats_section(found: Mapping[Any, Repeats], reference: Any, split: str = '
     for name, seeds in rows.items():
         scores = [[value(result) for result in seeds.get(seed, ())] for seed in all_seeds]
         cells = [str(name), *(Spread.of(own).text(factor) if own else '' for own in scores),
-                 f'± {factor * (chance(scores) or 0):.2f}',
+                 f'± {factor * deviations[name]:.2f}',
                  _pairs(seeds, found.get(reference, {}), value, factor) if name != reference else '']
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
-
-
-def _values(seeds: Repeats, value: Callable[[Result], float]) -> List[List[float]]:
-    return [[value(result) for result in results] for results in seeds.values()]
 
 
 def _pairs(first: Repeats, second: Repeats, value: Callable[[Result], float], factor: float) -> str:

@@ -39,8 +39,6 @@ def main(argv=None):
         collect({'baseline': (plain, 'baseline'), **wanted}, args.seeds, args.repeats)
     found = collect(tuned, args.seeds, args.repeats, read_result)
     others = collect({arm: (plain, arm) for arm in ('retrained', 'control')}, args.seeds, args.repeats, read_result)
-    found, others = ({name: runs[name] for name in order if name in runs}
-                     for runs, order in ((found, recipes), (others, ('retrained', 'control'))))
     text = report(args, found, others)
     print(text)
     if args.out:
