@@ -17,5 +17,6 @@ param_scheduler = [
     dict(type='MultiStepLR', begin=0, end=24, by_epoch=True, milestones=[16, 20], gamma=0.1)
 ]
 train_cfg = dict(max_epochs=24, val_interval=8)
-custom_hooks = [dict(type='BFloat16Hook'), dict(type='ExactResumeHook')]
+custom_imports = dict(imports=['mmdeform_upgrade.experiments.cpu_head'])
+custom_hooks = [dict(type='BFloat16Hook'), dict(type='ExactResumeHook'), dict(type='CPUHeadHook')]
 default_hooks = dict(checkpoint=dict(interval=12, max_keep_ckpts=1, save_best=None, save_optimizer=False))

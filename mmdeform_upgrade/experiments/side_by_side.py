@@ -63,8 +63,8 @@ def jobs_of(experiments: Sequence[Experiment], seeds: Sequence[int], arms: Seque
 def read_plan(path: str) -> List[Job]:
     """The jobs of a Python file: ``plan``, a list of settings of :class:`Experiment`, with ``seeds`` and ``arms``.
 
-    ``recipes='FILE.py'`` in an entry stands for the upgrades (or ``arms``) of every recipe of that file, ``repeats=N``
-    for N fine-tunes of each baseline.
+    ``recipes='FILE.py'`` in an entry stands for the upgrades (or ``arms``) of every recipe of that file, or of those in
+    ``only``; ``repeats=N`` for N fine-tunes of each baseline.
 
     Raises:
         UpgradeError: there is no plan, or an entry says something unknown.
@@ -76,16 +76,18 @@ def read_plan(path: str) -> List[Job]:
     jobs: Dict[Path, Job] = {}
     for entry in plan:
         entry = dict(entry)
-        recipes, seeds, repeats = entry.pop('recipes', None), entry.pop('seeds', [0, 1, 2]), entry.pop('repeats', 1)
+        recipes, only = entry.pop('recipes', None), entry.pop('only', ())
+        seeds, repeats = entry.pop('seeds', [0, 1, 2]), entry.pop('repeats', 1)
         arms = entry.pop('arms', ARMS if recipes is None else ('upgraded', ))
         try:
             experiment = Experiment(**entry)
         except TypeError as error:
-            raise UpgradeError(f'{path}: {error}; an entry takes seeds, arms, recipes, repeats and what an '
+            raise UpgradeError(f'{path}: {error}; an entry takes seeds, arms, recipes, only, repeats and what an '
                                'Experiment takes: ' + ', '.join(Experiment.__dataclass_fields__)) from error
         experiments = [experiment]
         if recipes is not None:
-            experiments = [with_recipe(experiment, name, settings) for name, settings in read_recipes(recipes).items()]
+            found = read_recipes(recipes, only)
+            experiments = [with_recipe(experiment, name, found[name]) for name in only or found]
         for job in jobs_of(experiments, seeds, arms, repeats):
             jobs.setdefault(job.place, job)
     return list(jobs.values())

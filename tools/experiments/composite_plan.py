@@ -1,14 +1,21 @@
 # What docs/results/composite.md reports of a GPU, in the order of importance (tools/experiments/side_by_side.py).
 _home, _ssd = 'work_dirs/composite', 'configs/composite/ssd512_r50_24e_cutouts'
 _main = dict(config=f'{_ssd}.py', work_dir=f'{_home}/warped512', metric='pascal_voc/mAP')
+_plain = dict(config=f'{_ssd}-nowarp.py', work_dir=f'{_home}/plain512', metric='pascal_voc/mAP')
+_segmentor = dict(config='configs/composite/deeplabv3_r50-d16_cutouts.py', work_dir=f'{_home}/segmentor', metric='mIoU')
+_recipes = dict(**_main, recipes='tools/experiments/composite512_recipes.py')
+_third = dict(lr_mult=0.3, variant='rate_x03')
 plan = [
     dict(**_main),
-    dict(config=f'{_ssd}-nowarp.py', work_dir=f'{_home}/plain512', metric='pascal_voc/mAP'),
-    dict(config='configs/composite/deeplabv3_r50-d16_cutouts.py', work_dir=f'{_home}/segmentor', metric='mIoU'),
-    dict(config='configs/composite/faster-rcnn_r50-caffe-dc5_12e_cutouts.py', work_dir=f'{_home}/detector2',
-         metric='pascal_voc/mAP'),
-    *(dict(**_main, arms=['upgraded'], targets=f'last:{depth}', variant=f'last{depth}') for depth in (1, 2, 6, 9)),
-    dict(**_main, recipes='tools/experiments/composite512_recipes.py'),
+    dict(**_plain),
+    dict(**_main, **_third, arms=['control', 'upgraded']),
+    dict(**_recipes, only=['last1', 'last2', 'last6', 'last9', 'eighth', 'rate_x03_offsets_x10', 'rate_x03_eighth']),
+    dict(**_segmentor),
     dict(**_main, seeds=[3, 4]),
-    dict(config=f'{_ssd}-nowarp.py', work_dir=f'{_home}/plain512', metric='pascal_voc/mAP', seeds=[3, 4])
+    dict(**_main, **_third, arms=['control', 'upgraded'], seeds=[3, 4]),
+    dict(**_plain, **_third, arms=['control', 'upgraded']),
+    dict(**_recipes, only=['offsets_x10', 'offsets_x100', 'offsets_first', 'rate_x03_last1', 'rate_x03_last6',
+                           'rate_x03_last9', 'rate_x03_offsets_x100', 'averaged', 'batch_norm_trained', 'decays_late']),
+    dict(**_plain, seeds=[3, 4]),
+    dict(**_recipes)
 ]
