@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Dict, Iterable, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple
 
 from ..analysis.comparison import Curve, Spread, mean_curve, paired, reached
-from .runs import ARMS, Result
+from .runs import ARMS, FINE_TUNES, Result
 
 Runs = Mapping[str, Mapping[int, Result]]  # arm, seed
 # Scores of mmseg's IoUMetric are percentages; mmdet's are fractions.
@@ -17,6 +17,16 @@ def to_percent(results: Iterable[Result]) -> float:
     """What makes percentages of the scores of results, by the name of their metric."""
     metric = next((str(result.settings.get('metric', '')) for result in results), '')
     return 1.0 if _PERCENT.search(metric) else 100.0
+
+
+def machines(results: Iterable[Result]) -> List[Dict[str, Any]]:
+    """The machines that results come from, each once, however busy it was."""
+    found: List[Dict[str, Any]] = []
+    for result in results:
+        machine = {key: value for key, value in result.machine.items() if key != 'load_average_before'}
+        if machine and machine not in found:
+            found.append(machine)
+    return found
 
 
 def group(results: Sequence[Result]) -> Dict[str, Dict[int, Result]]:
@@ -39,14 +49,17 @@ def summarise(results: Sequence[Result]) -> str:
 
 
 def curves(results: Sequence[Result]) -> Dict[str, List[Tuple[float, float, float, float]]]:
-    """Mean, lowest and highest validation score by training step; fine-tunes start where their baseline ended."""
+    """Mean, lowest and highest validation score by training step; fine-tunes start where their baseline ended.
+
+    Every arm is there, if only with no points, so that each is drawn in the same colour everywhere.
+    """
     runs = group(results)
     start = _baseline_length(runs)
     drawn = {}
-    for arm, found in runs.items():
-        shift = start if arm in ('upgraded', 'control') else 0
+    for arm in ARMS:
+        shift = start if arm in FINE_TUNES else 0
         drawn[arm] = [(step + shift, *rest) for step, *rest in
-                      mean_curve([_whole_curve(runs, arm, seed) for seed in found])]
+                      mean_curve([_whole_curve(runs, arm, seed) for seed in runs.get(arm, {})])]
     return drawn  # type: ignore[return-value]
 
 
@@ -64,14 +77,15 @@ def _baseline_length(runs: Runs) -> int:
 
 def _trained_for(runs: Runs, arm: str) -> str:
     result = next(iter(runs[arm].values()))
-    before = f'{_baseline_length(runs)} + ' if arm in ('upgraded', 'control') else ''
+    before = f'{_baseline_length(runs)} + ' if arm in FINE_TUNES else ''
     return f'{before}{result.length} {result.unit}'
 
 
 def _differences(runs: Runs, factor: float) -> List[str]:
     scores = {arm: {seed: result.score for seed, result in found.items()} for arm, found in runs.items()}
     lines = []
-    for first, second in (('upgraded', 'baseline'), ('upgraded', 'control'), ('upgraded', 'retrained')):
+    for first, second in (('retrained', 'baseline'), ('upgraded', 'baseline'), ('upgraded', 'control'),
+                          ('upgraded', 'retrained')):
         spread = paired(scores.get(first, {}), scores.get(second, {}))
         if spread:
             lines.append(f'- {first} minus {second}, seed by seed: {spread.text(factor, sign=True)} points '
@@ -82,14 +96,19 @@ def _differences(runs: Runs, factor: float) -> List[str]:
 def _reaching(runs: Runs, factor: float) -> List[str]:
     lines = []
     for seed, retrained in runs.get('retrained', {}).items():
-        for arm in ('upgraded', 'control'):
+        for arm in FINE_TUNES:
             run = runs.get(arm, {}).get(seed)
             if run is None or not run.curve or not retrained.curve:
                 continue
             goal = retrained.curve[-1][1]
             step = reached(_whole_curve(runs, arm, seed), goal)
-            what = (f'reaches it after {step} of {run.length} {run.unit}' if step is not None else
-                    f'does not reach it in {run.length} {run.unit}')
+            what = (f'reaches it after {step} of {run.length} {run.unit}{_minutes(run, step)}' if step is not None
+                    else f'does not reach it in {run.length} {run.unit}')
             lines.append(f'- seed {seed}: the retrained network ends at {factor * goal:.2f} on the validation set '
-                         f'after {retrained.length} {retrained.unit}; {arm} {what}')
+                         f'after {retrained.length} {retrained.unit}{_minutes(retrained, retrained.length)}; {arm} '
+                         f'{what}')
     return lines
+
+
+def _minutes(run: Result, step: int) -> str:
+    return f' ({run.train_seconds / 60 * step / run.length:.1f} minutes)'

@@ -18,6 +18,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
+from mmengine.device import get_device
+
+from ..analysis.timing import conditions
 from ..checkpoint import file_sha256
 from ..config import control_changes, inheriting_text, retrain_changes, upgrade_changes
 from ..errors import UpgradeError
@@ -94,7 +97,8 @@ class Experiment:
 class Result:
     """One run: its test score, its validation curve, and how long it took.
 
-    ``curve`` holds (epoch or iteration, score), from 0 for what was scored before the first step.
+    ``curve`` holds (epoch or iteration, score), from 0 for what was scored before the first step; ``machine`` what
+    :func:`conditions` says of the one that tested it.
     """
 
     arm: str
@@ -107,6 +111,7 @@ class Result:
     checkpoint: str
     checkpoint_sha256: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
 
 
 def folder(experiment: Experiment, seed: int, arm: str) -> Path:
@@ -160,7 +165,7 @@ def run_arm(experiment: Experiment, seed: int, arm: str, run: Callable[..., Any]
     score = read_test_score(tests, experiment.metric)
     result = Result(arm, seed, score, read_curve(work_dir, experiment.metric), length.total, length.unit,
                     read_train_seconds(work_dir), checkpoint.name, file_sha256(str(checkpoint)),
-                    experiment.settings(arm))
+                    experiment.settings(arm), conditions(get_device()))
     partial = work_dir / 'result.json.part'
     partial.write_text(json.dumps(asdict(result), indent=1) + '\n', encoding='utf8')
     partial.replace(work_dir / 'result.json')

@@ -9,7 +9,7 @@ from mmdeform_upgrade.experiments.report import curves
 
 
 def _result(arm, seed, score, curve, length=4):
-    return Result(arm, seed, score, curve, length, 'epochs', 60.0, 'epoch_4.pth', '0' * 64)
+    return Result(arm, seed, score, curve, length, 'epochs', 60.0 * length, 'epoch_4.pth', '0' * 64)
 
 
 RESULTS = [
@@ -48,8 +48,8 @@ def test_the_table_holds_every_arm_in_order_and_the_differences():
     assert '| upgraded | 4 + 1 epochs | 0, 1 | 54.50 ± 0.71 | 1.0 |' in text
     assert '- upgraded minus control, seed by seed: +3.50 ± 0.71 points (2 seeds)' in text
     assert '- upgraded minus retrained, seed by seed: +0.00 ± 1.41 points (2 seeds)' in text
-    ends = 'the retrained network ends at {} on the validation set after 4 epochs; upgraded {}'
-    assert 'seed 0: ' + ends.format('53.00', 'reaches it after 1 of 1 epochs') in text
+    ends = 'the retrained network ends at {} on the validation set after 4 epochs (4.0 minutes); upgraded {}'
+    assert 'seed 0: ' + ends.format('53.00', 'reaches it after 1 of 1 epochs (1.0 minutes)') in text
     assert 'seed 1: ' + ends.format('52.00', 'does not reach it in 1 epochs') in text
 
 
@@ -57,6 +57,7 @@ def test_fine_tunes_are_drawn_from_where_their_baseline_ended(tmp_path):
     drawn = curves(RESULTS)
     assert [x for x, *_ in drawn['upgraded']] == [4, 5] and [x for x, *_ in drawn['retrained']] == [2, 4]
     assert [x for x, *_ in drawn['control']] == [4, 5], 'from the baseline it went on from'
+    assert [*curves(RESULTS[4:6])] == [*drawn], 'each arm has its colour, whichever others there are'
     assert drawn['baseline'][-1] == (4, 0.48, 0.47, 0.49)
     plots.draw_bands(drawn, tmp_path / 'x.png', ylabel='mAP', title='two seeds', xlabel='epochs')
     assert (tmp_path / 'x.png').stat().st_size > 5000

@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,9 @@ def done(tiny_config, tmp_path_factory):
 
 def test_every_arm_is_trained_tested_and_reported(done):
     _, out, text = done
-    runs = {run['arm'] + str(run['settings'].get('repeat', '')): run
-            for run in json.loads(out.with_suffix('.json').read_text())['runs']}
+    record = json.loads(out.with_suffix('.json').read_text())
+    runs = {run['arm'] + str(run['settings'].get('repeat', '')): run for run in record['runs']}
+    assert [machine['versions']['torch'] for machine in record['machines']] == [version('torch')]
     assert list(runs) == ['baseline', 'upgraded', 'upgraded1']
     assert runs['upgraded']['checkpoint_sha256'] != runs['upgraded1']['checkpoint_sha256'], 'other batches'
     assert [runs[arm]['length'] for arm in ('baseline', 'upgraded')] == [2, 1]

@@ -21,6 +21,7 @@ from mmdeform_upgrade.experiments import Experiment, read_result
 from mmdeform_upgrade.experiments.depth import depth_table
 from mmdeform_upgrade.experiments.flags import experiment_flags
 from mmdeform_upgrade.experiments.repeats import collect, flat, mean_of, repeats_section
+from mmdeform_upgrade.experiments.report import machines
 from mmdeform_upgrade.preflight import build_network
 
 
@@ -35,12 +36,17 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
+def at_depth(plain, depth):
+    """The experiment with so many layers, where four_arms.py and the recipes of that name keep it, too."""
+    targets = f'last:{depth}'
+    return plain if targets == plain.targets else replace(plain, targets=targets, variant=f'last{depth}')
+
+
 def train(args):
     """Results by depth and seed."""
     plain = Experiment(args.config, args.work_dir, args.metric, part=args.part, epoch_ratio=args.epoch_ratio,
                        options=args.options, train_command=args.train_command)
-    networks = {depth: (replace(plain, targets=f'last:{depth}', variant=f'last{depth}'), 'upgraded') if depth
-                else (plain, 'control') for depth in args.depths}
+    networks = {depth: (at_depth(plain, depth), 'upgraded') if depth else (plain, 'control') for depth in args.depths}
     if args.summary_only:
         return collect(networks, args.seeds, args.repeats, read_result)
     found = collect({'baseline': (plain, 'baseline'), **networks}, args.seeds, args.repeats)
@@ -71,9 +77,9 @@ def main(argv=None):
     if args.out:
         from mmdeform_upgrade.analysis import plots
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        runs = [asdict(result) for result in flat(found)]
-        args.out.with_suffix('.json').write_text(json.dumps({'conditions': kept, 'runs': runs, 'costs': measured},
-                                                            indent=1) + '\n', encoding='utf8')
+        record = {'machines': machines(flat(found)), 'runs': [asdict(result) for result in flat(found)],
+                  'costs': measured, 'conditions of the costs': kept}
+        args.out.with_suffix('.json').write_text(json.dumps(record, indent=1) + '\n', encoding='utf8')
         args.out.with_suffix('.md').write_text(text, encoding='utf8')
         scores = {depth: [result.score for result in seeds.values()] for depth, seeds in results.items()}
         plots.draw_depths(scores, args.out.with_suffix('.png'), ylabel=f'test {args.metric}',

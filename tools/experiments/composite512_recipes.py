@@ -23,7 +23,8 @@ recipes = dict(
     paper=dict(), **_changes,
     decays_late=dict(tune_changes=dict(param_scheduler=_late)),
     long_warm_up=dict(tune_changes=dict(param_scheduler=_long_warm_up)),
-    rate_x03=dict(lr_mult=0.3), **{f'rate_x03_{name}': dict(lr_mult=0.3, **change) for name, change in _changes.items()},
+    rate_x03=dict(lr_mult=0.3),
+    **{f'rate_x03_{name}': dict(lr_mult=0.3, **change) for name, change in _changes.items()},
     rate_x01=dict(lr_mult=0.1),
     rate_x01_offsets_x100=dict(lr_mult=0.1, offset_lr_mult=100.0),
     eighth_offsets_x10=dict(epoch_ratio=1 / 8, offset_lr_mult=10.0))

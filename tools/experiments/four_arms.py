@@ -13,11 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mmdeform_upgrade import launch
-from mmdeform_upgrade.analysis.timing import conditions
 from mmdeform_upgrade.experiments import ARMS, Experiment, read_result, run_arm, summarise
 from mmdeform_upgrade.experiments.flags import experiment_flags
 from mmdeform_upgrade.experiments.repeats import collect, flat, mean_of, repeats_section
-from mmdeform_upgrade.experiments.report import curves
+from mmdeform_upgrade.experiments.report import curves, machines
 
 
 def parse_args(argv):
@@ -55,7 +54,7 @@ def main(argv=None):
 def write(out, text, found, results, metric):
     from mmdeform_upgrade.analysis import plots
     out.parent.mkdir(parents=True, exist_ok=True)
-    record = {'conditions': conditions('cpu'), 'runs': [asdict(result) for result in flat(found)]}
+    record = {'machines': machines(flat(found)), 'runs': [asdict(result) for result in flat(found)]}
     out.with_suffix('.json').write_text(json.dumps(record, indent=1) + '\n', encoding='utf8')
     out.with_suffix('.md').write_text(text, encoding='utf8')
     seeds = len({result.seed for result in results})

@@ -13,11 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mmdeform_upgrade import launch
-from mmdeform_upgrade.analysis.timing import conditions
 from mmdeform_upgrade.experiments import Experiment, read_result
 from mmdeform_upgrade.experiments.flags import experiment_flags
 from mmdeform_upgrade.experiments.recipes import chosen, held_out_table, read_recipes, validation_table, with_recipe
 from mmdeform_upgrade.experiments.repeats import collect, flat, mean_of, repeats_section
+from mmdeform_upgrade.experiments.report import machines
 
 
 def parse_args(argv):
@@ -44,9 +44,10 @@ def main(argv=None):
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.with_suffix('.md').write_text(text, encoding='utf8')
-        runs = {name: [asdict(run) for run in flat({name: seeds})] for name, seeds in {**found, **others}.items()}
-        args.out.with_suffix('.json').write_text(
-            json.dumps({'conditions': conditions('cpu'), 'runs': runs}, indent=1) + '\n', encoding='utf8')
+        runs = {name: flat({name: seeds}) for name, seeds in {**found, **others}.items()}
+        record = {'machines': machines(flat({**found, **others})),
+                  'runs': {name: [asdict(run) for run in own] for name, own in runs.items()}}
+        args.out.with_suffix('.json').write_text(json.dumps(record, indent=1) + '\n', encoding='utf8')
 
 
 def report(args, found, others):
