@@ -195,10 +195,7 @@ def _schedulers(schedulers: Any, length: Length, scale: _Scale) -> Any:
 def _scaled(scheduler: Dict[str, Any], scale: _Scale) -> Optional[Dict[str, Any]]:
     begin, end = scheduler.get('begin') or 0, scheduler.get('end')
     full_cycle = end is not None and scheduler.get('T_max') == end - begin
-    if begin:
-        scheduler['begin'] = scale(begin)
-    if isinstance(end, int):
-        scheduler['end'] = scale(end)
+    _scale_span(scheduler, scale)
     if isinstance(end, int) and _too_short(scheduler, end - begin):
         return None
     for key in _STEP_COUNTS:
@@ -214,6 +211,12 @@ def _scaled(scheduler: Dict[str, Any], scale: _Scale) -> Optional[Dict[str, Any]
     return scheduler
 
 
+def _scale_span(scheduler: Dict[str, Any], scale: _Scale) -> None:
+    for key in ('begin', 'end'):
+        if isinstance(scheduler.get(key), int):
+            scheduler[key] = scale(scheduler[key])
+
+
 def _too_short(scheduler: Dict[str, Any], before: int) -> bool:
     # MMEngine's schedulers change the rate between their first and last step. One of a single step never gets that
     # far: a warm-up would leave the rate at its start factor for the whole training.
@@ -223,11 +226,10 @@ def _too_short(scheduler: Dict[str, Any], before: int) -> bool:
 
 def _paper_steps(scheduler: Dict[str, Any], length: Length, scale: _Scale) -> List[Dict[str, Any]]:
     steps = sorted({_round(scale.total * part) for part in DECAY_AT})
-    begin, end = scheduler.get('begin') or 0, scheduler.get('end')
-    begin = scale(begin) if isinstance(begin, int) else 0
+    _scale_span(scheduler, scale)
+    begin = scheduler.get('begin') or 0
     scheduler.pop('step_size', None)
-    scheduler.update(gamma=DECAY_FACTOR, **({'begin': begin} if begin else {}),
-                     **({'end': scale(end)} if isinstance(end, int) else {}))
+    scheduler['gamma'] = DECAY_FACTOR
     if type_name(scheduler['type']) == 'StepLR':
         scheduler['type'] = 'MultiStepLR'
     if length.unit == 'epochs' and (len(steps) < len(DECAY_AT) or steps[-1] == scale.total):
