@@ -80,13 +80,14 @@ def test_side_by_side_tells_how_many_at_a_time_pay(done, tiny_config, tmp_path):
 
 def test_a_plan_puts_shared_runs_once_and_recipes_after_their_baseline(tmp_path):
     recipes = tmp_path / 'recipes.py'
-    recipes.write_text('recipes = dict(paper=dict(), slow=dict(lr_mult=0.1))\n')
+    recipes.write_text('recipes = dict(paper=dict(), slow=dict(lr_mult=0.1), last=dict(targets="last:1"))\n')
     plan = tmp_path / 'plan.py'
     plan.write_text("main = dict(config='a.py', work_dir='w', metric='mIoU')\n"
-                    f"plan = [dict(**main, seeds=[0, 1]), dict(**main, seeds=[0, 1], recipes={str(recipes)!r})]\n")
+                    f"tuned = dict(**main, seeds=[0, 1], recipes={str(recipes)!r})\n"
+                    "plan = [dict(**main, seeds=[0, 1]), dict(**tuned, only=['last']), tuned]\n")
     assert [str(job.place) for job in read_plan(str(plan))] == [
         f'w/seed{seed}/{arm}' for seed in (0, 1) for arm in ('baseline', 'retrained', 'upgraded', 'control')
-    ] + ['w/seed0/upgraded-slow', 'w/seed1/upgraded-slow']
+    ] + [f'w/seed{seed}/upgraded-{name}' for name in ('last', 'slow') for seed in (0, 1)]
 
 
 @pytest.mark.parametrize('text,message', [
