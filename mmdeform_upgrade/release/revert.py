@@ -17,7 +17,7 @@ from ..errors import CheckpointError
 from ..hooks import META_KEY, upgraded_layers
 from ..layers import ZeroOffsetDCN
 from ..preflight import build_network
-from .rewrite import with_layers, without_plugin
+from .rewrite import with_layers, without_upgrade_hooks
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -134,7 +134,7 @@ def validate(cfg: Config, state_dict: Mapping[str, Tensor], title: str) -> Dict[
     """The validation of a config on given weights; it leaves nothing behind."""
     from mmengine.runner import Runner
     cfg = copy.deepcopy(cfg)
-    hooks = without_plugin(cfg).get('custom_hooks')
+    hooks = without_upgrade_hooks(cfg).get('custom_hooks')
     with tempfile.TemporaryDirectory() as folder:
         cfg.update(work_dir=folder, load_from=None, resume=False, custom_hooks=hooks or [], experiment_name=title)
         # Nothing is to be saved, and save_best would ask for what only a training sets up.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from typing import TYPE_CHECKING, Any, Dict, Mapping
+from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Sequence
 
 from ..config import BUILDER
 from ..schedule import type_name
@@ -12,27 +12,52 @@ from ..schedule import type_name
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-_HOOKS = ('DeformUpgradeHook', 'ExactResumeHook')
+# This package's types in configs: hooks that an upgrade needs, hooks for any training, and parts of networks.
+UPGRADE_HOOKS = ('DeformUpgradeHook', 'ExactResumeHook', 'OffsetLoggerHook', 'OffsetsFirstHook')
+OWN_HOOKS = (*UPGRADE_HOOKS, 'BFloat16Hook', 'CPUHeadHook', 'FiniteCheckHook', 'WorkDirHook')
+OWN_TYPES = (*OWN_HOOKS, BUILDER, 'ZeroOffsetDCN', 'WideSSDNeck', 'PredictableSSDHead', 'ProjectedASPPHead',
+             'ResizeByDirection')
 _SETTINGS = ('base_type', 'targets', 'exclude', 'deform_groups')
 
 
 def without_plugin(cfg: Config) -> Config:
     """``cfg`` without this package's hooks and import, and with nothing to load; the model is left as it is."""
+    return _without_import(_without_hooks(cfg, OWN_HOOKS))
+
+
+def without_upgrade_hooks(cfg: Config) -> Config:
+    """``cfg`` without the hooks that a network with no upgraded layer has no use for, and with nothing to load."""
+    return _without_hooks(cfg, UPGRADE_HOOKS)
+
+
+def own_types(node: Any) -> List[str]:
+    """This package's types that a config names, anywhere."""
+    if isinstance(node, Mapping):
+        found = {name for value in node.values() for name in own_types(value)}
+        return sorted(found | ({type_name(node.get('type', ''))} & set(OWN_TYPES)))
+    return sorted({name for value in node for name in own_types(value)}) if isinstance(node, (list, tuple)) else []
+
+
+def _without_hooks(cfg: Config, names: Sequence[str]) -> Config:
     result = copy.deepcopy(cfg)
     result.load_from, result.resume = None, False
-    hooks = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook.get('type', '')) not in _HOOKS]
+    hooks = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook.get('type', '')) not in names]
     if hooks:
         result.custom_hooks = hooks
     else:
         result.pop('custom_hooks', None)
+    return result
+
+
+def _without_import(cfg: Config) -> Config:
     imports = cfg.get('custom_imports') or {}
     names = [imports['imports']] if isinstance(imports.get('imports'), str) else list(imports.get('imports') or [])
     names = [name for name in names if name.split('.')[0] != 'mmdeform_upgrade']
     if names:
-        result.custom_imports.imports = names
+        cfg.custom_imports.imports = names
     else:
-        result.pop('custom_imports', None)
-    return result
+        cfg.pop('custom_imports', None)
+    return cfg
 
 
 def component_without_upgrade(component: Mapping[str, Any]) -> Dict[str, Any]:
@@ -55,11 +80,9 @@ def with_layers(cfg: Config, layers: Mapping[str, int]) -> Config:
         cfg: config of an upgrade; it is not changed.
         layers: dotted names in the network to deform groups; with none, the result is a baseline's config.
     """
-    result = copy.deepcopy(cfg) if layers else without_plugin(cfg)
+    result = copy.deepcopy(cfg) if layers else without_upgrade_hooks(cfg)
     _rewrite(result.model, '', layers)
-    if not layers and _names_plugin(result._cfg_dict.to_dict()) and cfg.get('custom_imports'):
-        result.custom_imports = copy.deepcopy(cfg.custom_imports)
-    return result
+    return result if layers or own_types(result._cfg_dict.to_dict()) else _without_import(result)
 
 
 def _rewrite(node: Any, prefix: str, layers: Mapping[str, int]) -> None:
@@ -79,10 +102,3 @@ def _rewrite(node: Any, prefix: str, layers: Mapping[str, int]) -> None:
                      **({'deform_groups': next(iter(inside.values()))} if same else {})}
         value.clear()
         value.update(plain)
-
-
-def _names_plugin(node: Any) -> bool:
-    own = ('WideSSDNeck', 'PredictableSSDHead', 'ProjectedASPPHead', 'ResizeByDirection')
-    if isinstance(node, Mapping):
-        return type_name(node.get('type', '')) in own or any(_names_plugin(value) for value in node.values())
-    return isinstance(node, (list, tuple)) and any(_names_plugin(value) for value in node)

@@ -8,18 +8,14 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 
 import torch
 
-from ..config import BUILDER
 from ..errors import UpgradeError
 from ..hooks import upgraded_layers
 from ..layers import ZeroOffsetDCN
 from ..preflight import build_network
-from .rewrite import component_without_upgrade, without_plugin
+from .rewrite import component_without_upgrade, own_types, without_plugin
 
 if TYPE_CHECKING:
     from mmengine.config import Config
-
-_OWN = (BUILDER, 'ZeroOffsetDCN', 'WideSSDNeck', 'PredictableSSDHead', 'ProjectedASPPHead', 'ResizeByDirection',
-        'DeformUpgradeHook', 'ExactResumeHook')
 
 
 def stock_config(cfg: Config) -> Optional[Config]:
@@ -56,8 +52,7 @@ def why_not_stock(cfg: Config) -> Tuple[Optional[Config], str]:
     backbone.update(dcn=dict(type='DCN', deform_groups=groups.pop(), fallback_on_stride=False),
                     stage_with_dcn=tuple(stage in stages for stage in range(1, 5))[:backbone.get('num_stages', 4)])
     stock.model.backbone = backbone
-    own = sorted(set(_types(stock._cfg_dict)) & set(_OWN))
-    if own:
+    if own := own_types(stock._cfg_dict.to_dict()):
         return None, f'the config needs {", ".join(own)} of mmdeform_upgrade'
     return _verified(stock, network)
 
@@ -96,10 +91,3 @@ def _without_downloads(cfg: Config) -> Config:
     if isinstance(result.model.get('backbone'), dict):
         result.model.backbone.pop('init_cfg', None)
     return result
-
-
-def _types(node: Any) -> List[str]:
-    if isinstance(node, Mapping):
-        own = [str(node['type']).rpartition('.')[2]] if 'type' in node else []
-        return own + [name for value in node.values() for name in _types(value)]
-    return [name for value in node for name in _types(value)] if isinstance(node, (list, tuple)) else []

@@ -84,6 +84,7 @@ def test_a_release_gives_the_same_in_a_stock_installation(tmp_path):
 def test_the_stock_config_names_whole_stages_and_leaves_the_other_settings():
     cfg = _retinanet()
     cfg.model.backbone.update(targets='res4+res5', deform_groups=2)
+    cfg.custom_hooks += [dict(type='BFloat16Hook'), dict(type='OffsetLoggerHook')]
     before = json.dumps(cfg.to_dict(), default=str)
     stock = stock_config(cfg)
     assert stock.model.backbone.type == 'ResNet' and stock.model.backbone.dcn.deform_groups == 2

@@ -1,0 +1,32 @@
+"""What of this package a config keeps when its upgrade goes."""
+import mmengine.registry as registries
+import pytest
+from mmengine.config import Config
+from mmengine.registry import Registry
+
+import mmdeform_upgrade.experiments.cpu_head  # noqa: F401  registers its hook
+from mmdeform_upgrade.config import upgrade_config
+from mmdeform_upgrade.release.rewrite import OWN_TYPES, with_layers
+
+from ..conftest import ROOT
+
+
+def test_every_registered_type_is_known():
+    found = {name for registry in vars(registries).values() if isinstance(registry, Registry)
+             for name, registered in registry.module_dict.items()
+             if getattr(registered, '__module__', '').startswith('mmdeform_upgrade')}
+    assert {'DeformUpgrade', 'BFloat16Hook', 'CPUHeadHook', 'WideSSDNeck'} <= found == set(OWN_TYPES)
+
+
+@pytest.mark.parametrize('hooks,imports', [
+    ([dict(type='BFloat16Hook'), dict(type='FiniteCheckHook')], ['mmdeform_upgrade']),
+    ([dict(type='EMAHook')], None),
+])
+def test_hooks_for_any_training_stay_with_their_import(hooks, imports):
+    cfg = Config.fromfile(ROOT / 'configs/composite/faster-rcnn_r50-caffe-dc5_12e_cutouts.py')
+    cfg.custom_hooks = hooks
+    upgrade = upgrade_config(cfg, load_from='baseline.pth', targets='res5')
+    upgrade.custom_hooks = [*upgrade.custom_hooks, dict(type='OffsetLoggerHook'), dict(type='OffsetsFirstHook')]
+    back = with_layers(upgrade, {})
+    assert back.custom_hooks == hooks and back.model.backbone.type == 'ResNet' and back.load_from is None
+    assert (back.get('custom_imports') or {}).get('imports') == imports
