@@ -179,10 +179,13 @@ def test_recipes_are_reported_beside_what_was_trained(done, tiny_config, tmp_pat
     work_dir, recipes, out = tmp_path / 'arms', tmp_path / 'recipes.py', tmp_path / 'out'
     shutil.copytree(experiment.work_dir, work_dir)
     (work_dir / 'seed3' / 'upgraded').rename(work_dir / 'seed3' / 'upgraded-half')
-    recipes.write_text('recipes = dict(half=dict(epoch_ratio=0.5), low=dict(epoch_ratio=0.5, lr_mult=0.1))\n')
-    text = run_tool('experiments/recipes.py', tiny_config, recipes, '--metric', METRIC, '--work-dir', work_dir,
-                    '--seeds', 3, '--options', *OPTIONS, '--summary-only', '--out', out).stdout
+    recipes.write_text('recipes = dict(low=dict(epoch_ratio=0.5, lr_mult=0.1), half=dict(epoch_ratio=0.5))\n')
+    command = ['experiments/recipes.py', tiny_config, recipes, '--metric', METRIC, '--work-dir', work_dir, '--seeds', 3,
+               '--options', *OPTIONS, '--summary-only', '--out', out, '--reference']
+    assert '--reference low has no result yet; there are those of half' in run_tool(*command, 'low', check=False).stderr
+    text = run_tool(*command, 'half').stdout
     assert re.search(r'^\| half \| 1 epochs \| 3 \| \d+\.\d\d \|', text, re.M) and '| low |' not in text
+    assert '| minus half |' in text
     assert out.with_suffix('.md').read_text() == text.removesuffix('\n')
     assert list(json.loads(out.with_suffix('.json').read_text())['runs']) == ['half']
 

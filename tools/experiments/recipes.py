@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mmdeform_upgrade import launch
+from mmdeform_upgrade.errors import UpgradeError
 from mmdeform_upgrade.experiments import Experiment, read_result
 from mmdeform_upgrade.experiments.flags import experiment_flags
 from mmdeform_upgrade.experiments.recipes import chosen, held_out_table, read_recipes, validation_table, with_recipe
@@ -25,15 +26,18 @@ def parse_args(argv):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('recipes', help='file of recipes')
     parser.add_argument('--only', nargs='+', help='names of recipes to run; the others are reported if they are there')
+    parser.add_argument('--reference', help='the recipe that others are compared with (default: the first)')
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    recipes = read_recipes(args.recipes, args.only or [])
+    recipes = read_recipes(args.recipes, [*(args.only or []), *([args.reference] if args.reference else [])])
+    reference = args.reference or next(iter(recipes))
     plain = Experiment(args.config, args.work_dir, args.metric, part=args.part, options=args.options,
                        train_command=args.train_command)
-    tuned = {name: (with_recipe(plain, name, settings), 'upgraded') for name, settings in recipes.items()}
+    tuned = {name: (with_recipe(plain, name, recipes[name]), 'upgraded')
+             for name in sorted(recipes, key=lambda name: name != reference)}
     if not args.summary_only:
         wanted = {name: tuned[name] for name in args.only or tuned}
         collect({'baseline': (plain, 'baseline'), **wanted}, args.seeds, args.repeats)
@@ -53,6 +57,8 @@ def main(argv=None):
 def report(args, found, others):
     if not found:
         return 'No recipe has a result yet.\n'
+    if args.reference and args.reference not in found:
+        raise UpgradeError(f'--reference {args.reference} has no result yet; there are those of {", ".join(found)}')
     means = {name: mean_of(seeds) for name, seeds in found.items()}
     others_means = {name: mean_of(seeds) for name, seeds in others.items()}
     return (f'{args.metric}, {Path(args.config).name}\n\n{validation_table(means, others_means.get("retrained", {}))}\n'
