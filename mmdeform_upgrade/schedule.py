@@ -160,8 +160,8 @@ class _Scale:
         total = max(1, _round(length.total * epoch_ratio))
         return cls(total, total / length.total)
 
-    def __call__(self, steps: int) -> int:
-        return max(1, _round(steps * self.ratio)) if steps > 0 else steps
+    def __call__(self, steps: float) -> int:
+        return max(1, _round(steps * self.ratio)) if steps > 0 else int(steps)
 
 
 def _round(number: float) -> int:
@@ -213,7 +213,7 @@ def _scaled(scheduler: Dict[str, Any], scale: _Scale) -> Optional[Dict[str, Any]
 
 def _scale_span(scheduler: Dict[str, Any], scale: _Scale) -> None:
     for key in ('begin', 'end'):
-        if isinstance(scheduler.get(key), int):
+        if is_number(scheduler.get(key)) and scheduler[key] < math.inf:
             scheduler[key] = scale(scheduler[key])
 
 
