@@ -57,7 +57,8 @@ def test_a_recipe_reaches_the_config_and_the_controls_share_what_concerns_them(t
     plain = Experiment(str(ROOT / 'configs/composite/ssd256_r50_12e_cutouts.py'), str(tmp_path), 'pascal_voc/mAP')
     assert with_recipe(plain, 'paper', {}).settings('upgraded') == plain.settings('upgraded')
     made = {}
-    for name in recipes:
+    assert all(recipes[f'rate_x03_{name}'] == {**recipes[name], 'lr_mult': 0.3} for name in ('averaged', 'last6'))
+    for name in (name for name in recipes if not name.startswith('rate_x03_')):  # those are the others once more
         experiment = with_recipe(plain, name, recipes[name])
         _pretend_a_baseline(experiment)
         made[name] = Config.fromfile(write_config(experiment, 0, 'upgraded'))
