@@ -10,11 +10,11 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.structures import InstanceData
 
 from ..errors import ConfigError
+from ..hooks.network import bare_network
 
 
 @HOOKS.register_module()
@@ -39,13 +39,12 @@ class CPUHeadHook(Hook):
 
     def before_run(self, runner) -> None:
         """Exchange the head's ``loss_by_feat`` and ``predict_by_feat``."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        head = dict(model.named_modules()).get(self.part)
+        head: Any = dict(bare_network(runner).named_modules()).get(self.part)
         if not (hasattr(head, 'loss_by_feat') and hasattr(head, 'predict_by_feat')):
             raise ConfigError(f'CPUHeadHook: {self.part!r} is no part of the network with loss_by_feat and '
                               'predict_by_feat, as dense heads have: set part=...')
-        for method in (_loss_by_feat, _predict_by_feat):
-            setattr(head, method.__name__[1:], MethodType(method, head))
+        head.loss_by_feat = MethodType(_loss_by_feat, head)
+        head.predict_by_feat = MethodType(_predict_by_feat, head)
 
 
 def _loss_by_feat(head: Any, *args: Any, **kwargs: Any) -> Any:

@@ -2,7 +2,9 @@
 """Finished runs as a table and as curves."""
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple
 
 from ..analysis.comparison import Curve, Spread, mean_curve, paired, reached
@@ -27,6 +29,21 @@ def machines(results: Iterable[Result]) -> List[Dict[str, Any]]:
         if machine and machine not in found:
             found.append(machine)
     return found
+
+
+def write_report(out: Path, text: str, results: Iterable[Result], record: Mapping[str, Any]) -> None:
+    """Write ``OUT.md``, and ``OUT.json`` with the machines of the results and what else is recorded.
+
+    Args:
+        out: path without a suffix; its folder is made.
+        text: Markdown.
+        results: every one that the report is about.
+        record: what JSON can say.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    whole = {'machines': machines(results), **record}
+    out.with_suffix('.json').write_text(json.dumps(whole, indent=1) + '\n', encoding='utf8')
+    out.with_suffix('.md').write_text(text, encoding='utf8')
 
 
 def group(results: Sequence[Result]) -> Dict[str, Dict[int, Result]]:

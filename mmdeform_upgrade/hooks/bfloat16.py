@@ -7,10 +7,10 @@ from typing import Any, Sequence
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from torch import nn
 
 from ..errors import ConfigError
+from .network import bare_network
 
 
 class BFloat16Hook(Hook):
@@ -35,7 +35,7 @@ class BFloat16Hook(Hook):
 
     def before_run(self, runner) -> None:
         """Exchange the parts' ``forward``."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = bare_network(runner)
         known = dict(model.named_modules())
         missing = [part for part in self.parts if part not in known]
         if missing:

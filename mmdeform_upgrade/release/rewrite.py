@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Sequence
 
 from ..config import BUILDER
 from ..schedule import type_name
@@ -32,10 +32,17 @@ def without_upgrade_hooks(cfg: Config) -> Config:
 
 def own_types(node: Any) -> List[str]:
     """This package's types that a config names, anywhere."""
+    return sorted({*_types(node)} & {*OWN_TYPES})
+
+
+def _types(node: Any) -> Iterator[str]:
     if isinstance(node, Mapping):
-        found = {name for value in node.values() for name in own_types(value)}
-        return sorted(found | ({type_name(node.get('type', ''))} & set(OWN_TYPES)))
-    return sorted({name for value in node for name in own_types(value)}) if isinstance(node, (list, tuple)) else []
+        yield type_name(node.get('type', ''))
+        node = node.values()
+    elif not isinstance(node, (list, tuple)):
+        return
+    for value in node:
+        yield from _types(value)
 
 
 def _without_hooks(cfg: Config, names: Sequence[str]) -> Config:

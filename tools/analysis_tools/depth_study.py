@@ -7,7 +7,6 @@ Depth 0 is the control, the baseline trained on for as long. The baseline is tra
 Parameters, FLOPs, training step and inference are measured in one run, with the networks taking turns.
 """
 import argparse
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from mmdeform_upgrade.experiments import Experiment, read_result
 from mmdeform_upgrade.experiments.depth import depth_table
 from mmdeform_upgrade.experiments.flags import experiment_flags
 from mmdeform_upgrade.experiments.repeats import collect, flat, mean_of, repeats_section
-from mmdeform_upgrade.experiments.report import machines
+from mmdeform_upgrade.experiments.report import write_report
 from mmdeform_upgrade.preflight import build_network
 
 
@@ -76,11 +75,9 @@ def main(argv=None):
     print(text)
     if args.out:
         from mmdeform_upgrade.analysis import plots
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        record = {'machines': machines(flat(found)), 'runs': [asdict(result) for result in flat(found)],
-                  'costs': measured, 'conditions of the costs': kept}
-        args.out.with_suffix('.json').write_text(json.dumps(record, indent=1) + '\n', encoding='utf8')
-        args.out.with_suffix('.md').write_text(text, encoding='utf8')
+        runs = flat(found)
+        write_report(args.out, text, runs, {'runs': [asdict(run) for run in runs], 'costs': measured,
+                                            'conditions of the costs': kept})
         scores = {depth: [result.score for result in seeds.values()] for depth, seeds in results.items()}
         plots.draw_depths(scores, args.out.with_suffix('.png'), ylabel=f'test {args.metric}',
                           title=f'{Path(args.config).stem}, {len(args.seeds)} seeds')

@@ -8,7 +8,6 @@ its seed and arm, and give the launcher, such as
 --train-command 'tools/dist_train.sh {config} 4 --work-dir {work_dir} --resume'.
 """
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from mmdeform_upgrade import launch
 from mmdeform_upgrade.experiments import ARMS, Experiment, read_result, run_arm, summarise
 from mmdeform_upgrade.experiments.flags import experiment_flags
 from mmdeform_upgrade.experiments.repeats import collect, flat, mean_of, repeats_section
-from mmdeform_upgrade.experiments.report import curves, machines
+from mmdeform_upgrade.experiments.report import curves, write_report
 
 
 def parse_args(argv):
@@ -53,10 +52,8 @@ def main(argv=None):
 
 def write(out, text, found, results, metric):
     from mmdeform_upgrade.analysis import plots
-    out.parent.mkdir(parents=True, exist_ok=True)
-    record = {'machines': machines(flat(found)), 'runs': [asdict(result) for result in flat(found)]}
-    out.with_suffix('.json').write_text(json.dumps(record, indent=1) + '\n', encoding='utf8')
-    out.with_suffix('.md').write_text(text, encoding='utf8')
+    runs = flat(found)
+    write_report(out, text, runs, {'runs': [asdict(run) for run in runs]})
     seeds = len({result.seed for result in results})
     plots.draw_bands(curves(results), out.with_suffix('.png'), ylabel=f'validation {metric}',
                      title=f'mean and range of {seeds} seeds' if seeds > 1 else 'one seed', xlabel=results[0].unit)
