@@ -44,7 +44,7 @@ depth() {
 recipes() {
     # shellcheck disable=SC2086
     $python tools/experiments/recipes.py $ssd.py tools/experiments/composite_recipes.py --metric pascal_voc/mAP \
-        --work-dir work_dirs/composite/warped --seeds $seeds --repeats "$repeats" --out $out/recipes
+        --work-dir work_dirs/composite/warped --seeds $seeds --repeats "$repeats" --reference rate_x03 --out $out/recipes
 }
 gpu() {
     for kind in warped plain; do compose $kind 512 ${kind}512; done

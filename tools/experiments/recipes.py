@@ -8,7 +8,6 @@ tools/experiments/composite_recipes.py. Baselines, and what was trained by four_
 used as they are. Test scores are printed of the reference and of the best recipe only.
 """
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,40 +17,40 @@ from mmdeform_upgrade.experiments import Experiment, read_result
 from mmdeform_upgrade.experiments.flags import experiment_flags
 from mmdeform_upgrade.experiments.recipes import chosen, held_out_table, read_recipes, validation_table, with_recipe
 from mmdeform_upgrade.experiments.repeats import collect, flat, mean_of, repeats_section
-from mmdeform_upgrade.experiments.report import machines
+from mmdeform_upgrade.experiments.report import write_report
 
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, parents=[experiment_flags()],
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('recipes', help='file of recipes')
-    parser.add_argument('--only', nargs='+', help='names of recipes to run; the others are reported if they are there')
-    parser.add_argument('--reference', help='the recipe that others are compared with (default: the first)')
+    parser.add_argument('--only', nargs='+', default=[],
+                        help='names of recipes to run; the others are reported if they are there')
+    parser.add_argument('--reference', help='the recipe that others are compared with, run beside --only (default: the '
+                        'first, where it is there)')
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    recipes = read_recipes(args.recipes, [*(args.only or []), *([args.reference] if args.reference else [])])
+    asked = [name for name in (*args.only, args.reference) if name]
+    recipes = read_recipes(args.recipes, asked)
     reference = args.reference or next(iter(recipes))
     plain = Experiment(args.config, args.work_dir, args.metric, part=args.part, options=args.options,
                        train_command=args.train_command)
     tuned = {name: (with_recipe(plain, name, recipes[name]), 'upgraded')
              for name in sorted(recipes, key=lambda name: name != reference)}
     if not args.summary_only:
-        wanted = {name: tuned[name] for name in args.only or tuned}
+        wanted = {name: tuned[name] for name in (asked if args.only else tuned)}
         collect({'baseline': (plain, 'baseline'), **wanted}, args.seeds, args.repeats)
     found = collect(tuned, args.seeds, args.repeats, read_result)
     others = collect({arm: (plain, arm) for arm in ('retrained', 'control')}, args.seeds, args.repeats, read_result)
     text = report(args, found, others)
     print(text)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.with_suffix('.md').write_text(text, encoding='utf8')
-        runs = {name: flat({name: seeds}) for name, seeds in {**found, **others}.items()}
-        record = {'machines': machines(flat({**found, **others})),
-                  'runs': {name: [asdict(run) for run in own] for name, own in runs.items()}}
-        args.out.with_suffix('.json').write_text(json.dumps(record, indent=1) + '\n', encoding='utf8')
+        everything = {**found, **others}
+        runs = {name: [asdict(run) for run in flat({name: seeds})] for name, seeds in everything.items()}
+        write_report(args.out, text, flat(everything), {'runs': runs})
 
 
 def report(args, found, others):
