@@ -48,6 +48,7 @@ family: $(VENV)/.installed
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 # MIM, in an environment of its own, on this package as a wheel (docs/releases.md).

@@ -52,20 +52,35 @@ setup(
     install_requires=['torch>=2.1', 'numpy'],
     extras_require={
         'onedl': [
-            'onedl-mmengine>=0.10.12', 'onedl-mmcv>=2.3.6', 'onedl-mmdetection>=3.5.1', 'onedl-mmsegmentation>=1.4.2',
-            'pycocotools'
+            'onedl-mmengine>=0.10.12',
+            'onedl-mmcv>=2.3.6',
+            'onedl-mmdetection>=3.5.1',
+            'onedl-mmsegmentation>=1.4.2',
+            'pycocotools',
         ],
         'openmmlab': [
-            'mmengine>=0.10.7', 'mmcv>=2.1.0', 'mmdet>=3.3.0', 'mmsegmentation>=1.2.2', 'numpy<2', 'pycocotools'
+            'mmengine>=0.10.7',
+            'mmcv>=2.1.0',
+            'mmdet>=3.3.0',
+            'mmsegmentation>=1.2.2',
+            'numpy<2',
+            'pycocotools',
         ],
         'triton': ['triton>=3.0'],
         # onnxscript is what PyTorch's exporter is written with; onnxruntime runs what was exported
         'onnx': ['onnx>=1.17', 'onnxscript>=0.5', 'onnxruntime>=1.25'],
         # triton: its interpreter tests the GPU kernels on any machine; model-index: what MIM reads metafiles with
         'dev': [
-            'pytest', 'pytest-xdist', 'hypothesis', 'ruff', 'mypy', 'model-index',
-            'triton>=3.0; platform_system == "Linux"', 'onnx>=1.17', 'onnxscript>=0.5',
-            'onnxruntime>=1.25; python_version >= "3.11"'
+            'pytest',
+            'pytest-xdist',
+            'hypothesis',
+            'ruff',
+            'mypy',
+            'model-index',
+            'triton>=3.0; platform_system == "Linux"',
+            'onnx>=1.17',
+            'onnxscript>=0.5',
+            'onnxruntime>=1.25; python_version >= "3.11"',
         ],
     },
     cmdclass={'build_py': BuildWithMim},

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Trained convolutions become deformable ones, in place, computing the same until they are fine-tuned."""
+
 from importlib.util import find_spec
 
 from .checkpoint import load_baseline
@@ -14,8 +15,16 @@ from .upgrade import UpgradeReport, revert_, upgrade_
 __version__ = '0.1.0'
 
 __all__ = [
-    'UpgradeError', 'UpgradeReport', 'ZeroOffsetDCN', 'deform_conv2d', 'find_targets', 'load_baseline', 'revert_',
-    'shorten_schedule', 'upgrade_', 'upgrade_config'
+    'UpgradeError',
+    'UpgradeReport',
+    'ZeroOffsetDCN',
+    'deform_conv2d',
+    'find_targets',
+    'load_baseline',
+    'revert_',
+    'shorten_schedule',
+    'upgrade_',
+    'upgrade_config',
 ]
 
 if find_spec('mmengine') is not None:  # `upgrade_` works on any torch module, without it, too

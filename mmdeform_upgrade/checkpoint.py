@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Baselines: loading one, and pure functions on state dicts."""
+
 from __future__ import annotations
 
 import hashlib
@@ -107,11 +108,12 @@ def clean_state_dict(state_dict: Any) -> StateDict:
     if not isinstance(state_dict, Mapping) or not state_dict:
         found = 'empty' if isinstance(state_dict, Mapping) else f'a {type(state_dict).__name__}'
         raise CheckpointError(f'the state dict is {found}, expected names and tensors')
-    wrong = [str(key) for key, value in state_dict.items()
-             if not isinstance(key, str) or not isinstance(value, Tensor)]
+    wrong = [str(key) for key, value in state_dict.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if wrong:
-        raise CheckpointError(f'expected only tensors under the state dict, found others at {_listed(wrong)}: is it a '
-                              'checkpoint with its weights under a key other than state_dict?')
+        raise CheckpointError(
+            f'expected only tensors under the state dict, found others at {_listed(wrong)}: is it a '
+            'checkpoint with its weights under a key other than state_dict?'
+        )
     return {re.sub(r'^module\.', '', key): value for key, value in state_dict.items()}
 
 
@@ -151,8 +153,11 @@ def remap_state_dict(baseline: Mapping[str, Tensor], network: Mapping[str, Tenso
     # Half of an offset branch is a damaged checkpoint, not a baseline.
     missing += [key for key in added if _twin(key) in baseline]
     unexpected = [key for key in baseline if key not in network]
-    shapes = [f'{key}: the checkpoint has {tuple(baseline[key].shape)}, the network {tuple(network[key].shape)}'
-              for key in baseline if key in network and baseline[key].shape != network[key].shape]
+    shapes = [
+        f'{key}: the checkpoint has {tuple(baseline[key].shape)}, the network {tuple(network[key].shape)}'
+        for key in baseline
+        if key in network and baseline[key].shape != network[key].shape
+    ]
     if missing or unexpected or shapes:
         raise CheckpointError(_misfit(missing, unexpected, shapes, len(network) - len(added) - len(counters)))
     state_dict = dict(baseline)
@@ -186,13 +191,18 @@ def _twin(key: str) -> str:
 
 def _misfit(missing: List[str], unexpected: List[str], shapes: List[str], required: int) -> str:
     lines = ['the checkpoint does not fit the network (only offset branches may be new):']
-    for title, keys in (('missing in the checkpoint', missing), ('unexpected in the checkpoint', unexpected),
-                        ('of another shape', shapes)):
+    for title, keys in (
+        ('missing in the checkpoint', missing),
+        ('unexpected in the checkpoint', unexpected),
+        ('of another shape', shapes),
+    ):
         if keys:
             lines.append(f'  {title} ({len(keys)}): {_listed(keys)}')
     if len(missing) > required // 2:
-        lines.append('Most of the network is missing: this is a checkpoint of another architecture, or in a format '
-                     'that is not known (docs/formats.md lists those that are).')
+        lines.append(
+            'Most of the network is missing: this is a checkpoint of another architecture, or in a format '
+            'that is not known (docs/formats.md lists those that are).'
+        )
     elif shapes and all('cls' in text or 'fc_' in text or 'conv_seg' in text for text in shapes):
         lines.append('Only classification layers differ: the checkpoint was trained on another number of classes.')
     lines.append('Give the checkpoint that the baseline config was trained to, or the config that it was trained with.')

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """A baseline's config, upgraded: pure functions from config to config, and the short file that says the same."""
+
 from __future__ import annotations
 
 import copy
@@ -21,16 +22,18 @@ RESUME_HOOK = 'ExactResumeHook'
 SCHEME = 'baseline://'  # MMEngine's loaders import what stands behind it
 
 
-def upgrade_config(cfg: Config,
-                   *,
-                   load_from: str,
-                   targets: Targets = 'last:3',
-                   epoch_ratio: float = 0.25,
-                   part: str = 'backbone',
-                   exclude: Targets = (),
-                   deform_groups: int = 1,
-                   lr_mult: float = 1.0,
-                   offset_lr_mult: Optional[float] = None) -> Config:
+def upgrade_config(
+    cfg: Config,
+    *,
+    load_from: str,
+    targets: Targets = 'last:3',
+    epoch_ratio: float = 0.25,
+    part: str = 'backbone',
+    exclude: Targets = (),
+    deform_groups: int = 1,
+    lr_mult: float = 1.0,
+    offset_lr_mult: Optional[float] = None,
+) -> Config:
     """The config that fine-tunes the upgrade of a trained baseline.
 
     Args:
@@ -51,17 +54,34 @@ def upgrade_config(cfg: Config,
     Raises:
         ConfigError: no such part, it is upgraded already, or schedule or rates cannot be changed as asked.
     """
-    changes = upgrade_changes(cfg, load_from=load_from, targets=targets, epoch_ratio=epoch_ratio, part=part,
-                              exclude=exclude, deform_groups=deform_groups, lr_mult=lr_mult,
-                              offset_lr_mult=offset_lr_mult)
+    changes = upgrade_changes(
+        cfg,
+        load_from=load_from,
+        targets=targets,
+        epoch_ratio=epoch_ratio,
+        part=part,
+        exclude=exclude,
+        deform_groups=deform_groups,
+        lr_mult=lr_mult,
+        offset_lr_mult=offset_lr_mult,
+    )
     upgraded = copy.deepcopy(cfg)
     upgraded.merge_from_dict(changes)
     return upgraded
 
 
-def upgrade_changes(cfg: Mapping[str, Any], *, load_from: str, targets: Targets, epoch_ratio: float,
-                    part: str = 'backbone', exclude: Targets = (), deform_groups: int = 1, lr_mult: float = 1.0,
-                    offset_lr_mult: Optional[float] = None) -> Dict[str, Any]:
+def upgrade_changes(
+    cfg: Mapping[str, Any],
+    *,
+    load_from: str,
+    targets: Targets,
+    epoch_ratio: float,
+    part: str = 'backbone',
+    exclude: Targets = (),
+    deform_groups: int = 1,
+    lr_mult: float = 1.0,
+    offset_lr_mult: Optional[float] = None,
+) -> Dict[str, Any]:
     """What :func:`upgrade_config` changes, as a dict that merges into ``cfg``; the keys of a short config file."""
     if not isinstance(load_from, (str, os.PathLike)) or not os.fspath(load_from):
         raise ConfigError(f'load_from={load_from!r}: give the path of the trained baseline')
@@ -79,8 +99,9 @@ def upgrade_changes(cfg: Mapping[str, Any], *, load_from: str, targets: Targets,
     return changes
 
 
-def retrain_changes(cfg: Mapping[str, Any], *, targets: Targets, part: str = 'backbone', exclude: Targets = (),
-                    deform_groups: int = 1) -> Dict[str, Any]:
+def retrain_changes(
+    cfg: Mapping[str, Any], *, targets: Targets, part: str = 'backbone', exclude: Targets = (), deform_groups: int = 1
+) -> Dict[str, Any]:
     """The deformable network on the baseline's schedule and initial weights: what an upgrade is measured against."""
     check_training_config(cfg)
     check_kind(targets, 'targets')
@@ -98,8 +119,9 @@ def retrain_changes(cfg: Mapping[str, Any], *, targets: Targets, part: str = 'ba
     return {'custom_imports': _imports(cfg), 'model': model}
 
 
-def control_changes(cfg: Mapping[str, Any], *, load_from: str, epoch_ratio: float,
-                    lr_mult: float = 1.0) -> Dict[str, Any]:
+def control_changes(
+    cfg: Mapping[str, Any], *, load_from: str, epoch_ratio: float, lr_mult: float = 1.0
+) -> Dict[str, Any]:
     """The honest control of an upgrade: the baseline trained on for the same length, with no layer changed.
 
     It sees the very batches of the upgrade, whose hook brings ``ExactResumeHook`` along.
@@ -115,6 +137,7 @@ def control_changes(cfg: Mapping[str, Any], *, load_from: str, epoch_ratio: floa
 def inheriting_text(base: str, out: str, changes: Mapping[str, Any]) -> str:
     """Text of a config file at ``out`` that inherits the one at ``base`` and holds nothing but ``changes``."""
     from mmengine.config import Config
+
     return f'_base_ = [{_base_entry(base, out)}]\n' + Config(dict(changes)).pretty_text
 
 
@@ -140,6 +163,7 @@ def find_config(name: str) -> str:
 def is_lazy(path: str) -> bool:
     """Whether a config file is of MMEngine's pure Python kind, which a text ``_base_`` cannot inherit."""
     from mmengine.config import Config
+
     return '::' not in path and path.endswith('.py') and Config._is_lazy_import(path)
 
 
@@ -151,6 +175,7 @@ def read_config(name: str) -> Config:
             is no Python.
     """
     from mmengine.config import Config
+
     path = find_config(name)
     try:
         return Config.fromfile(path)
@@ -167,6 +192,7 @@ def _package_configs(package: str, name: str) -> str:
 
 def _base_entry(base: str, out: str) -> str:
     from mmengine.config import Config
+
     package, external, inside = base.partition('::')
     if not external:
         return repr(os.path.relpath(base, os.path.dirname(os.path.abspath(out))))
@@ -186,15 +212,18 @@ def _component(cfg: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     for key in part.split('.'):
         parts = [name for name, value in node.items() if isinstance(value, Mapping) and 'type' in value]
         if not isinstance(node.get(key), Mapping) or 'type' not in node[key]:
-            raise ConfigError(f"the model has no part {part!r} (looked for {key!r}): it has {', '.join(parts)}; "
-                              'name one of them')
+            raise ConfigError(
+                f'the model has no part {part!r} (looked for {key!r}): it has {", ".join(parts)}; name one of them'
+            )
         node = node[key]
     if not node['type'] or not (isinstance(node['type'], str) or callable(node['type'])):
         raise ConfigError(f'model.{part}.type={node["type"]!r} is neither a name nor a class')
     if type_name(node['type']) == BUILDER:
-        raise ConfigError(f'model.{part} is upgraded already (base_type={node.get("base_type")!r}, '
-                          f'targets={node.get("targets")!r}): start from the config of the baseline, or change targets '
-                          'there')
+        raise ConfigError(
+            f'model.{part} is upgraded already (base_type={node.get("base_type")!r}, '
+            f'targets={node.get("targets")!r}): start from the config of the baseline, or change targets '
+            'there'
+        )
     return node
 
 

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """The main job from end to end on generated data: train, upgrade, fine-tune, and the control, measured and shown."""
+
 from __future__ import annotations
 
 import time
@@ -52,25 +53,54 @@ def run(out: Path, sizes: Sizes = Sizes(), seed: int = 0) -> Results:
     start = time.monotonic()
     data, logs = out / 'VOCdevkit', out / 'logs'
     logs.mkdir()
-    run_tool('dataset_tools/compose_shapes.py', '--out', data, '--seed', seed, '--size', 96, '--train', sizes.train,
-             '--val', sizes.val, '--test', sizes.test, title='compose deformable shapes', log=logs / 'compose.txt')
+    run_tool(
+        'dataset_tools/compose_shapes.py',
+        '--out',
+        data,
+        '--seed',
+        seed,
+        '--size',
+        96,
+        '--train',
+        sizes.train,
+        '--val',
+        sizes.val,
+        '--test',
+        sizes.test,
+        title='compose deformable shapes',
+        log=logs / 'compose.txt',
+    )
     configs = {name: out / f'{name}.py' for name in ('baseline', 'upgraded', 'control')}
     configs['baseline'].write_text(_baseline_text(data, sizes, seed), encoding='utf8')
     checkpoint = out / 'baseline' / f'epoch_{sizes.epochs}.pth'
     _train(configs['baseline'], sizes.epochs, 'train the baseline')
-    print(run_tool('upgrade.py', configs['baseline'], checkpoint, '--out', configs['upgraded'], '--control',
-                   configs['control'], title='upgrade it', log=logs / 'upgrade.txt'))
+    print(
+        run_tool(
+            'upgrade.py',
+            configs['baseline'],
+            checkpoint,
+            '--out',
+            configs['upgraded'],
+            '--control',
+            configs['control'],
+            title='upgrade it',
+            log=logs / 'upgrade.txt',
+        )
+    )
     quarter = _epochs(configs['upgraded'])
-    before = {name: _test(configs[name], checkpoint, f'{name}, untouched')
-              for name in ('baseline', 'upgraded')}
+    before = {name: _test(configs[name], checkpoint, f'{name}, untouched') for name in ('baseline', 'upgraded')}
     _train(configs['upgraded'], quarter, 'fine-tune the upgrade')
     _train(configs['control'], quarter, 'control: no upgrade')
-    after = {name: _test(configs[name], out / name / f'epoch_{quarter}.pth', f'{name}, fine-tuned')
-             for name in ('upgraded', 'control')}
-    rows = [('baseline', str(sizes.epochs), before['baseline']),
-            ('upgraded, before its first step', str(sizes.epochs), before['upgraded']),
-            ('upgraded, fine-tuned', f'{sizes.epochs} + {quarter}', after['upgraded']),
-            ('control: trained on, not upgraded', f'{sizes.epochs} + {quarter}', after['control'])]
+    after = {
+        name: _test(configs[name], out / name / f'epoch_{quarter}.pth', f'{name}, fine-tuned')
+        for name in ('upgraded', 'control')
+    }
+    rows = [
+        ('baseline', str(sizes.epochs), before['baseline']),
+        ('upgraded, before its first step', str(sizes.epochs), before['upgraded']),
+        ('upgraded, fine-tuned', f'{sizes.epochs} + {quarter}', after['upgraded']),
+        ('control: trained on, not upgraded', f'{sizes.epochs} + {quarter}', after['control']),
+    ]
     return Results(rows, _curves(out, sizes.epochs), (time.monotonic() - start) / 60)
 
 
@@ -80,6 +110,7 @@ def look(out: Path, count: int, epochs: int) -> Tuple[List[Any], Dict[str, List[
     from mmdet.apis import inference_detector, init_detector
     from mmengine.config import Config
     from mmengine.registry import DATASETS, init_default_scope
+
     init_default_scope('mmdet')
     quarter = _epochs(out / 'upgraded.py')
     cfg = Config.fromfile(out / 'baseline.py')
@@ -96,39 +127,60 @@ def look(out: Path, count: int, epochs: int) -> Tuple[List[Any], Dict[str, List[
 
 def _boxes(found: Any, classes: Tuple[str, ...], threshold: float = 0.3) -> List[Any]:
     found = found[found.scores > threshold].numpy()
-    boxes = [(classes[label], float(score), box)
-             for label, score, box in zip(found.labels, found.scores, found.bboxes, strict=True)]
+    boxes = [
+        (classes[label], float(score), box)
+        for label, score, box in zip(found.labels, found.scores, found.bboxes, strict=True)
+    ]
     return sorted(boxes, key=lambda box: box[1])  # the surest is drawn last, on top
 
 
 def _baseline_text(data: Path, sizes: Sizes, seed: int) -> str:
     base = tool_path('train.py').parent.parent / BASELINE_CONFIG
-    loaders = ''.join(f'{split}_dataloader = dict(batch_size={sizes.batch}, dataset=dict(data_root={str(data)!r}))\n'
-                      for split in ('train', 'val', 'test'))
-    text = f"_base_ = [{str(base)!r}]\n{loaders}randomness = dict(seed={seed})\n"
+    loaders = ''.join(
+        f'{split}_dataloader = dict(batch_size={sizes.batch}, dataset=dict(data_root={str(data)!r}))\n'
+        for split in ('train', 'val', 'test')
+    )
+    text = f'_base_ = [{str(base)!r}]\n{loaders}randomness = dict(seed={seed})\n'
     if sizes.epochs != Sizes.epochs:
         end, decays = sizes.epochs, [max(1, sizes.epochs * 2 // 3), max(2, sizes.epochs * 5 // 6)]
-        text += (f'train_cfg = dict(max_epochs={end})\n'
-                 "param_scheduler = [dict(type='MultiStepLR', by_epoch=True, begin=0, "
-                 f'end={end}, milestones={decays}, gamma=0.1)]\n')
+        text += (
+            f'train_cfg = dict(max_epochs={end})\n'
+            "param_scheduler = [dict(type='MultiStepLR', by_epoch=True, begin=0, "
+            f'end={end}, milestones={decays}, gamma=0.1)]\n'
+        )
     return text
 
 
 def _epochs(config: Path) -> int:
     from mmengine.config import Config
+
     return int(Config.fromfile(config).train_cfg.max_epochs)
 
 
 def _train(config: Path, epochs: int, title: str) -> None:
     work_dir = config.with_suffix('')
-    run_tool('train.py', config, '--work-dir', work_dir, title=title, length=Length(epochs, 'epochs'),
-             log=config.parent / 'logs' / f'{config.stem}.txt')
+    run_tool(
+        'train.py',
+        config,
+        '--work-dir',
+        work_dir,
+        title=title,
+        length=Length(epochs, 'epochs'),
+        log=config.parent / 'logs' / f'{config.stem}.txt',
+    )
 
 
 def _test(config: Path, checkpoint: Path, title: str) -> float:
     work_dir = config.parent / 'tests' / _folder_name(title)
-    run_tool('test.py', config, checkpoint, '--work-dir', work_dir, title=f'test: {title}',
-             log=config.parent / 'logs' / f'test-{work_dir.name}.txt')
+    run_tool(
+        'test.py',
+        config,
+        checkpoint,
+        '--work-dir',
+        work_dir,
+        title=f'test: {title}',
+        log=config.parent / 'logs' / f'test-{work_dir.name}.txt',
+    )
     return read_test_score(work_dir, METRIC)
 
 
@@ -139,7 +191,8 @@ def _folder_name(title: str) -> str:
 
 def _curves(out: Path, epochs: int) -> Dict[str, List[Tuple[float, float]]]:
     curves: Dict[str, List[Tuple[float, float]]] = {
-        'baseline': [(float(epoch), score) for epoch, score in read_curve(out / 'baseline', METRIC)]}
+        'baseline': [(float(epoch), score) for epoch, score in read_curve(out / 'baseline', METRIC)]
+    }
     for name in ('upgraded', 'control'):
         points = [(float(epochs + epoch), score) for epoch, score in read_curve(out / name, METRIC)]
         curves[name] = [curves['baseline'][-1], *(point for point in points if point[0] > epochs)]

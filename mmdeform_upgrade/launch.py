@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """What the tools share: the flags of the MM repositories, and one way to report the package's own errors."""
+
 from __future__ import annotations
 
 import argparse
@@ -23,7 +24,6 @@ def parser(description: str) -> argparse.ArgumentParser:
     from mmengine.config import DictAction
 
     class Options(DictAction):
-
         def __call__(self, parser, namespace, values, option_string=None):
             for value in values:
                 if '=' not in value:
@@ -42,8 +42,10 @@ def parser(description: str) -> argparse.ArgumentParser:
 def load_config(args: argparse.Namespace) -> Config:
     """The config that the common flags ask for."""
     if args.launcher == 'pytorch' and 'RANK' not in os.environ:
-        raise ConfigError('--launcher pytorch: torchrun has not started this process (RANK is not set); run '
-                          'tools/dist_train.sh CONFIG GPUS, or leave --launcher out')
+        raise ConfigError(
+            '--launcher pytorch: torchrun has not started this process (RANK is not set); run '
+            'tools/dist_train.sh CONFIG GPUS, or leave --launcher out'
+        )
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
     cfg.launcher = args.launcher
@@ -59,9 +61,12 @@ def load_config(args: argparse.Namespace) -> Config:
 def set_amp(cfg: Config) -> None:
     """``--amp``: train with automatic mixed precision."""
     from mmengine.device import get_device
+
     if get_device() == 'cpu':
-        raise ConfigError('--amp needs a GPU, and there is none here: leave it out, or train on a CPU in bfloat16 with '
-                          "custom_hooks=[dict(type='BFloat16Hook'), ...]")
+        raise ConfigError(
+            '--amp needs a GPU, and there is none here: leave it out, or train on a CPU in bfloat16 with '
+            "custom_hooks=[dict(type='BFloat16Hook'), ...]"
+        )
     wrapper = cfg.optim_wrapper
     if wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ConfigError(f'--amp knows OptimWrapper, the config has {wrapper.type}')
@@ -72,8 +77,10 @@ def set_amp(cfg: Config) -> None:
 def set_auto_scale_lr(cfg: Config) -> None:
     """``--auto-scale-lr``: the rate follows the number of pictures in a step."""
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-        raise ConfigError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config, the batch size '
-                          'that its learning rate was chosen for')
+        raise ConfigError(
+            '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config, the batch size '
+            'that its learning rate was chosen for'
+        )
     cfg.auto_scale_lr.enable = True
 
 
@@ -84,13 +91,16 @@ def set_resume(cfg: Config, resume: Optional[str]) -> None:
         CheckpointError: the given checkpoint, or every one in the work directory, cannot be gone on from.
     """
     from .work_dir import find_resumable, why_not_resumable
+
     if not resume:
         return
     latest = find_resumable(cfg.work_dir) if resume == 'auto' else resume  # what is found is verified already
     if resume != 'auto' and '://' not in resume and not os.path.isdir(resume) and (why := why_not_resumable(resume)):
-        raise CheckpointError(f'{resume}: {why}. --resume goes on from an interrupted run, without a path from the '
-                              'last whole checkpoint of the work directory; give a baseline or a finished network as '
-                              'load_from, without --resume')
+        raise CheckpointError(
+            f'{resume}: {why}. --resume goes on from an interrupted run, without a path from the '
+            'last whole checkpoint of the work directory; give a baseline or a finished network as '
+            'load_from, without --resume'
+        )
     if latest:
         cfg.resume, cfg.load_from = True, latest
 
@@ -123,6 +133,7 @@ def set_safe_reader(cfg: Config) -> None:
     from .locations import AS_IT_IS, local_path
     from .preflight import has_hook
     from .work_dir import find_resumable
+
     if 'runner_type' not in cfg or not has_hook(cfg):
         return
     path = cfg.get('load_from')
@@ -140,6 +151,7 @@ def own_work_dir(cfg: Config) -> Iterator[None]:
         ConfigError: another process has it.
     """
     from .work_dir import hold, release
+
     taken = _is_main_process(cfg) and hold(cfg.work_dir)
     try:
         yield
@@ -151,6 +163,7 @@ def own_work_dir(cfg: Config) -> Iterator[None]:
 def dump_predictions(runner, path: str) -> None:
     """``--out``: also write the predictions of the test to a pickle file."""
     from mmengine.evaluator import DumpResults
+
     if not path.endswith(('.pkl', '.pickle')):
         raise ConfigError(f'--out {path!r}: a file of predictions ends in .pkl')
     runner.test_evaluator.metrics.append(DumpResults(out_file_path=path))
@@ -160,6 +173,7 @@ def run(main: Callable[[Optional[List[str]]], None], argv: Optional[List[str]] =
     """Call a tool's ``main``, in which all checkpoints are read safely; the package's own errors, and a full disk,
     become one message and exit status 2."""
     from .locations import safe_loaders
+
     try:
         with safe_loaders():
             main(argv)
@@ -169,8 +183,11 @@ def run(main: Callable[[Optional[List[str]]], None], argv: Optional[List[str]] =
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f'OSError: {error}: what was written before stays. Make room and start again; a training goes on with '
-              '--resume', file=sys.stderr)
+        print(
+            f'OSError: {error}: what was written before stays. Make room and start again; a training goes on with '
+            '--resume',
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 

@@ -3,6 +3,7 @@
 
 Vocabulary: N, C, H, W; K = kh * kw taps; G = deform groups; offsets in pixels, ``(dy, dx)`` per tap.
 """
+
 from __future__ import annotations
 
 from numbers import Integral
@@ -70,27 +71,48 @@ class ZeroOffsetDCN(nn.Conv2d):
         UpgradeError: ``deform_groups`` does not divide ``in_channels``.
     """
 
-    def __init__(self,
-                 in_channels: int,
-                 out_channels: int,
-                 kernel_size: _Size,
-                 stride: _Size = 1,
-                 padding: Union[str, _Size] = 0,
-                 dilation: _Size = 1,
-                 groups: int = 1,
-                 bias: bool = True,
-                 padding_mode: Any = 'zeros',
-                 deform_groups: int = 1,
-                 device=None,
-                 dtype=None):
-        _check_arguments(in_channels=in_channels, out_channels=out_channels, groups=groups, kernel_size=kernel_size,
-                         stride=stride, dilation=dilation, padding=padding)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _Size,
+        stride: _Size = 1,
+        padding: Union[str, _Size] = 0,
+        dilation: _Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Any = 'zeros',
+        deform_groups: int = 1,
+        device=None,
+        dtype=None,
+    ):
+        _check_arguments(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            groups=groups,
+            kernel_size=kernel_size,
+            stride=stride,
+            dilation=dilation,
+            padding=padding,
+        )
         if not divides(deform_groups, in_channels):
-            raise UpgradeError(f'deform_groups={deform_groups!r} does not divide in_channels={in_channels}: '
-                               'give a divisor, or 1')
+            raise UpgradeError(
+                f'deform_groups={deform_groups!r} does not divide in_channels={in_channels}: give a divisor, or 1'
+            )
         try:
-            super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias,
-                             padding_mode, device=device, dtype=dtype)
+            super().__init__(
+                in_channels,
+                out_channels,
+                kernel_size,
+                stride,
+                padding,
+                dilation,
+                groups,
+                bias,
+                padding_mode,
+                device=device,
+                dtype=dtype,
+            )
         except ValueError as error:
             raise LayerError(f'ZeroOffsetDCN: {error}') from error
         self.deform_groups = deform_groups
@@ -132,8 +154,10 @@ class ZeroOffsetDCN(nn.Conv2d):
         """
         if not (force or self.conv_offset.is_zero()):
             largest = max(float(p.detach().abs().max()) for p in self.conv_offset.parameters())
-            raise UpgradeError(f'the offset branch is not zero (largest parameter {largest:.3g}), so a plain '
-                               'convolution would compute something else: pass force=True to drop it all the same')
+            raise UpgradeError(
+                f'the offset branch is not zero (largest parameter {largest:.3g}), so a plain '
+                'convolution would compute something else: pass force=True to drop it all the same'
+            )
         conv = nn.Conv2d(**_arguments(self), device='meta')
         conv.weight, conv.bias = self.weight, self.bias
         return conv.train(self.training)
@@ -193,8 +217,10 @@ def _check_arguments(**arguments: Any) -> None:
         values = value if pairs and isinstance(value, (tuple, list)) and len(value) == 2 else [value]
         if not all(_is_whole(number, least) for number in values):
             expected = 'one or two whole numbers' if pairs else 'a whole number'
-            raise LayerError(f'ZeroOffsetDCN: {name}={value!r}; expected {expected} of at least {least}'
-                             + (", 'same' or 'valid'" if name == 'padding' else ''))
+            raise LayerError(
+                f'ZeroOffsetDCN: {name}={value!r}; expected {expected} of at least {least}'
+                + (", 'same' or 'valid'" if name == 'padding' else '')
+            )
 
 
 def why_not_upgradable(module: nn.Module, deform_groups: int = 1) -> Optional[str]:

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Where a checkpoint is: MMEngine schemes of the package, and files on this machine."""
+
 from __future__ import annotations
 
 import os
@@ -32,6 +33,7 @@ def local_path(path: str) -> str:
         ConfigError: another scheme, which only MMEngine's own readers know.
     """
     from mmengine.dist import barrier, get_local_rank
+
     path = os.path.expanduser(without_scheme(path))
     if path.startswith(('http://', 'https://')):
         target = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(path))
@@ -41,8 +43,9 @@ def local_path(path: str) -> str:
         barrier()
         return target
     if '://' in path:
-        raise ConfigError(f'load_from={path!r}: a baseline is read from a local file or an http(s) address; download '
-                          'it first')
+        raise ConfigError(
+            f'load_from={path!r}: a baseline is read from a local file or an http(s) address; download it first'
+        )
     return path
 
 
@@ -72,6 +75,7 @@ def safe_loaders() -> Iterator[None]:
     It serves what no hook is asked about: a ``load_from`` of a config without ``DeformUpgradeHook``, and ``init_cfg``.
     """
     from mmengine.runner import CheckpointLoader
+
     before = CheckpointLoader._schemes.copy()
     try:
         CheckpointLoader.register_scheme(('', 'http://', 'https://'), load_from_safe, force=True)

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """The only registration. Everything stands in MMEngine's root registries, so that every scope finds it."""
+
 from __future__ import annotations
 
 import importlib
@@ -31,11 +32,9 @@ from .upgrade import upgrade_
 from .work_dir import BACKEND, WholeFiles
 
 
-def deform_upgrade(base_type: Any = None,
-                   targets: Targets = 'last:3',
-                   exclude: Targets = (),
-                   deform_groups: int = 1,
-                   **kwargs: Any) -> nn.Module:
+def deform_upgrade(
+    base_type: Any = None, targets: Targets = 'last:3', exclude: Targets = (), deform_groups: int = 1, **kwargs: Any
+) -> nn.Module:
     """Build the component that a config inherited and swap its targeted convolutions for ``ZeroOffsetDCN``.
 
     In a config: ``backbone=dict(type='DeformUpgrade', base_type='ResNet', targets='last:3')``. The result is an object
@@ -53,16 +52,22 @@ def deform_upgrade(base_type: Any = None,
         TargetError: no match, or a match that cannot be upgraded.
     """
     if base_type is None:
-        raise ConfigError(f"{BUILDER} needs base_type, the type that the component had before: "
-                          f"dict(type='{BUILDER}', base_type='ResNet', ...)")
+        raise ConfigError(
+            f'{BUILDER} needs base_type, the type that the component had before: '
+            f"dict(type='{BUILDER}', base_type='ResNet', ...)"
+        )
     other_class = isinstance(base_type, type) and not issubclass(base_type, nn.Module)
     if not isinstance(base_type, str) and (other_class or not callable(base_type)):
-        raise ConfigError(f"{BUILDER}: base_type={base_type!r} is neither a name nor a module's class; it is the type "
-                          "that the component had before, such as 'ResNet'")
+        raise ConfigError(
+            f"{BUILDER}: base_type={base_type!r} is neither a name nor a module's class; it is the type "
+            "that the component had before, such as 'ResNet'"
+        )
     with MODELS.switch_scope_and_registry(None) as registry:
         if isinstance(base_type, str) and not _is_registered(base_type, registry):
-            raise ConfigError(f"{BUILDER}: base_type {base_type!r} is not registered in the scope {registry.scope!r}; "
-                              "set default_scope in the config, or name it with its scope, as in 'mmdet.ResNet'")
+            raise ConfigError(
+                f'{BUILDER}: base_type {base_type!r} is not registered in the scope {registry.scope!r}; '
+                "set default_scope in the config, or name it with its scope, as in 'mmdet.ResNet'"
+            )
     module = MODELS.build(dict(type=base_type, **kwargs))
     if not isinstance(module, nn.Module):
         raise ConfigError(f'{BUILDER}: base_type={base_type!r} built a {type(module).__name__}, expected a module')
@@ -112,8 +117,15 @@ MODELS.register_module(module=ZeroOffsetDCN)
 for _file, _name in (('ssd', 'WideSSDNeck'), ('ssd', 'PredictableSSDHead'), ('aspp', 'ProjectedASPPHead')):
     MODELS.register_module(name=_name, module=_imported_when_built(f'.models.{_file}', _name))
 TRANSFORMS.register_module(name='ResizeByDirection', module=_imported_when_built('.transforms', 'ResizeByDirection'))
-for _hook in (BFloat16Hook, DeformUpgradeHook, ExactResumeHook, FiniteCheckHook, OffsetLoggerHook, OffsetsFirstHook,
-              WorkDirHook):
+for _hook in (
+    BFloat16Hook,
+    DeformUpgradeHook,
+    ExactResumeHook,
+    FiniteCheckHook,
+    OffsetLoggerHook,
+    OffsetsFirstHook,
+    WorkDirHook,
+):
     HOOKS.register_module(module=_hook)
 CheckpointLoader.register_scheme(SCHEME, load_from_baseline)
 CheckpointLoader.register_scheme(AS_IT_IS, load_from_safe)

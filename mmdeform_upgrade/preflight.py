@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Checks before a run starts: the network built from its config, the baseline fitted to it, nothing written."""
+
 from __future__ import annotations
 
 import copy
@@ -36,9 +37,11 @@ class UpgradePlan:
     def __str__(self) -> str:
         baseline = len(self.remapped.state_dict) - len(self.remapped.added)
         imported = '' if self.imported.format == PLAIN else f'imported {self.imported}\n'
-        return (f'{self.report}\n{imported}checkpoint: {baseline} tensors fit, {len(self.remapped.added)} offset '
-                f'tensors start at zero\nschedule before: {self.schedule_before}\n'
-                f'schedule after:  {self.schedule_after}')
+        return (
+            f'{self.report}\n{imported}checkpoint: {baseline} tensors fit, {len(self.remapped.added)} offset '
+            f'tensors start at zero\nschedule before: {self.schedule_before}\n'
+            f'schedule after:  {self.schedule_after}'
+        )
 
 
 def build_network(cfg: Config) -> nn.Module:
@@ -85,5 +88,6 @@ def check_before_training(cfg: Config) -> None:
 
 def has_hook(cfg: Mapping[str, Any]) -> bool:
     """Whether a config upgrades a baseline."""
-    return any(type_name(hook.get('type', '')) == HOOK for hook in cfg.get('custom_hooks') or []
-               if isinstance(hook, Mapping))
+    return any(
+        type_name(hook.get('type', '')) == HOOK for hook in cfg.get('custom_hooks') or [] if isinstance(hook, Mapping)
+    )

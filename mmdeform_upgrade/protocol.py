@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Running the project's own tools one after the other, with progress, and reading back what they measured."""
+
 from __future__ import annotations
 
 import json
@@ -47,12 +48,24 @@ def run_tool(name: str, *args: object, title: str, length: Optional[Length] = No
     """
     command = [sys.executable, '-u', str(tool_path(name)), *map(str, args)]
     lines: Deque[str] = deque(maxlen=40)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace',
-                          env={**os.environ, 'PYTHONUNBUFFERED': '1'}) as process, \
-            open(log or os.devnull, 'w', encoding='utf8') as file, \
-            tqdm(total=length.total if length else None, desc=f'{title:<32}',
-                 unit=f' {length.unit}' if length else 'it', mininterval=0.5 if sys.stderr.isatty() else 30,
-                 bar_format=None if length else '{desc} {elapsed}') as bar:
+    with (
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors='replace',
+            env={**os.environ, 'PYTHONUNBUFFERED': '1'},
+        ) as process,
+        open(log or os.devnull, 'w', encoding='utf8') as file,
+        tqdm(
+            total=length.total if length else None,
+            desc=f'{title:<32}',
+            unit=f' {length.unit}' if length else 'it',
+            mininterval=0.5 if sys.stderr.isatty() else 30,
+            bar_format=None if length else '{desc} {elapsed}',
+        ) as bar,
+    ):
         assert process.stdout is not None
         for line in process.stdout:
             file.write(line)
@@ -87,22 +100,32 @@ def _done(line: str) -> Optional[float]:
 
 def read_curve(work_dir: Path, metric: str) -> List[Tuple[int, float]]:
     """Validation scores that a run logged: (epoch or iteration, score), each step's latest, in order."""
-    return sorted({int(record['step']): float(record[metric]) for record in _scalars(work_dir) if metric in record
-                   }.items())
+    return sorted(
+        {int(record['step']): float(record[metric]) for record in _scalars(work_dir) if metric in record}.items()
+    )
 
 
 def read_train_seconds(work_dir: Path) -> float:
     """Time that a run spent in training steps and in waiting for data, over all its stretches."""
-    seconds = {int(record['iter']): float(record['time']) for record in _scalars(work_dir)
-               if 'time' in record and 'iter' in record}
+    seconds = {
+        int(record['iter']): float(record['time'])
+        for record in _scalars(work_dir)
+        if 'time' in record and 'iter' in record
+    }
     steps = sorted(seconds)
     return sum(seconds[step] * (step - before) for before, step in zip([0, *steps], steps, strict=False))
 
 
 def read_step_seconds(work_dir: Path) -> Optional[float]:
     """What a run's latest training steps took each, or None before it has logged any."""
-    return next((float(record['time']) for record in reversed(list(_scalars(work_dir)))
-                 if 'time' in record and 'iter' in record), None)
+    return next(
+        (
+            float(record['time'])
+            for record in reversed(list(_scalars(work_dir)))
+            if 'time' in record and 'iter' in record
+        ),
+        None,
+    )
 
 
 def _scalars(work_dir: Path) -> Iterator[Dict[str, Any]]:

@@ -4,6 +4,7 @@
 The paper (section 4) fine-tunes for a quarter of the baseline's epochs and multiplies the learning rate by 0.1 at 2/3
 and at 5/6 of them: 240 -> 60 epochs with decays at 40 and 50. Schedules of another kind keep their shape.
 """
+
 from __future__ import annotations
 
 import copy
@@ -57,19 +58,24 @@ def schedule_changes(cfg: Mapping[str, Any], epoch_ratio: float) -> Dict[str, An
     changes: Dict[str, Any] = {'train_cfg': _train_cfg(cfg['train_cfg'], length, scale)}
     if cfg.get('param_scheduler'):
         changes['param_scheduler'] = _schedulers(cfg['param_scheduler'], length, scale)
-    hooks = {name: changed for name, hook in (cfg.get('default_hooks') or {}).items()
-             if (changed := _hook_changes(hook, length, scale))}
+    hooks = {
+        name: changed
+        for name, hook in (cfg.get('default_hooks') or {}).items()
+        if (changed := _hook_changes(hook, length, scale))
+    }
     if hooks:
         changes['default_hooks'] = hooks
     custom = cfg.get('custom_hooks') or []
     if any(_hook_changes(hook, length, scale) for hook in custom):
-        changes['custom_hooks'] = [{**hook, **changed} if (changed := _hook_changes(hook, length, scale)) else hook
-                                   for hook in custom]
+        changes['custom_hooks'] = [
+            {**hook, **changed} if (changed := _hook_changes(hook, length, scale)) else hook for hook in custom
+        ]
     return changes
 
 
-def rate_changes(cfg: Mapping[str, Any], lr_mult: float = 1.0,
-                 offset_lr_mult: Optional[float] = None) -> Dict[str, Any]:
+def rate_changes(
+    cfg: Mapping[str, Any], lr_mult: float = 1.0, offset_lr_mult: Optional[float] = None
+) -> Dict[str, Any]:
     """Other learning rates for a fine-tune, as a dict that merges into ``cfg``; empty where nothing changes.
 
     Args:
@@ -87,8 +93,10 @@ def rate_changes(cfg: Mapping[str, Any], lr_mult: float = 1.0,
             raise ConfigError(f'{name}={factor!r} is not a positive number: it is the new learning rate over the old')
     optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
     if (lr_mult != 1 or offset_lr_mult is not None) and 'lr' not in optimizer:
-        raise ConfigError('the config has no optim_wrapper.optimizer.lr to multiply: leave lr_mult and offset_lr_mult '
-                          'out, and set the rates of its optimizers in the new config')
+        raise ConfigError(
+            'the config has no optim_wrapper.optimizer.lr to multiply: leave lr_mult and offset_lr_mult '
+            'out, and set the rates of its optimizers in the new config'
+        )
     changes: Dict[str, Any] = {}
     if lr_mult != 1:
         changes['optimizer'] = {'lr': float(f'{optimizer["lr"] * lr_mult:.12g}')}
@@ -139,8 +147,10 @@ class Length:
             total = train_cfg.get(f'max_{unit}')
             if isinstance(total, int) and total > 0:
                 return cls(total, unit)
-        raise ConfigError('the config has neither train_cfg.max_epochs nor train_cfg.max_iters: there is no schedule '
-                          'to shorten; give the config that the baseline was trained with')
+        raise ConfigError(
+            'the config has neither train_cfg.max_epochs nor train_cfg.max_iters: there is no schedule '
+            'to shorten; give the config that the baseline was trained with'
+        )
 
     def counts(self, scheduler: Mapping[str, Any]) -> bool:
         """Whether a scheduler counts in the unit of the training loop."""
@@ -155,8 +165,10 @@ class _Scale:
     @classmethod
     def of(cls, length: Length, epoch_ratio: float) -> _Scale:
         if not is_number(epoch_ratio) or not 0 < epoch_ratio <= 1:
-            raise ConfigError(f'epoch_ratio={epoch_ratio!r} is not in (0, 1]: it is the new length over the old; for a '
-                              'quarter give 0.25, as in the paper')
+            raise ConfigError(
+                f'epoch_ratio={epoch_ratio!r} is not in (0, 1]: it is the new length over the old; for a '
+                'quarter give 0.25, as in the paper'
+            )
         total = max(1, _round(length.total * epoch_ratio))
         return cls(total, total / length.total)
 
@@ -207,7 +219,7 @@ def _scaled(scheduler: Dict[str, Any], scale: _Scale) -> Optional[Dict[str, Any]
     if full_cycle:
         scheduler['T_max'] = scheduler['end'] - (scheduler.get('begin') or 0)
     if type_name(scheduler['type']).startswith('Exponential') and scheduler.get('gamma') is not None:
-        scheduler['gamma'] = scheduler['gamma']**(1 / scale.ratio)
+        scheduler['gamma'] = scheduler['gamma'] ** (1 / scale.ratio)
     return scheduler
 
 

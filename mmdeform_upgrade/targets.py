@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Which convolutions: matching only, nothing is changed here."""
+
 from __future__ import annotations
 
 import difflib
@@ -55,9 +56,12 @@ def find_targets(model: nn.Module, targets: Targets = 'last:3', exclude: Targets
         raise TargetError(f'targets={targets!r} match no convolution{_after(excluded)}. {_candidates(modules)}')
     refused = [f'{name}: {why}' for name in convs if (why := why_not_upgradable(modules[name]))]
     if refused:
-        raise TargetError(f'targets={targets!r} include convolutions that cannot be upgraded:\n  '
-                          + '\n  '.join(refused) + '\nTake them out with exclude, or name others. '
-                          + _candidates(modules))
+        raise TargetError(
+            f'targets={targets!r} include convolutions that cannot be upgraded:\n  '
+            + '\n  '.join(refused)
+            + '\nTake them out with exclude, or name others. '
+            + _candidates(modules)
+        )
     return convs
 
 
@@ -78,8 +82,9 @@ def deform_groups_of(model: nn.Module, targets: Targets, exclude: Targets = (), 
             raise TargetError(f'targets: {target!r} has deform_groups {count!r}, expected a whole number')
         for name in find_targets(model, target, exclude):
             if groups.setdefault(name, count) != count:
-                raise TargetError(f'targets={dict(targets)!r} give {name} both {groups[name]} and {count} '
-                                  'deform_groups')
+                raise TargetError(
+                    f'targets={dict(targets)!r} give {name} both {groups[name]} and {count} deform_groups'
+                )
     return {name: groups[name] for name, _ in model.named_modules() if name in groups}
 
 
@@ -114,9 +119,13 @@ def is_convolution(module: nn.Module) -> bool:
 
 def upgradable_names(modules: Dict[str, nn.Module]) -> List[str]:
     """Names of the convolutions that ``last:N`` counts: upgradable, with a spatial kernel, no offset predictors."""
-    return [name for name, module in modules.items()
-            if why_not_upgradable(module) is None and max(module.weight.shape[2:]) > 1  # type: ignore[index,union-attr]
-            and not predicts_offsets(name, modules)]
+    return [
+        name
+        for name, module in modules.items()
+        if why_not_upgradable(module) is None
+        and max(module.weight.shape[2:]) > 1  # type: ignore[index,union-attr]
+        and not predicts_offsets(name, modules)
+    ]
 
 
 def predicts_offsets(name: str, modules: Dict[str, nn.Module]) -> bool:
@@ -129,13 +138,17 @@ def predicts_offsets(name: str, modules: Dict[str, nn.Module]) -> bool:
 
 def _last(modules: Dict[str, nn.Module], count_text: str, excluded: set) -> List[str]:
     if not (count_text.isdecimal() and int(count_text) > 0):
-        raise TargetError(f"targets='last:{count_text}' is not understood: write last:N with a whole number N of at "
-                          "least 1, such as 'last:3'")
+        raise TargetError(
+            f"targets='last:{count_text}' is not understood: write last:N with a whole number N of at "
+            "least 1, such as 'last:3'"
+        )
     names = [name for name in upgradable_names(modules) if name not in excluded]
     if len(names) < int(count_text):
-        raise TargetError(f"targets='last:{count_text}' asks for {count_text} convolutions, and there are "
-                          f'{len(names)}{_after(excluded)}. {_candidates(modules)}')
-    return names[-int(count_text):]
+        raise TargetError(
+            f"targets='last:{count_text}' asks for {count_text} convolutions, and there are "
+            f'{len(names)}{_after(excluded)}. {_candidates(modules)}'
+        )
+    return names[-int(count_text) :]
 
 
 def _names(modules: Dict[str, nn.Module], patterns: Targets, argument: str) -> set:
@@ -162,13 +175,18 @@ def _in_part(modules: Dict[str, nn.Module], expression: str, argument: str) -> s
     """The spatial convolutions in the modules that an expression names, shortcuts left out; to exclude, all of them."""
     found = set()
     for part in part_names(modules, expression):
-        convs = [name for name, module in modules.items() if name == part or name.startswith(part + '.')
-                 if isinstance(module, nn.Conv2d) and name.rpartition('.')[2] != 'conv_offset']
+        convs = [
+            name
+            for name, module in modules.items()
+            if name == part or name.startswith(part + '.')
+            if isinstance(module, nn.Conv2d) and name.rpartition('.')[2] != 'conv_offset'
+        ]
         if argument == 'targets':
             convs = [name for name in convs if max(_kernel(modules[name])) > 1 and '.downsample.' not in name]
         if not convs:
-            raise TargetError(f'{expression}: {part} has no convolution with a kernel larger than 1x1. '
-                              f'{_candidates(modules)}')
+            raise TargetError(
+                f'{expression}: {part} has no convolution with a kernel larger than 1x1. {_candidates(modules)}'
+            )
         found.update(convs)
     return found
 
@@ -185,8 +203,10 @@ def _by_regex(modules: Dict[str, nn.Module], pattern: str, argument: str) -> set
     found = {name for name, module in modules.items() if compiled.fullmatch(name) and is_convolution(module)}
     if not found:
         meant = _meant(modules, pattern)
-        raise TargetError(f'{argument}={pattern!r} match no convolution (a string is a regular expression for the '
-                          f'whole dotted name). {meant}{" " if meant else ""}{_candidates(modules)}')
+        raise TargetError(
+            f'{argument}={pattern!r} match no convolution (a string is a regular expression for the '
+            f'whole dotted name). {meant}{" " if meant else ""}{_candidates(modules)}'
+        )
     return found
 
 
@@ -199,8 +219,11 @@ def _unknown(modules: Dict[str, nn.Module], pattern: str, matches: Sequence[str]
 
 def _meant(modules: Dict[str, nn.Module], pattern: str) -> str:
     inside = pattern.partition('.')[2]  # behind 'backbone.', as checkpoints and reports have it
-    close = [inside] if '.' in inside and inside in modules else difflib.get_close_matches(
-        pattern, upgradable_names(modules), n=1)
+    close = (
+        [inside]
+        if '.' in inside and inside in modules
+        else difflib.get_close_matches(pattern, upgradable_names(modules), n=1)
+    )
     return f'Did you mean {close[0]!r}?' if close else ''
 
 

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """What a training config has to look like before it is changed: every setting that is no use, in one error."""
+
 from __future__ import annotations
 
 import math
@@ -19,8 +20,10 @@ def check_training_config(cfg: Any) -> None:
     """
     if not hasattr(cfg, 'get') or isinstance(cfg, type):
         raise ConfigError(f'the config is a {type(cfg).__name__}, expected a Config: read it with Config.fromfile')
-    problems = [*_sections(cfg)] or [*_intervals(cfg.get('train_cfg') or {}),
-                                     *_schedulers('param_scheduler', cfg.get('param_scheduler'))]
+    problems = [*_sections(cfg)] or [
+        *_intervals(cfg.get('train_cfg') or {}),
+        *_schedulers('param_scheduler', cfg.get('param_scheduler')),
+    ]
     if problems:
         raise ConfigError('the config cannot be changed: ' + '; '.join(problems))
 
@@ -88,10 +91,16 @@ def _scheduler(where: str, scheduler: Any) -> List[str]:
         wrong.append(f'{where}.type={kind!r}, expected a name or a class')
     # A key with None is as good as none; the scheduler's own default stands then.
     given = {key: value for key, value in scheduler.items() if value is not None}
-    wrong += [f'{where}.{key}={given[key]!r}, expected a number of epochs or iterations' for key in _COUNTS
-              if key in given and not _counts(key, given)]
-    wrong += [f'{where}.{key}={given[key]!r}, expected a list of whole numbers' for key in _LISTS
-              if key in given and not _is_list(given[key])]
+    wrong += [
+        f'{where}.{key}={given[key]!r}, expected a number of epochs or iterations'
+        for key in _COUNTS
+        if key in given and not _counts(key, given)
+    ]
+    wrong += [
+        f'{where}.{key}={given[key]!r}, expected a list of whole numbers'
+        for key in _LISTS
+        if key in given and not _is_list(given[key])
+    ]
     if 'gamma' in given and not (is_number(given['gamma']) and given['gamma'] >= 0):
         wrong.append(f'{where}.gamma={given["gamma"]!r}, expected a number of at least 0')
     return wrong

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Data transforms that mmdet lacks. Needs mmdet, so the plugin imports it only when a config names one."""
+
 from __future__ import annotations
 
 from typing import Tuple

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Plan, check everything, replace, report; and back. Works on any ``nn.Module``."""
+
 from __future__ import annotations
 
 import threading
@@ -48,9 +49,19 @@ class LayerChange:
     def of(cls, name: str, conv: nn.Conv2d, deform_groups: int) -> LayerChange:
         kh, kw = conv.kernel_size
         offset_channels = 2 * deform_groups * kh * kw
-        return cls(name, conv.in_channels, conv.out_channels, (kh, kw), conv.stride, conv.dilation,  # type: ignore
-                   conv.groups, deform_groups, conv.weight.numel(),
-                   conv.weight.numel() + offset_channels * conv.in_channels * kh * kw, offset_channels)
+        return cls(
+            name,
+            conv.in_channels,
+            conv.out_channels,
+            (kh, kw),
+            conv.stride,
+            conv.dilation,  # type: ignore
+            conv.groups,
+            deform_groups,
+            conv.weight.numel(),
+            conv.weight.numel() + offset_channels * conv.in_channels * kh * kw,
+            offset_channels,
+        )
 
     @property
     def added(self) -> int:
@@ -74,23 +85,31 @@ class UpgradeReport:
         width = max(len(layer.name) for layer in self.layers)
         lines = [f'{len(self.layers)} convolution{"s" * (len(self.layers) > 1)} to ZeroOffsetDCN:']
         for layer in self.layers:
-            shape = (f'{layer.in_channels}->{layer.out_channels} {layer.kernel_size[0]}x{layer.kernel_size[1]}'
-                     f' stride {layer.stride[0]} dilation {layer.dilation[0]}')
-            lines.append(f'  {layer.name:<{width}}  {shape:<34} weights {_thousands(layer.weights_before)} -> '
-                         f'{_thousands(layer.weights_after)}, offset biases {layer.offset_biases}')
+            shape = (
+                f'{layer.in_channels}->{layer.out_channels} {layer.kernel_size[0]}x{layer.kernel_size[1]}'
+                f' stride {layer.stride[0]} dilation {layer.dilation[0]}'
+            )
+            lines.append(
+                f'  {layer.name:<{width}}  {shape:<34} weights {_thousands(layer.weights_before)} -> '
+                f'{_thousands(layer.weights_after)}, offset biases {layer.offset_biases}'
+            )
         growth = 100 * (self.parameters_after / self.parameters_before - 1)
-        lines.append(f'parameters in all: {_thousands(self.parameters_before)} -> '
-                     f'{_thousands(self.parameters_after)} (+{growth:.2f} %)')
+        lines.append(
+            f'parameters in all: {_thousands(self.parameters_before)} -> '
+            f'{_thousands(self.parameters_after)} (+{growth:.2f} %)'
+        )
         return '\n'.join(lines)
 
 
 @_one_at_a_time
-def upgrade_(model: nn.Module,
-             targets: Targets = 'last:3',
-             *,
-             exclude: Targets = (),
-             deform_groups: int = 1,
-             allow_frozen: bool = False) -> UpgradeReport:
+def upgrade_(
+    model: nn.Module,
+    targets: Targets = 'last:3',
+    *,
+    exclude: Targets = (),
+    deform_groups: int = 1,
+    allow_frozen: bool = False,
+) -> UpgradeReport:
     """Replace convolutions of ``model``, in place, by deformable ones that compute the same (paper, section 3).
 
     Everything is checked first: a refused call leaves the model untouched. The new layers hold the very parameters of
@@ -117,20 +136,24 @@ def upgrade_(model: nn.Module,
     modules = dict(model.named_modules())
     problems = [f'{name}: {why}' for name, count in groups.items() if (why := why_not_upgradable(modules[name], count))]
     if not allow_frozen:
-        problems += [f'{name}: its weight is frozen (requires_grad=False), so its offsets would never train; lower '
-                     'frozen_stages or exclude it' for name in groups if not modules[name].weight.requires_grad]
+        problems += [
+            f'{name}: its weight is frozen (requires_grad=False), so its offsets would never train; lower '
+            'frozen_stages or exclude it'
+            for name in groups
+            if not modules[name].weight.requires_grad
+        ]
     if problems:
         raise TargetError('nothing was upgraded:\n  ' + '\n  '.join(problems))
     before = count_parameters(model)
     layers = tuple(LayerChange.of(name, modules[name], count) for name, count in groups.items())
-    _replace(model, {modules[name]: ZeroOffsetDCN.from_conv(modules[name], count)
-                     for name, count in groups.items()})
+    _replace(model, {modules[name]: ZeroOffsetDCN.from_conv(modules[name], count) for name, count in groups.items()})
     return UpgradeReport(layers, before, count_parameters(model))
 
 
 @_one_at_a_time
-def revert_(model: nn.Module, *, keep: Optional[Callable[[str, ZeroOffsetDCN], bool]] = None,
-            drop: Collection[str] = ()) -> List[str]:
+def revert_(
+    model: nn.Module, *, keep: Optional[Callable[[str, ZeroOffsetDCN], bool]] = None, drop: Collection[str] = ()
+) -> List[str]:
     """Turn deformable layers whose offsets are exactly zero back into plain convolutions, in place.
 
     Args:
@@ -155,8 +178,11 @@ def revert_(model: nn.Module, *, keep: Optional[Callable[[str, ZeroOffsetDCN], b
     unknown = [name for name in drop if name not in layers]
     if unknown:
         raise UpgradeError(f'drop names {", ".join(unknown)}, and the deformable layers are {", ".join(layers)}')
-    chosen = {name: m for name, m in layers.items()
-              if (name in drop or m.conv_offset.is_zero()) and not (keep and keep(name, m))}
+    chosen = {
+        name: m
+        for name, m in layers.items()
+        if (name in drop or m.conv_offset.is_zero()) and not (keep and keep(name, m))
+    }
     _replace(model, {layer: layer.to_conv(force=True) for layer in chosen.values()})
     return list(chosen)
 

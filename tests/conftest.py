@@ -1,4 +1,5 @@
 """Shared fixtures: a tiny data set, a tiny detector's config and a checkpoint trained for one epoch."""
+
 import atexit
 import functools
 import json
@@ -23,8 +24,20 @@ MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 
 
 # The longest files first, so that no process is left with one of them at the end (--dist loadfile keeps this order).
-LONGEST = ('test_demo', 'test_triton', 'test_config_steps', 'test_runs', 'test_recipes', 'test_resume', 'test_zoo',
-           'test_tools', 'test_onnx', 'test_tutorial', 'test_hooks', 'test_seg')
+LONGEST = (
+    'test_demo',
+    'test_triton',
+    'test_config_steps',
+    'test_runs',
+    'test_recipes',
+    'test_resume',
+    'test_zoo',
+    'test_tools',
+    'test_onnx',
+    'test_tutorial',
+    'test_hooks',
+    'test_seg',
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -38,8 +51,9 @@ def run_tool(name, *args, cwd=ROOT, env=None, check=True, timeout=300):
     fresh = 'PYTHONPATH' in (env or {})  # what is imported is not what the server has imported
     env = {**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})}
     if fresh:
-        result = subprocess.run([sys.executable, tool, *args], cwd=cwd, text=True, capture_output=True, timeout=timeout,
-                                env=env)
+        result = subprocess.run(
+            [sys.executable, tool, *args], cwd=cwd, text=True, capture_output=True, timeout=timeout, env=env
+        )
         return _checked(result, check)
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / 'out', Path(folder) / 'err'
@@ -60,9 +74,14 @@ def _checked(result, check):
 
 @functools.cache
 def _tool_server():
-    process = subprocess.Popen([sys.executable, '-u', str(ROOT / 'tests' / 'tool_server.py')], stdin=subprocess.PIPE,
-                               stdout=subprocess.PIPE, text=True, cwd=ROOT,
-                               env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    process = subprocess.Popen(
+        [sys.executable, '-u', str(ROOT / 'tests' / 'tool_server.py')],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
     atexit.register(process.kill)
     return process
 
@@ -77,6 +96,7 @@ def _ask(request):
 def build(cfg):
     """The network of a config, without pretrained weights."""
     from mmengine.registry import MODELS
+
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     return MODELS.build(cfg.model)
 
@@ -98,8 +118,21 @@ def _as_in_a_fresh_process():
 def shapes(tmp_path_factory):
     """A VOC-layout data set of 16 + 8 + 8 pictures of generated shapes."""
     root = tmp_path_factory.mktemp('shapes') / 'VOCdevkit'
-    run_tool('dataset_tools/compose_shapes.py', '--out', root, '--seed', 0, '--train', 16, '--val', 8, '--test', 8,
-             '--size', 96)
+    run_tool(
+        'dataset_tools/compose_shapes.py',
+        '--out',
+        root,
+        '--seed',
+        0,
+        '--train',
+        16,
+        '--val',
+        8,
+        '--test',
+        8,
+        '--size',
+        96,
+    )
     return root
 
 
@@ -109,7 +142,7 @@ def tiny_config(shapes, tmp_path_factory):
     path = tmp_path_factory.mktemp('configs') / 'tiny.py'
     cfg = Config.fromfile(ROOT / 'configs' / 'demo' / 'ssd96_r18_shapes.py')
     cfg.model.backbone.base_channels = 8
-    cfg.model.neck.update(in_channels=(16, 32, 64), out_channels=(32, ), min_channels=16)
+    cfg.model.neck.update(in_channels=(16, 32, 64), out_channels=(32,), min_channels=16)
     cfg.model.bbox_head.in_channels = (16, 32, 64, 32)
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.update(batch_size=4, num_workers=0, persistent_workers=False)
@@ -127,8 +160,15 @@ def tiny_config(shapes, tmp_path_factory):
 def tiny_baseline(tiny_config, tmp_path_factory):
     """A checkpoint of the tiny config, trained for one epoch through tools/train.py."""
     work_dir = tmp_path_factory.mktemp('baseline')
-    run_tool('train.py', tiny_config, '--work-dir', work_dir, '--cfg-options', 'train_cfg.max_epochs=1',
-             'train_cfg.val_interval=1')
+    run_tool(
+        'train.py',
+        tiny_config,
+        '--work-dir',
+        work_dir,
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+        'train_cfg.val_interval=1',
+    )
     return work_dir / 'epoch_1.pth'
 
 

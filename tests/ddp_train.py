@@ -2,6 +2,7 @@
 
 Each process writes what it holds after training to RANK.pth in the work directory.
 """
+
 import os
 import runpy
 import sys
@@ -16,13 +17,14 @@ torch.cuda.set_device = lambda device: None
 
 @HOOKS.register_module()
 class SaveEachRank(Hook):
-
     def after_train(self, runner):
         model = runner.model
         buckets = [p.data_ptr() for p in model.parameters() if p.requires_grad]
         names = [name for name, p in model.module.named_parameters() if p.data_ptr() in buckets]
-        torch.save({'wrapper': type(model).__name__, 'in_buckets': names, 'state_dict': model.module.state_dict()},
-                   Path(runner.work_dir) / f'{os.environ["RANK"]}.pth')
+        torch.save(
+            {'wrapper': type(model).__name__, 'in_buckets': names, 'state_dict': model.module.state_dict()},
+            Path(runner.work_dir) / f'{os.environ["RANK"]}.pth',
+        )
 
 
 if __name__ == '__main__':

@@ -7,15 +7,21 @@ from mmdeform_upgrade.errors import CheckpointError
 
 def _network():
     return {
-        'conv.weight': torch.ones(4, 2, 3, 3), 'conv.conv_offset.weight': torch.ones(18, 2, 3, 3),
-        'conv.conv_offset.bias': torch.ones(18), 'bn.running_mean': torch.ones(4),
-        'bn.num_batches_tracked': torch.tensor(7), 'cls.weight': torch.ones(5, 4)
+        'conv.weight': torch.ones(4, 2, 3, 3),
+        'conv.conv_offset.weight': torch.ones(18, 2, 3, 3),
+        'conv.conv_offset.bias': torch.ones(18),
+        'bn.running_mean': torch.ones(4),
+        'bn.num_batches_tracked': torch.tensor(7),
+        'cls.weight': torch.ones(5, 4),
     }
 
 
 def _baseline():
-    return {key: torch.randn_like(value) for key, value in _network().items()
-            if 'offset' not in key and value.is_floating_point()}
+    return {
+        key: torch.randn_like(value)
+        for key, value in _network().items()
+        if 'offset' not in key and value.is_floating_point()
+    }
 
 
 def test_offsets_and_counters_are_added_as_zeros_and_nothing_else_changes():

@@ -1,4 +1,5 @@
 """Every command of the README and the pages: its tool takes it as it stands, a test runs the tool; cheap ones run."""
+
 import argparse
 import re
 import runpy
@@ -23,18 +24,15 @@ RUN_BY = {
     'deployment/export_onnx.py': 'test_deployment/test_onnx.py::test_the_tool_exports_a_whole_ssd',
     'experiments/four_arms.py': 'test_experiments/test_runs.py::test_every_arm_is_trained_tested_and_reported',
     'experiments/recipes.py': 'test_experiments/test_runs.py::test_recipes_are_reported_beside_what_was_trained',
-    'experiments/side_by_side.py':
-        'test_experiments/test_runs.py::test_side_by_side_runs_what_can_run_and_says_what_became_of_the_rest',
+    'experiments/side_by_side.py': 'test_experiments/test_runs.py::test_side_by_side_runs_what_can_run_and_says_what_became_of_the_rest',
     'analysis_tools/depth_study.py': 'test_experiments/test_runs.py::',
     'analysis_tools/cost.py': 'test_analysis/test_timing.py::',
     'analysis_tools/benchmark_op.py': 'test_analysis/test_timing.py::',
     'analysis_tools/show_offsets.py': 'test_analysis/test_look.py::test_the_tool_draws_and_says_the_statistics',
     'analysis_tools/zoo_sweep.py': 'test_zoo.py::',
     'dataset_tools/compose_shapes.py': 'conftest.py::shapes',
-    'dataset_tools/compose_cutouts.py':
-        'test_data/test_page.py::test_the_cut_outs_of_the_page_are_collected_and_composed',
-    'dataset_tools/collect_debian_cutouts.py':
-        'test_data/test_page.py::test_the_cut_outs_of_the_page_are_collected_and_composed',
+    'dataset_tools/compose_cutouts.py': 'test_data/test_page.py::test_the_cut_outs_of_the_page_are_collected_and_composed',
+    'dataset_tools/collect_debian_cutouts.py': 'test_data/test_page.py::test_the_cut_outs_of_the_page_are_collected_and_composed',
 }
 # Those that are not of Python, or not of this package, and why they may stand there.
 OTHERS = {
@@ -63,10 +61,21 @@ def _inline(text):
     yield from (span for span in spans if re.match(r'(?:python|make|mim|pip) \S+ \S', span) and '…' not in span)
 
 
-COMMANDS = sorted({(path.relative_to(ROOT).as_posix(), command) for path in PAGES
-                   for text in [path.read_text(encoding='utf8')] for command in (*_code(text), *_inline(text))})
-TOOLS = sorted({words[1].removeprefix('tools/') for _, command in COMMANDS
-                if (words := command.split())[0] == 'python' and words[1].startswith('tools/')})
+COMMANDS = sorted(
+    {
+        (path.relative_to(ROOT).as_posix(), command)
+        for path in PAGES
+        for text in [path.read_text(encoding='utf8')]
+        for command in (*_code(text), *_inline(text))
+    }
+)
+TOOLS = sorted(
+    {
+        words[1].removeprefix('tools/')
+        for _, command in COMMANDS
+        if (words := command.split())[0] == 'python' and words[1].startswith('tools/')
+    }
+)
 
 
 class _ParsedError(Exception):
@@ -97,8 +106,13 @@ def test_there_are_commands_to_check():
 def test_a_command_is_one_that_its_tool_takes(page, command, monkeypatch, capsys):
     program, *words = shlex.split(command)
     for word in words:
-        assert not re.match(r'(?:configs|tools|docs|tests)/.*\.(?:py|sh)$', word) or (ROOT / word).is_file() or \
-            words[words.index(word) - 1] in ('--out', '--control') or 'upgrade' in word or 'control' in word, word
+        assert (
+            not re.match(r'(?:configs|tools|docs|tests)/.*\.(?:py|sh)$', word)
+            or (ROOT / word).is_file()
+            or words[words.index(word) - 1] in ('--out', '--control')
+            or 'upgrade' in word
+            or 'control' in word
+        ), word
     if program == 'python' and words[0] != '-m':
         assert (ROOT / words[0]).is_file(), words[0]
         if words[0].startswith('tools/'):
@@ -130,8 +144,13 @@ def test_a_tool_that_is_shown_is_run_by_a_test(tool):
 def _cheap():
     pages = ('README.md', 'docs/getting_started.md')
     tools = ('upgrade.py', 'model_converters/publish_model.py', 'model_converters/delta.py')
-    return [(page, command) for page, command in COMMANDS if page in pages and '.params' not in command
-            and any(command.startswith(f'python tools/{tool} ') for tool in tools)]
+    return [
+        (page, command)
+        for page, command in COMMANDS
+        if page in pages
+        and '.params' not in command
+        and any(command.startswith(f'python tools/{tool} ') for tool in tools)
+    ]
 
 
 def test_cheap_commands_run_as_they_stand(files, tmp_path, monkeypatch, capsys):  # noqa: F811
@@ -142,9 +161,14 @@ def test_cheap_commands_run_as_they_stand(files, tmp_path, monkeypatch, capsys):
     for page, command in commands:
         tool, *words = shlex.split(command)[1:]
         upgrades = tool.endswith('upgrade.py') and '--inspect' not in words
-        given = {'CONFIG': files.baseline_config if upgrades else files.config, 'my_detector.py': files.baseline_config,
-                 'CHECKPOINT': files.baseline if upgrades else files.checkpoint, 'my_detector.pth': files.baseline,
-                 'BASELINE': files.baseline, 'UPGRADED': files.checkpoint}
+        given = {
+            'CONFIG': files.baseline_config if upgrades else files.config,
+            'my_detector.py': files.baseline_config,
+            'CHECKPOINT': files.baseline if upgrades else files.checkpoint,
+            'my_detector.pth': files.baseline,
+            'BASELINE': files.baseline,
+            'UPGRADED': files.checkpoint,
+        }
         main = runpy.run_path(str(ROOT / tool))['main']
         try:
             main([given.get(word, word) for word in words])

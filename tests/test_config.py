@@ -14,8 +14,16 @@ BASELINE = ROOT / 'configs/ssd/ssd512_r50_240e_voc0712.py'
 def test_upgrade_config_is_the_papers_third_experiment():
     upgraded = upgrade_config(Config.fromfile(BASELINE), load_from='work_dirs/ssd512_r50_240e_voc0712/epoch_240.pth')
     expected = Config.fromfile(ROOT / 'configs/ssd512_upgrade.py')
-    for key in ('model', 'train_cfg', 'param_scheduler', 'optim_wrapper', 'custom_hooks', 'load_from',
-                'custom_imports', 'train_dataloader'):
+    for key in (
+        'model',
+        'train_cfg',
+        'param_scheduler',
+        'optim_wrapper',
+        'custom_hooks',
+        'load_from',
+        'custom_imports',
+        'train_dataloader',
+    ):
         assert upgraded[key] == expected[key], key
 
 
@@ -31,7 +39,11 @@ def test_inherited_hooks_and_imports_are_kept():
     cfg.custom_imports = dict(imports=['json'], allow_failed_imports=True)
     upgraded = upgrade_config(cfg, load_from='x.pth')
     assert [hook.type for hook in upgraded.custom_hooks] == [
-        'YOLOXModeSwitchHook', 'SyncNormHook', 'EMAHook', 'DeformUpgradeHook']
+        'YOLOXModeSwitchHook',
+        'SyncNormHook',
+        'EMAHook',
+        'DeformUpgradeHook',
+    ]
     assert upgraded.custom_hooks[0].num_last_epochs == 4
     assert upgraded.custom_imports == dict(imports=['json', 'mmdeform_upgrade'], allow_failed_imports=True)
 
@@ -54,11 +66,14 @@ def test_a_baseline_brings_its_weights_so_nothing_is_downloaded(name):
     assert upgrade_config(cfg, load_from='x').model.backbone.init_cfg is None
 
 
-@pytest.mark.parametrize('part,targets,expected', [
-    ('backbone', 'last:2', ['backbone.layer4.1.conv2', 'backbone.layer4.2.conv2']),
-    ('neck', ['fpn_convs.0.conv'], ['neck.fpn_convs.0.conv']),
-    ('bbox_head', r'(cls|reg)_convs\.3\.conv', ['bbox_head.cls_convs.3.conv', 'bbox_head.reg_convs.3.conv']),
-])
+@pytest.mark.parametrize(
+    'part,targets,expected',
+    [
+        ('backbone', 'last:2', ['backbone.layer4.1.conv2', 'backbone.layer4.2.conv2']),
+        ('neck', ['fpn_convs.0.conv'], ['neck.fpn_convs.0.conv']),
+        ('bbox_head', r'(cls|reg)_convs\.3\.conv', ['bbox_head.cls_convs.3.conv', 'bbox_head.reg_convs.3.conv']),
+    ],
+)
 def test_backbones_necks_and_heads_build_upgraded(part, targets, expected):
     cfg = Config.fromfile(MMDET_CONFIGS / 'retinanet/retinanet_r50_fpn_1x_coco.py')
     cfg.model.backbone.init_cfg = None
@@ -79,15 +94,17 @@ def test_the_hosts_own_dcn_switch_takes_the_conv_type():
     cfg = Config.fromfile(MMDET_CONFIGS / 'retinanet/retinanet_r50_fpn_1x_coco.py')
     cfg.model.backbone.update(init_cfg=None, dcn=dict(type='ZeroOffsetDCN'), stage_with_dcn=(False, False, False, True))
     switched = build(cfg)
-    cfg.model.backbone.update(dcn=None, stage_with_dcn=(False, ) * 4)
+    cfg.model.backbone.update(dcn=None, stage_with_dcn=(False,) * 4)
     assert list(switched.state_dict()) == list(build(upgrade_config(cfg, load_from='x')).state_dict())
 
 
 # _base_ = 'mmdet::...' marks inherited dicts with the library's scope.
 def test_configs_inherited_across_libraries_build(tmp_path):
     path = tmp_path / 'cross.py'
-    path.write_text("_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\ndefault_scope = 'mmseg'\n"
-                    "model = dict(backbone=dict(init_cfg=None))\n")
+    path.write_text(
+        "_base_ = 'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py'\ndefault_scope = 'mmseg'\n"
+        'model = dict(backbone=dict(init_cfg=None))\n'
+    )
     cfg = Config.fromfile(path)
     assert len(upgraded_layers(build(upgrade_config(cfg, load_from='x.pth')))) == 3
 
@@ -100,10 +117,13 @@ def test_the_short_file_says_the_same(tmp_path):
         assert Config.fromfile(out).to_dict() == upgrade_config(cfg, **settings).to_dict()
 
 
-@pytest.mark.parametrize('change,message', [
-    (dict(part='nek'), "no part 'nek' .*: it has .*backbone, neck, bbox_head"),
-    (dict(epoch_ratio=2), r'epoch_ratio=2 is not in \(0, 1\]'),
-])
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        (dict(part='nek'), "no part 'nek' .*: it has .*backbone, neck, bbox_head"),
+        (dict(epoch_ratio=2), r'epoch_ratio=2 is not in \(0, 1\]'),
+    ],
+)
 def test_bad_settings_get_one_clear_error(change, message):
     with pytest.raises(ConfigError, match=message):
         upgrade_config(Config.fromfile(BASELINE), load_from='x.pth', **change)
@@ -114,13 +134,16 @@ def test_an_upgraded_config_is_not_upgraded_again():
         upgrade_config(Config.fromfile(ROOT / 'configs/ssd512_upgrade.py'), load_from='x.pth')
 
 
-@pytest.mark.parametrize('backbone,error,message', [
-    (dict(frozen_stages=4), TargetError, r'of ResNet .frozen_stages=4.*layer4.0.conv2: its weight is frozen'),
-    (dict(base_type='ResNot'), ConfigError, "base_type 'ResNot' is not registered in the scope 'mmdet'"),
-    (dict(base_type=None), ConfigError, 'needs base_type'),
-    (dict(targets='last:99'), TargetError, 'asks for 99 convolutions, and there are 17'),
-    (dict(targets=['layer4.2.conv9']), TargetError, "did you mean 'layer4.2.conv2'"),
-])
+@pytest.mark.parametrize(
+    'backbone,error,message',
+    [
+        (dict(frozen_stages=4), TargetError, r'of ResNet .frozen_stages=4.*layer4.0.conv2: its weight is frozen'),
+        (dict(base_type='ResNot'), ConfigError, "base_type 'ResNot' is not registered in the scope 'mmdet'"),
+        (dict(base_type=None), ConfigError, 'needs base_type'),
+        (dict(targets='last:99'), TargetError, 'asks for 99 convolutions, and there are 17'),
+        (dict(targets=['layer4.2.conv9']), TargetError, "did you mean 'layer4.2.conv2'"),
+    ],
+)
 def test_builder_errors_are_the_packages_own(backbone, error, message):
     cfg = Config.fromfile(ROOT / 'configs/ssd512_upgrade.py')
     cfg.model.backbone.update(backbone)

@@ -1,4 +1,5 @@
 """Every network of the repository's configs: upgraded from its baseline without a difference, and trained one step."""
+
 import pytest
 import torch
 from mmengine.config import Config

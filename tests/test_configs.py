@@ -1,4 +1,5 @@
 """Every config of the repository loads, builds and holds what it says."""
+
 import subprocess
 from pathlib import Path
 
@@ -70,8 +71,8 @@ def test_gluoncvs_settings_are_those_of_its_logs(path):
 # Trap: mmcv tells classes apart by shifting boxes, by no more than the largest coordinate.
 def test_boxes_outside_the_picture_do_not_suppress_those_of_another_class():
     nms = dict(Config.fromfile(ROOT / 'configs/gluoncv/ssd512_r50_voc.py').model.test_cfg.nms)
-    boxes = torch.tensor([[400., 400., 512., 512.], [-113., -113., -1., -1.]])
-    scores, labels = torch.tensor([.9, .8]), torch.tensor([0, 1])
+    boxes = torch.tensor([[400.0, 400.0, 512.0, 512.0], [-113.0, -113.0, -1.0, -1.0]])
+    scores, labels = torch.tensor([0.9, 0.8]), torch.tensor([0, 1])
     assert len(batched_nms(boxes, scores, labels, nms)[1]) == 2
     del nms['split_thr']
     assert len(batched_nms(boxes, scores, labels, nms)[1]) == 1, 'split_thr is no longer needed'
@@ -90,10 +91,13 @@ SIX = [f'backbone.layer3.{i}.conv2' for i in (20, 21, 22)] + RES5
 DEPTHS = {1: RES5[2:], 2: RES5[1:], 3: RES5, 6: SIX}
 
 
-@pytest.mark.parametrize('folder,baseline,unit,length', [
-    ('faster_rcnn', 'faster-rcnn_r101-caffe-dc5_4xb4-12e_voc0712', 'epochs', 12),
-    ('deeplabv3', 'deeplabv3_r101-d8_4xb4-20k_voc12aug-512x512', 'iters', 20000),
-])
+@pytest.mark.parametrize(
+    'folder,baseline,unit,length',
+    [
+        ('faster_rcnn', 'faster-rcnn_r101-caffe-dc5_4xb4-12e_voc0712', 'epochs', 12),
+        ('deeplabv3', 'deeplabv3_r101-d8_4xb4-20k_voc12aug-512x512', 'iters', 20000),
+    ],
+)
 @pytest.mark.parametrize('layers', DEPTHS)
 def test_the_papers_depths(folder, baseline, unit, length, layers):
     model, rest = baseline.split('_4xb4-')
@@ -103,7 +107,10 @@ def test_the_papers_depths(folder, baseline, unit, length, layers):
     retrained = Config.fromfile(ROOT / 'configs' / folder / f'{model}-dcn{layers}_4xb4-{rest}.py')
     upgrade = Config.fromfile(ROOT / 'configs' / folder / f'{model}-upgrade{layers}_4xb4-{quarter}_{data}.py')
     assert [Length.of(cfg) for cfg in (base, retrained, upgrade)] == [
-        Length(length, unit), Length(length, unit), Length(length // 4, unit)]
+        Length(length, unit),
+        Length(length, unit),
+        Length(length // 4, unit),
+    ]
     expected = upgrade_config(base, load_from=upgrade.load_from, targets=retrained.model.backbone.targets)
     for key in ('train_cfg', 'param_scheduler', 'default_hooks', 'custom_hooks', 'optim_wrapper', 'train_dataloader'):
         assert upgrade[key] == expected[key], key
@@ -120,7 +127,7 @@ UPGRADES = sorted(path for folder in ('ssd', 'yolov3') for path in (ROOT / 'conf
 @pytest.mark.parametrize('path', UPGRADES, ids=lambda path: path.stem)
 def test_upgrades_of_the_papers_tables_are_what_the_tool_would_write(path):
     cfg = Config.fromfile(path)
-    base, = Config._get_base_files(path)
+    (base,) = Config._get_base_files(path)
     own = 'gluoncv' not in path.stem
     baseline = Config.fromfile(path.parent / base)
     quarter = cfg.train_cfg.max_epochs

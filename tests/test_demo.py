@@ -1,4 +1,5 @@
 """`make demo`, made small."""
+
 import re
 
 import cv2
@@ -12,8 +13,11 @@ def test_demo_measures_draws_and_says_what_it_found(tmp_path):
     text = run_tool('demo.py', '--out', out, *sizes, timeout=550).stdout
     rows = re.findall(r'\| (\S[^|]*?) +\| (\S[^|]*?) +\| (\d+\.\d\d) +\|', text)
     assert [row[:2] for row in rows] == [
-        ('baseline', '4'), ('upgraded, before its first step', '4'), ('upgraded, fine-tuned', '4 + 1'),
-        ('control: trained on, not upgraded', '4 + 1')]
+        ('baseline', '4'),
+        ('upgraded, before its first step', '4'),
+        ('upgraded, fine-tuned', '4 + 1'),
+        ('control: trained on, not upgraded', '4 + 1'),
+    ]
     assert rows[0][2] == rows[1][2]
     assert 'scores exactly what the baseline scores' in text
     assert re.search(r'The upgrade (gains|loses) \d+\.\d\d points against training on without it', text)

@@ -1,4 +1,5 @@
 """Two gloo processes through tools/train.py."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +13,28 @@ from .conftest import ROOT
 
 def test_offsets_are_synchronised_by_ddp(tiny_upgrade, tmp_path):
     config = tiny_upgrade.with_name('tiny_ddp.py')
-    config.write_text(f"_base_ = ['{tiny_upgrade.name}']\n"
-                      "custom_hooks = [dict(type='DeformUpgradeHook'), dict(type='SaveEachRank')]\n"
-                      "env_cfg = dict(dist_cfg=dict(backend='gloo'))\n"
-                      "model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None)\n"
-                      'train_cfg = dict(max_epochs=1)\n')
+    config.write_text(
+        f"_base_ = ['{tiny_upgrade.name}']\n"
+        "custom_hooks = [dict(type='DeformUpgradeHook'), dict(type='SaveEachRank')]\n"
+        "env_cfg = dict(dist_cfg=dict(backend='gloo'))\n"
+        "model_wrapper_cfg = dict(type='MMDistributedDataParallel', device_ids=None)\n"
+        'train_cfg = dict(max_epochs=1)\n'
+    )
     script = Path(__file__).with_name('ddp_train.py')
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', script,
-               ROOT / 'tools/train.py', config, '--work-dir', tmp_path, '--launcher', 'pytorch']
+    command = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc_per_node=2',
+        script,
+        ROOT / 'tools/train.py',
+        config,
+        '--work-dir',
+        tmp_path,
+        '--launcher',
+        'pytorch',
+    ]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
     ranks = [torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in (0, 1)]

@@ -1,4 +1,5 @@
 """Links, tools and flags in the documentation exist."""
+
 import re
 
 import pytest

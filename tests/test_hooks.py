@@ -1,4 +1,5 @@
 """The hook inside MMEngine's real runner, on a tiny detector and generated pictures."""
+
 import copy
 import re
 from pathlib import Path
@@ -31,16 +32,25 @@ def trained(tiny_upgrade, tmp_path_factory):
     """Work directory of one whole fine-tune through tools/train.py, with an EMA copy."""
     work_dir = tmp_path_factory.mktemp('trained')
     config = tiny_upgrade.with_name('tiny_upgrade_ema.py')
-    config.write_text(f"_base_ = ['{tiny_upgrade.name}']\n"
-                      "custom_hooks = [dict(type='EMAHook', momentum=0.5), dict(type='DeformUpgradeHook')]\n")
+    config.write_text(
+        f"_base_ = ['{tiny_upgrade.name}']\n"
+        "custom_hooks = [dict(type='EMAHook', momentum=0.5), dict(type='DeformUpgradeHook')]\n"
+    )
     result = run_tool('train.py', config, '--work-dir', work_dir)
     return config, work_dir, result.stdout + result.stderr
 
 
 def test_the_upgrade_scores_exactly_the_baseline_before_its_first_step(trained, tiny_config, tiny_baseline, tmp_path):
     _, _, log = trained
-    baseline = run_tool('test.py', tiny_config, tiny_baseline, '--work-dir', tmp_path, '--cfg-options',
-                        'test_dataloader.dataset.ann_file=VOC2007/ImageSets/Main/val.txt').stdout
+    baseline = run_tool(
+        'test.py',
+        tiny_config,
+        tiny_baseline,
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        'test_dataloader.dataset.ann_file=VOC2007/ImageSets/Main/val.txt',
+    ).stdout
     scores = [re.findall(r'pascal_voc/mAP: (\S+)', text)[0] for text in (log, baseline)]
     assert scores[0] == scores[1]
     assert 'Before its first step the upgrade scores, as the baseline does: pascal_voc/mAP' in log
@@ -58,6 +68,7 @@ def test_offsets_train_and_reach_the_checkpoint_and_the_ema_copy(trained):
 
 def test_provenance_is_saved(trained, tiny_baseline):
     from mmdeform_upgrade.checkpoint import file_sha256
+
     _, work_dir, _ = trained
     provenance = read_checkpoint(work_dir / 'epoch_2.pth')['meta']['deform_upgrade']
     assert provenance['baseline'] == 'epoch_1.pth'
@@ -86,6 +97,7 @@ def test_a_finished_upgrade_is_loaded_as_it_is(trained, tmp_path):
 
 def test_inference_apis_load_the_upgrade_from_its_config_alone(trained, shapes):
     from mmdet.apis import DetInferencer, inference_detector, init_detector
+
     config, work_dir, _ = trained
     picture = str(sorted((shapes / 'VOC2007/JPEGImages').glob('*.jpg'))[0])
     checkpoint = str(work_dir / 'epoch_2.pth')
@@ -124,8 +136,9 @@ def test_resume_goes_on_where_the_run_was_cut(trained, tiny_baseline, tmp_path):
 
 
 def test_resuming_an_empty_folder_starts_the_upgrade(tiny_upgrade, tmp_path):
-    log = run_tool('train.py', tiny_upgrade, '--work-dir', tmp_path, '--resume', '--cfg-options',
-                   'train_cfg.max_epochs=1').stdout
+    log = run_tool(
+        'train.py', tiny_upgrade, '--work-dir', tmp_path, '--resume', '--cfg-options', 'train_cfg.max_epochs=1'
+    ).stdout
     assert '6 offset tensors added as zeros' in log
 
 
@@ -171,12 +184,15 @@ def test_a_baseline_that_does_not_fit_is_refused_with_every_problem(tiny_upgrade
     assert runner.iter == 0
 
 
-@pytest.mark.parametrize('change,error,message', [
-    (dict(load_from=None), ConfigError, 'no checkpoint was loaded'),
-    (dict(load_from=None, resume=True), ConfigError, 'there is no checkpoint in'),
-    (dict(load_from='s3://bucket/x.pth'), ConfigError, 'local file or an http'),
-    (dict(load_from='nothing.pth'), CheckpointError, "there is no file 'nothing.pth'"),
-])
+@pytest.mark.parametrize(
+    'change,error,message',
+    [
+        (dict(load_from=None), ConfigError, 'no checkpoint was loaded'),
+        (dict(load_from=None, resume=True), ConfigError, 'there is no checkpoint in'),
+        (dict(load_from='s3://bucket/x.pth'), ConfigError, 'local file or an http'),
+        (dict(load_from='nothing.pth'), CheckpointError, "there is no file 'nothing.pth'"),
+    ],
+)
 def test_runs_that_could_not_start_from_a_baseline_are_refused(tiny_upgrade_cfg, change, error, message):
     with pytest.raises(error, match=message):
         _runner(tiny_upgrade_cfg, **change).train()

@@ -2,6 +2,7 @@
 
 The whole product of files and doors is ``tests/faults/sweep_hostile_files.py``.
 """
+
 import itertools
 import stat
 import zipfile
@@ -20,12 +21,34 @@ from .conftest import build
 from .faults import payloads
 from .faults.doors import Doors, call_tool, plain_config_texts, try_door
 
-CHEAP = ['upgrade.py --inspect', 'import_baseline.py', 'publish_model.py', 'delta.py make, baseline',
-         'delta.py make, upgrade', 'delta.py apply, baseline', 'delta.py apply, delta', 'load_baseline', 'baseline://',
-         'safe://']
-COSTLY = ['upgrade.py', 'revert.py', 'export_onnx.py', 'show_offsets.py', 'train.py', 'train.py --resume',
-          'train.py, FlexibleRunner', 'train.py, no hook', 'train.py --resume, no hook', 'train.py, init_cfg',
-          'test.py', 'test.py, no hook', "the user's own runner", 'init_detector']
+CHEAP = [
+    'upgrade.py --inspect',
+    'import_baseline.py',
+    'publish_model.py',
+    'delta.py make, baseline',
+    'delta.py make, upgrade',
+    'delta.py apply, baseline',
+    'delta.py apply, delta',
+    'load_baseline',
+    'baseline://',
+    'safe://',
+]
+COSTLY = [
+    'upgrade.py',
+    'revert.py',
+    'export_onnx.py',
+    'show_offsets.py',
+    'train.py',
+    'train.py --resume',
+    'train.py, FlexibleRunner',
+    'train.py, no hook',
+    'train.py --resume, no hook',
+    'train.py, init_cfg',
+    'test.py',
+    'test.py, no hook',
+    "the user's own runner",
+    'init_detector',
+]
 
 
 @pytest.fixture(scope='module')
@@ -80,17 +103,30 @@ def with_texts(doors, tmp_path):
     text = f'open({str(tmp_path / "marker")!r}, "w").close()\n'
     meta = dict(epoch=8, iter=32, cfg=text, config=text, deform_upgrade={})
     path = tmp_path / 'texts.pth'
-    torch.save({'meta': meta, 'state_dict': build(cfg).state_dict(), 'message_hub': {'log_scalars': {},
-                'runtime_info': {'cfg': text}, 'resumed_keys': {}}, 'optimizer': {'state': {}, 'param_groups': []},
-                'param_schedulers': []}, path)
+    torch.save(
+        {
+            'meta': meta,
+            'state_dict': build(cfg).state_dict(),
+            'message_hub': {'log_scalars': {}, 'runtime_info': {'cfg': text}, 'resumed_keys': {}},
+            'optimizer': {'state': {}, 'param_groups': []},
+            'param_schedulers': [],
+        },
+        path,
+    )
     return cfg, path
 
 
 @pytest.mark.parametrize('scheme', ['', 'safe://', 'baseline://'])
 def test_a_resume_runs_no_config_text_of_its_checkpoint(with_texts, tmp_path, scheme):
     cfg, path = with_texts
-    cfg.update(work_dir=str(tmp_path / 'work'), resume=True, load_from=f'{scheme}{path}', param_scheduler=None,
-               experiment_name=f'texts{scheme[:-3]}', log_level='ERROR')
+    cfg.update(
+        work_dir=str(tmp_path / 'work'),
+        resume=True,
+        load_from=f'{scheme}{path}',
+        param_scheduler=None,
+        experiment_name=f'texts{scheme[:-3]}',
+        log_level='ERROR',
+    )
     if scheme:
         cfg.custom_hooks = None
     cfg.default_hooks.checkpoint.save_best = None

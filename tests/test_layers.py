@@ -105,6 +105,7 @@ def test_to_conv_refuses_to_lose_trained_offsets():
 
 def _weight_normed():
     from torch.nn.utils import parametrizations
+
     return parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
 
 
@@ -118,14 +119,17 @@ class Conv2dOfMine(nn.Conv2d):
     pass
 
 
-@pytest.mark.parametrize('make,reason', [
-    (lambda: Conv2dOfMine(4, 4, 3), 'subclass of Conv2d .Conv2dOfMine.'),
-    (_weight_normed, 'subclass of Conv2d'),
-    (_hooked, 'forward hooks'),
-    (lambda: nn.ConvTranspose2d(4, 4, 3), 'ConvTranspose2d, not a Conv2d'),
-    (lambda: nn.Conv2d(4, 4, 3, dtype=torch.complex64), 'complex64'),
-    (lambda: ZeroOffsetDCN(4, 4, 3), 'deformable already'),
-])
+@pytest.mark.parametrize(
+    'make,reason',
+    [
+        (lambda: Conv2dOfMine(4, 4, 3), 'subclass of Conv2d .Conv2dOfMine.'),
+        (_weight_normed, 'subclass of Conv2d'),
+        (_hooked, 'forward hooks'),
+        (lambda: nn.ConvTranspose2d(4, 4, 3), 'ConvTranspose2d, not a Conv2d'),
+        (lambda: nn.Conv2d(4, 4, 3, dtype=torch.complex64), 'complex64'),
+        (lambda: ZeroOffsetDCN(4, 4, 3), 'deformable already'),
+    ],
+)
 def test_from_conv_refuses_what_it_cannot_represent(make, reason):
     with pytest.raises(TargetError, match=reason):
         ZeroOffsetDCN.from_conv(make())
@@ -137,9 +141,15 @@ def test_deform_groups_must_divide_the_channels():
 
 
 # Trap: initialisers that look for Conv2d found the offset branch inside other packages' layers (mmdetection #6625).
-@pytest.mark.parametrize('init_cfg', [
-    dict(type='Kaiming', layer='Conv2d'), dict(type='Xavier', layer='Conv2d', bias=0.3),
-    dict(type='Normal', layer=['Conv2d', '_ConvNd'], std=1.), dict(type='Constant', layer='Conv2d', val=1., bias=2.)])
+@pytest.mark.parametrize(
+    'init_cfg',
+    [
+        dict(type='Kaiming', layer='Conv2d'),
+        dict(type='Xavier', layer='Conv2d', bias=0.3),
+        dict(type='Normal', layer=['Conv2d', '_ConvNd'], std=1.0),
+        dict(type='Constant', layer='Conv2d', val=1.0, bias=2.0),
+    ],
+)
 def test_initialisers_leave_the_offsets_at_zero(init_cfg):
     model = nn.Sequential(ZeroOffsetDCN(8, 8, 3))
     before = model[0].weight.clone()
@@ -168,6 +178,7 @@ def test_conv_type_is_found_by_its_name_in_mmcv():
 
 def test_conv_bn_fusion_keeps_the_output():
     from mmcv.cnn import fuse_conv_bn
+
     model = nn.Sequential(_trained_conv_module())
     x = torch.randn(2, 6, 8, 8)
     expected = model(x)
@@ -191,6 +202,7 @@ def test_efficient_conv_bn_eval_keeps_the_output():
 
 def test_state_dict_is_that_of_mmcvs_dcn():
     from mmcv.ops import DeformConv2dPack
+
     theirs = DeformConv2dPack(8, 8, 3, padding=1, deform_groups=2, bias=False)
     ours = ZeroOffsetDCN(8, 8, 3, padding=1, deform_groups=2, bias=False)
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}

@@ -1,4 +1,5 @@
 """What an installed package carries."""
+
 import importlib.metadata
 import subprocess
 import sys
@@ -25,7 +26,7 @@ def test_a_wheel_carries_configs_and_tools_for_mim(tmp_path):
             (tree / name).write_bytes((ROOT / name).read_bytes())
     command = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', tmp_path, tree]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
-    wheel, = tmp_path.glob('*.whl')
+    (wheel,) = tmp_path.glob('*.whl')
     names = zipfile.ZipFile(wheel).namelist()
     for name in ('configs/ssd512_upgrade.py', 'configs/_base_/models/ssd512_r50.py', 'tools/train.py'):
         assert f'mmdeform_upgrade/.mim/{name}' in names, name

@@ -1,4 +1,5 @@
 """`upgrade_` in a training loop of one's own, with nothing of MMEngine."""
+
 import copy
 
 import pytest
@@ -12,7 +13,6 @@ from .conftest import relative_error
 
 
 class Residual(nn.Module):
-
     def __init__(self, channels):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
@@ -24,7 +24,6 @@ class Residual(nn.Module):
 
 
 class Classifier(nn.Module):
-
     def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 5, stride=2, padding=2)

@@ -1,4 +1,5 @@
 """What the README shows is what there is."""
+
 import re
 import runpy
 
@@ -19,7 +20,7 @@ def _blocks(language):
 
 
 def test_the_config_to_add_works(tiny_config, tiny_baseline, tmp_path):
-    text, = (block for block in _blocks('python') if '_base_' in block)
+    (text,) = (block for block in _blocks('python') if '_base_' in block)
     assert len(text.splitlines()) <= 12
     path = tmp_path / 'mine.py'
     text = text.replace('./ssd512_r50_voc.py', str(tiny_config)).replace('ssd512_r50_voc.pth', str(tiny_baseline))
@@ -30,7 +31,7 @@ def test_the_config_to_add_works(tiny_config, tiny_baseline, tmp_path):
 
 
 def test_the_plain_pytorch_lines_work(tmp_path, monkeypatch):
-    text, = (block for block in _blocks('python') if 'upgrade_(model' in block)
+    (text,) = (block for block in _blocks('python') if 'upgrade_(model' in block)
     assert len(text.splitlines()) <= 5
     trained, model = (nn.Sequential(*(nn.Conv2d(3, 3, 3) for _ in range(4))) for _ in range(2))
     torch.save(trained.state_dict(), tmp_path / 'baseline.pth')

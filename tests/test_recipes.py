@@ -1,4 +1,5 @@
 """Every setting of docs/recipes.md reaches a run, merged into an upgrade's config as a reader would."""
+
 import re
 
 import pytest
@@ -31,8 +32,15 @@ def _merged(cfg, title):
 
 
 def test_the_page_has_every_kind_of_setting():
-    assert list(SETTINGS) == ['Rates', 'Warm-up', 'Frozen weights', 'Offsets first', 'Averaged weights',
-                              'Gradients and precision', 'Watching it']
+    assert list(SETTINGS) == [
+        'Rates',
+        'Warm-up',
+        'Frozen weights',
+        'Offsets first',
+        'Averaged weights',
+        'Gradients and precision',
+        'Watching it',
+    ]
 
 
 def test_rates_and_decay_reach_the_offsets(short_cfg):  # noqa: F811
@@ -66,4 +74,5 @@ def test_a_setting_trains(title, short_cfg):  # noqa: F811
     if title == 'Averaged weights':
         saved = torch.load(f'{runner.work_dir}/epoch_1.pth', weights_only=False)
         assert saved['ema_state_dict'] and not torch.equal(
-            saved['state_dict']['bbox_head.cls_convs.0.0.weight'], after['bbox_head.cls_convs.0.0.weight'])
+            saved['state_dict']['bbox_head.cls_convs.0.0.weight'], after['bbox_head.cls_convs.0.0.weight']
+        )

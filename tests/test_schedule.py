@@ -22,16 +22,19 @@ def _step(**more):
 
 
 # Section 4 of the paper: a quarter of the epochs, decays at 2/3 and 5/6 of them.
-@pytest.mark.parametrize('epochs,milestones,expected,decays', [
-    (240, [160, 200], 60, [40, 50]),
-    (200, [160, 180], 50, [33, 42]),
-    (280, [220, 250], 70, [47, 58]),
-    (20, [14, 18], 5, [3, 4]),
-])
+@pytest.mark.parametrize(
+    'epochs,milestones,expected,decays',
+    [
+        (240, [160, 200], 60, [40, 50]),
+        (200, [160, 180], 50, [33, 42]),
+        (280, [220, 250], 70, [47, 58]),
+        (20, [14, 18], 5, [3, 4]),
+    ],
+)
 def test_step_schedules_follow_the_paper(epochs, milestones, expected, decays):
     short = shorten_schedule(_cfg(epochs, [_step(milestones=milestones, begin=0, end=epochs)]))
     assert short.train_cfg.max_epochs == expected
-    scheduler, = short.param_scheduler
+    (scheduler,) = short.param_scheduler
     assert list(scheduler.milestones) == decays and scheduler.gamma == 0.1 and scheduler.end == expected
 
 
@@ -73,8 +76,10 @@ def _rates(cfg, epochs, iterations):
 
 def test_a_decay_within_an_epoch_can_be_read():
     short = shorten_schedule(_cfg(12, [_step(milestones=[8, 11], begin=0, end=12)]))
-    assert describe_schedule(short) == ('3 epochs; MultiStepLR (epochs: once, at 2.0, gamma 0.1); '
-                                        'MultiStepLR (epochs: once, at 2.5, gamma 0.1); validation every 1')
+    assert describe_schedule(short) == (
+        '3 epochs; MultiStepLR (epochs: once, at 2.0, gamma 0.1); '
+        'MultiStepLR (epochs: once, at 2.5, gamma 0.1); validation every 1'
+    )
 
 
 def test_decays_that_several_schedulers_share_are_two_all_the_same():
@@ -103,19 +108,24 @@ def test_the_original_is_not_changed():
 
 
 def test_ratio_one_keeps_every_other_schedule():
-    schedulers = [dict(type='LinearLR', by_epoch=False, begin=0, end=500, start_factor=0.001),
-                  dict(type='CosineAnnealingLR', begin=5, end=285, T_max=280, by_epoch=True, eta_min=0.1)]
+    schedulers = [
+        dict(type='LinearLR', by_epoch=False, begin=0, end=500, start_factor=0.001),
+        dict(type='CosineAnnealingLR', begin=5, end=285, T_max=280, by_epoch=True, eta_min=0.1),
+    ]
     cfg = _cfg(300, schedulers)
     assert shorten_schedule(cfg, 1).to_dict() == cfg.to_dict()
 
 
 def test_warm_up_and_cosine_keep_their_shape():
-    cfg = _cfg(300, [
-        dict(type='QuadraticWarmupLR', by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
-        dict(type='CosineAnnealingLR', begin=5, T_max=285, end=285, by_epoch=True, convert_to_iter_based=True),
-        dict(type='CosineAnnealingLR', begin=150, T_max=150, end=300, by_epoch=True),
-        dict(type='ConstantLR', by_epoch=True, factor=1, begin=285, end=300)
-    ])
+    cfg = _cfg(
+        300,
+        [
+            dict(type='QuadraticWarmupLR', by_epoch=True, begin=0, end=5, convert_to_iter_based=True),
+            dict(type='CosineAnnealingLR', begin=5, T_max=285, end=285, by_epoch=True, convert_to_iter_based=True),
+            dict(type='CosineAnnealingLR', begin=150, T_max=150, end=300, by_epoch=True),
+            dict(type='ConstantLR', by_epoch=True, factor=1, begin=285, end=300),
+        ],
+    )
     warm, cosine, half, constant = shorten_schedule(cfg).param_scheduler
     assert (warm.begin, warm.end) == (0, 1) and warm.convert_to_iter_based
     assert (cosine.begin, cosine.end, cosine.T_max) == (1, 71, 71)
@@ -128,13 +138,15 @@ def test_warm_up_and_cosine_keep_their_shape():
 def test_warm_up_always_reaches_the_full_rate(steps, left, kind):
     import torch
     from mmengine.registry import PARAM_SCHEDULERS
+
     extra = {} if kind == 'QuadraticWarmupLR' else {'start_factor' if kind == 'LinearLR' else 'factor': 0.001}
     if kind == 'QuadraticWarmupLR':
         from mmengine.registry import init_default_scope
+
         init_default_scope('mmdet')
     short = shorten_schedule(_cfg(8, [dict(type=kind, by_epoch=False, begin=0, end=steps, **extra)]))
     assert sum(scheduler.end for scheduler in short.param_scheduler) == left
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     schedulers = [PARAM_SCHEDULERS.build(dict(optimizer=optimizer, **s)) for s in short.param_scheduler]
     for _ in range(left + 2):
         optimizer.step()
@@ -144,9 +156,15 @@ def test_warm_up_always_reaches_the_full_rate(steps, left, kind):
 
 
 def test_iteration_based_poly_schedules_shrink_with_their_intervals():
-    cfg = _cfg(80000, [dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
-                       dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=1500, end=80000, by_epoch=False)], 'iters',
-               default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=8000)))
+    cfg = _cfg(
+        80000,
+        [
+            dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
+            dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=1500, end=80000, by_epoch=False),
+        ],
+        'iters',
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=8000)),
+    )
     cfg.train_cfg.val_interval = 8000
     short = shorten_schedule(cfg)
     assert short.train_cfg.max_iters == 20000 and short.train_cfg.val_interval == 2000
@@ -162,9 +180,15 @@ def test_iteration_based_steps_follow_the_paper():
 
 
 def test_hooks_that_switch_at_an_epoch_switch_in_proportion():
-    cfg = _cfg(300, [], custom_hooks=[dict(type='YOLOXModeSwitchHook', num_last_epochs=15, priority=48),
-                                      dict(type='EMAHook', momentum=0.1),
-                                      dict(type='PipelineSwitchHook', switch_epoch=280)])
+    cfg = _cfg(
+        300,
+        [],
+        custom_hooks=[
+            dict(type='YOLOXModeSwitchHook', num_last_epochs=15, priority=48),
+            dict(type='EMAHook', momentum=0.1),
+            dict(type='PipelineSwitchHook', switch_epoch=280),
+        ],
+    )
     cfg.train_cfg.dynamic_intervals = [(280, 1)]
     short = shorten_schedule(cfg)
     assert [h.get('num_last_epochs', h.get('switch_epoch')) for h in short.custom_hooks] == [4, None, 70]
@@ -173,16 +197,19 @@ def test_hooks_that_switch_at_an_epoch_switch_in_proportion():
 
 def test_exponential_decay_reaches_the_same_rate():
     short = shorten_schedule(_cfg(100, dict(type='ExponentialLR', gamma=0.95, by_epoch=True)))
-    assert short.param_scheduler[0].gamma**25 == pytest.approx(0.95**100)
+    assert short.param_scheduler[0].gamma ** 25 == pytest.approx(0.95**100)
     short = shorten_schedule(_cfg(100, dict(type='ExponentialLR', gamma=None, by_epoch=True)))
     assert short.param_scheduler[0].gamma is None, "the scheduler's own default"
 
 
-@pytest.mark.parametrize('changes,message', [
-    (dict(type=torch.ones(2)), r'param_scheduler\[0\]\.type=tensor\(\[1., 1.\]\), expected a name or a class'),
-    (dict(type=''), r'param_scheduler\[0\] has no type'),
-    (dict(gamma=-0.1), r'param_scheduler\[0\]\.gamma=-0.1, expected a number of at least 0'),
-])
+@pytest.mark.parametrize(
+    'changes,message',
+    [
+        (dict(type=torch.ones(2)), r'param_scheduler\[0\]\.type=tensor\(\[1., 1.\]\), expected a name or a class'),
+        (dict(type=''), r'param_scheduler\[0\] has no type'),
+        (dict(gamma=-0.1), r'param_scheduler\[0\]\.gamma=-0.1, expected a number of at least 0'),
+    ],
+)
 def test_a_scheduler_that_is_none_is_named(changes, message):
     with pytest.raises(ConfigError, match=message):
         shorten_schedule(_cfg(100, [{**_step(milestones=[50]), **changes}]))
@@ -196,16 +223,29 @@ def test_a_ratio_out_of_range_is_refused(ratio):
 
 def test_rates_of_the_fine_tune_and_its_offsets_are_factors():
     cfg = Config.fromfile(ROOT / 'configs/ssd512_upgrade.py')
-    changed = upgrade_config(Config.fromfile(ROOT / 'configs/ssd/ssd512_r50_240e_voc0712.py'), load_from='x.pth',
-                             lr_mult=0.3, offset_lr_mult=10.0)
+    changed = upgrade_config(
+        Config.fromfile(ROOT / 'configs/ssd/ssd512_r50_240e_voc0712.py'),
+        load_from='x.pth',
+        lr_mult=0.3,
+        offset_lr_mult=10.0,
+    )
     assert changed.optim_wrapper.optimizer == {**cfg.optim_wrapper.optimizer, 'lr': 0.0003}
     assert changed.optim_wrapper.paramwise_cfg.custom_keys == {'conv_offset': {'lr_mult': 10.0}}
     assert 'SGD lr 0.0003; offsets: lr_mult 10.0' in describe_schedule(changed)
     assert rate_changes(cfg) == {}, 'nothing is asked, nothing changes'
 
 
-@pytest.mark.parametrize('rates', [dict(lr_mult=0), dict(lr_mult=-1.0), dict(offset_lr_mult=float('nan')),
-                                   dict(offset_lr_mult='10'), dict(lr_mult=float('inf')), dict(lr_mult=True)])
+@pytest.mark.parametrize(
+    'rates',
+    [
+        dict(lr_mult=0),
+        dict(lr_mult=-1.0),
+        dict(offset_lr_mult=float('nan')),
+        dict(offset_lr_mult='10'),
+        dict(lr_mult=float('inf')),
+        dict(lr_mult=True),
+    ],
+)
 def test_a_rate_that_is_no_positive_factor_is_refused(rates):
     with pytest.raises(ConfigError, match=r'lr_mult=.* is not a positive number'):
         rate_changes(Config.fromfile(ROOT / 'configs/ssd512_upgrade.py'), **rates)
@@ -223,17 +263,25 @@ def test_a_config_without_a_length_is_refused():
         shorten_schedule(Config(dict(model=dict(type='x'))))
 
 
-@pytest.mark.parametrize('name', ['ssd/ssd512_coco.py', 'yolox/yolox_s_8xb8-300e_coco.py',
-                                  'rtmdet/rtmdet_s_8xb32-300e_coco.py', 'detr/detr_r50_8xb2-150e_coco.py'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'ssd/ssd512_coco.py',
+        'yolox/yolox_s_8xb8-300e_coco.py',
+        'rtmdet/rtmdet_s_8xb32-300e_coco.py',
+        'detr/detr_r50_8xb2-150e_coco.py',
+    ],
+)
 def test_schedules_of_the_zoo_build_and_end_with_the_training(name):
     import torch
     from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
+
     init_default_scope('mmdet')
     cfg = Config.fromfile(MMDET_CONFIGS / name)
     short = shorten_schedule(cfg)
     total = short.train_cfg.max_epochs
     assert total == round(cfg.train_cfg.max_epochs / 4 + 1e-9)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     for scheduler in short.param_scheduler:
         if scheduler.get('by_epoch', True):
             assert scheduler.get('end', total) <= total
@@ -244,6 +292,7 @@ def test_schedules_of_the_zoo_build_and_end_with_the_training(name):
 
 def test_a_segmentors_schedule_of_the_zoo_shrinks_by_iterations():
     import mmseg
+
     path = 'deeplabv3/deeplabv3_r50-d8_4xb4-20k_voc12aug-512x512.py'
     short = shorten_schedule(Config.fromfile(Path(mmseg.__file__).parent / '.mim' / 'configs' / path))
     assert (short.train_cfg.max_iters, short.train_cfg.val_interval) == (5000, 500)

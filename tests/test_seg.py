@@ -1,4 +1,5 @@
 """MMSegmentation: schedules by iterations, masks, and a DeepLabV3 from its baseline to the fine-tuned upgrade."""
+
 import copy
 import re
 from dataclasses import replace
@@ -102,18 +103,21 @@ def _picture(shapes):
 
 
 # Stock schedules, a quarter of each.
-@pytest.mark.parametrize('name,iterations,interval', [
-    ('deeplabv3/deeplabv3_r101-d8_4xb4-20k_voc12aug-512x512.py', 5000, 500),
-    ('deeplabv3/deeplabv3_r101-d8_4xb4-40k_voc12aug-512x512.py', 10000, 1000),
-    ('pspnet/pspnet_r50-d8_4xb2-80k_cityscapes-512x1024.py', 20000, 2000),
-    ('fcn/fcn_r50-d8_4xb4-160k_ade20k-512x512.py', 40000, 4000),
-    ('deeplabv3/deeplabv3_r101-d8_4xb4-320k_coco-stuff164k-512x512.py', 80000, 8000),
-])
+@pytest.mark.parametrize(
+    'name,iterations,interval',
+    [
+        ('deeplabv3/deeplabv3_r101-d8_4xb4-20k_voc12aug-512x512.py', 5000, 500),
+        ('deeplabv3/deeplabv3_r101-d8_4xb4-40k_voc12aug-512x512.py', 10000, 1000),
+        ('pspnet/pspnet_r50-d8_4xb2-80k_cityscapes-512x1024.py', 20000, 2000),
+        ('fcn/fcn_r50-d8_4xb4-160k_ade20k-512x512.py', 40000, 4000),
+        ('deeplabv3/deeplabv3_r101-d8_4xb4-320k_coco-stuff164k-512x512.py', 80000, 8000),
+    ],
+)
 def test_stock_schedules_shrink_by_iterations(name, iterations, interval):
     cfg = Config.fromfile(find_config(f'mmseg::{name}'))
     short = shorten_schedule(cfg)
     assert short.train_cfg == dict(type='IterBasedTrainLoop', max_iters=iterations, val_interval=interval)
-    poly, = short.param_scheduler
+    (poly,) = short.param_scheduler
     assert (poly.type, poly.begin, poly.end, poly.by_epoch) == ('PolyLR', 0, iterations, False)
     assert (poly.power, poly.eta_min) == (cfg.param_scheduler[0].power, cfg.param_scheduler[0].eta_min)
     assert short.default_hooks.checkpoint == dict(type='CheckpointHook', by_epoch=False, interval=interval)
@@ -123,8 +127,9 @@ def test_stock_schedules_shrink_by_iterations(name, iterations, interval):
 
 
 def test_warm_up_and_late_validation_shrink_with_them():
-    warm, poly = shorten_schedule(Config.fromfile(
-        CONFIGS / 'vit/vit_deit-b16_upernet_8xb2-80k_ade20k-512x512.py')).param_scheduler
+    warm, poly = shorten_schedule(
+        Config.fromfile(CONFIGS / 'vit/vit_deit-b16_upernet_8xb2-80k_ade20k-512x512.py')
+    ).param_scheduler
     assert (warm.type, warm.begin, warm.end, poly.begin, poly.end) == ('LinearLR', 0, 375, 375, 20000)
     late = shorten_schedule(Config.fromfile(CONFIGS / 'san/san-vit-b16_coco-stuff164k-640x640.py'))
     assert (late.train_cfg.max_iters, late.train_cfg.val_begin, late.train_cfg.val_interval) == (15000, 13750, 125)
@@ -136,23 +141,34 @@ def test_a_stock_config_is_named_by_its_package(tmp_path):
     cfg.model.pretrained = None
     with torch.device('meta'):
         state = build(cfg).state_dict()
-    torch.save({key: torch.zeros(value.shape, dtype=torch.float16) for key, value in state.items()},
-               tmp_path / 'r101.pth')
+    torch.save(
+        {key: torch.zeros(value.shape, dtype=torch.float16) for key, value in state.items()}, tmp_path / 'r101.pth'
+    )
     plan = run_tool('upgrade.py', VOC_R101, 'r101.pth', cwd=tmp_path).stdout
-    for text in ('layer4.0.conv2', 'layer4.1.conv2', 'layer4.2.conv2', 'dilation 4', '682 tensors fit',
-                 '2 359 296 -> 2 442 240', '20000 iterations; SGD lr 0.01',
-                 '5000 iterations; SGD lr 0.01; PolyLR (iterations: power 0.9, eta_min 0.0001, begin 0, end 5000)'):
+    for text in (
+        'layer4.0.conv2',
+        'layer4.1.conv2',
+        'layer4.2.conv2',
+        'dilation 4',
+        '682 tensors fit',
+        '2 359 296 -> 2 442 240',
+        '20000 iterations; SGD lr 0.01',
+        '5000 iterations; SGD lr 0.01; PolyLR (iterations: power 0.9, eta_min 0.0001, begin 0, end 5000)',
+    ):
         assert text in plan, text
     upgraded = Config.fromfile(tmp_path / (Path(VOC_R101).stem + '-upgrade.py'))
     assert upgraded.model.backbone.base_type == 'ResNetV1c' and upgraded.model.pretrained is None
     assert upgraded.train_dataloader.sampler.type == 'InfiniteSampler' and upgraded.train_cfg.max_iters == 5000
 
 
-@pytest.mark.parametrize('name,message', [
-    ('mmseg::deeplabv3/none.py', "there is no config file '.*deeplabv3/none.py'"),
-    ('nopackage::a/b.py', "the package 'nopackage' is not installed"),
-    ('::a.py', "the package '' is not installed"),
-])
+@pytest.mark.parametrize(
+    'name,message',
+    [
+        ('mmseg::deeplabv3/none.py', "there is no config file '.*deeplabv3/none.py'"),
+        ('nopackage::a/b.py', "the package 'nopackage' is not installed"),
+        ('::a.py', "the package '' is not installed"),
+    ],
+)
 def test_a_wrong_package_config_is_named(name, message):
     with pytest.raises(ConfigError, match=message):
         find_config(name)
@@ -161,17 +177,21 @@ def test_a_wrong_package_config_is_named(name, message):
 def test_masks_are_read_with_their_ignored_border(tmp_path):
     compose_shapes(tmp_path / 'd', train=4, val=0, test=0, size=64, options=replace(SHAPE_OPTIONS, border=2))
     init_default_scope('mmseg')
-    settings = dict(data_root=str(tmp_path / 'd/VOC2007'), ann_file='ImageSets/Segmentation/train.txt',
-                    data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
-                    pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')])
+    settings = dict(
+        data_root=str(tmp_path / 'd/VOC2007'),
+        ann_file='ImageSets/Segmentation/train.txt',
+        data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')],
+    )
     classes = ('background', *SHAPE_CLASSES)
     dataset = BaseSegDataset(img_suffix='.jpg', seg_map_suffix='.png', metainfo=dict(classes=classes), **settings)
     truths = [item['data_samples'].gt_sem_seg.data for item in dataset]
     assert len(truths) == 4 and all({0, 255} < set(truth.unique().tolist()) <= {*range(7), 255} for truth in truths)
     # The same files, layout and suffixes are what PascalVOCDataset expects; only its class names are fixed.
     voc = PascalVOCDataset(**settings)
-    assert all(torch.equal(item['data_samples'].gt_sem_seg.data, truth)
-               for item, truth in zip(voc, truths, strict=True))
+    assert all(
+        torch.equal(item['data_samples'].gt_sem_seg.data, truth) for item, truth in zip(voc, truths, strict=True)
+    )
     with pytest.raises(ValueError, match='is not a subset of classes'):
         PascalVOCDataset(metainfo=dict(classes=classes), **settings)
 
@@ -197,13 +217,17 @@ def test_the_plan_names_iterations(seg_upgrade):
     assert '6 offset tensors start at zero' in plan and all(name in plan for name in LAYERS)
 
 
-def test_the_upgraded_segmentor_scores_exactly_the_baseline(seg_config, seg_baseline, seg_upgrade, fine_tuned,
-                                                            tmp_path):
+def test_the_upgraded_segmentor_scores_exactly_the_baseline(
+    seg_config, seg_baseline, seg_upgrade, fine_tuned, tmp_path
+):
     before = _scores(seg_config, seg_baseline[0], tmp_path / 'b')
     assert before == _scores(seg_upgrade[0], seg_baseline[0], tmp_path / 'a')
     assert before[0] != before[1] and len(set(before[0].values())) == 3
-    assert 'the upgrade scores, as the baseline does: ' \
-        + ', '.join(f'{key} {value:.4f}' for key, value in before[0].items()) in fine_tuned[1]
+    assert (
+        'the upgrade scores, as the baseline does: '
+        + ', '.join(f'{key} {value:.4f}' for key, value in before[0].items())
+        in fine_tuned[1]
+    )
 
 
 def test_logits_of_the_untouched_upgrade_are_the_baselines(seg_config, seg_baseline, seg_upgrade, shapes):
@@ -234,8 +258,13 @@ def test_inference_apis_load_the_upgraded_segmentor(seg_upgrade, fine_tuned, sha
     assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
     assert model.dataset_meta['classes'] == ('background', *SHAPE_CLASSES)
     expected = inference_model(model, picture).pred_sem_seg.data[0].numpy()
-    inferencer = MMSegInferencer(config, str(fine_tuned[0]), device='cpu', classes=list(model.dataset_meta['classes']),
-                                 palette=model.dataset_meta['palette'])
+    inferencer = MMSegInferencer(
+        config,
+        str(fine_tuned[0]),
+        device='cpu',
+        classes=list(model.dataset_meta['classes']),
+        palette=model.dataset_meta['palette'],
+    )
     assert np.array_equal(inferencer(picture, show=False)['predictions'], expected)
 
 
@@ -261,12 +290,15 @@ def test_resume_goes_on_at_its_iteration(seg_upgrade, fine_tuned, tmp_path):
     assert any(value.any() for key, value in resumed['state_dict'].items() if 'conv_offset' in key)
 
 
-@pytest.mark.parametrize('name,part,dilations', [
-    ('deeplabv3/deeplabv3_r101-d16-mg124_4xb2-40k_cityscapes-512x1024.py', 'backbone', [1, 2, 4]),  # multi_grid
-    ('deeplabv3/deeplabv3_r50-d8_4xb4-20k_voc12aug-512x512.py', 'backbone', [2, 4, 4]),  # contract_dilation
-    ('deeplabv3/deeplabv3_r50-d8_4xb4-20k_voc12aug-512x512.py', 'decode_head', [24, 36, 1]),
-    ('upernet/upernet_r50_4xb4-20k_voc12aug-512x512.py', 'auxiliary_head', [1]),
-])
+@pytest.mark.parametrize(
+    'name,part,dilations',
+    [
+        ('deeplabv3/deeplabv3_r101-d16-mg124_4xb2-40k_cityscapes-512x1024.py', 'backbone', [1, 2, 4]),  # multi_grid
+        ('deeplabv3/deeplabv3_r50-d8_4xb4-20k_voc12aug-512x512.py', 'backbone', [2, 4, 4]),  # contract_dilation
+        ('deeplabv3/deeplabv3_r50-d8_4xb4-20k_voc12aug-512x512.py', 'decode_head', [24, 36, 1]),
+        ('upernet/upernet_r50_4xb4-20k_voc12aug-512x512.py', 'auxiliary_head', [1]),
+    ],
+)
 def test_dilated_stages_and_heads_upgrade_to_the_same_outputs(name, part, dilations):
     text = Config.fromfile(CONFIGS / name).pretty_text.replace("'SyncBN'", "'BN'")
     cfg = Config.fromstring(text, '.py')

@@ -10,7 +10,6 @@ from mmdeform_upgrade.errors import TargetError
 
 
 class Block(nn.Module):
-
     def __init__(self, width):
         super().__init__()
         self.conv1 = nn.Conv2d(width, width, 1)
@@ -18,7 +17,6 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-
     def __init__(self):
         super().__init__()
         self.stem = nn.Conv2d(3, 4, 7)
@@ -27,17 +25,20 @@ class Net(nn.Module):
         self.bn = nn.BatchNorm2d(4)
 
 
-@pytest.mark.parametrize('targets,exclude,expected', [
-    ('last:1', (), ['layer2.1.conv2']),
-    ('last:3', (), ['layer1.1.conv2', 'layer2.0.conv2', 'layer2.1.conv2']),
-    ('last:2', ['layer2.1.conv2'], ['layer1.1.conv2', 'layer2.0.conv2']),
-    ('last:1', r'layer2\..*', ['layer1.1.conv2']),
-    (['layer2.0.conv2', 'stem'], (), ['stem', 'layer2.0.conv2']),
-    (['1.conv2'], (), ['layer1.1.conv2', 'layer2.1.conv2']),
-    (('conv1', ), ['layer1.0.conv1'], ['layer1.1.conv1', 'layer2.0.conv1', 'layer2.1.conv1']),
-    (r'layer2\.\d\.conv2', (), ['layer2.0.conv2', 'layer2.1.conv2']),
-    (r'layer[12]\.0\..*', (), ['layer1.0.conv1', 'layer1.0.conv2', 'layer2.0.conv1', 'layer2.0.conv2']),
-])
+@pytest.mark.parametrize(
+    'targets,exclude,expected',
+    [
+        ('last:1', (), ['layer2.1.conv2']),
+        ('last:3', (), ['layer1.1.conv2', 'layer2.0.conv2', 'layer2.1.conv2']),
+        ('last:2', ['layer2.1.conv2'], ['layer1.1.conv2', 'layer2.0.conv2']),
+        ('last:1', r'layer2\..*', ['layer1.1.conv2']),
+        (['layer2.0.conv2', 'stem'], (), ['stem', 'layer2.0.conv2']),
+        (['1.conv2'], (), ['layer1.1.conv2', 'layer2.1.conv2']),
+        (('conv1',), ['layer1.0.conv1'], ['layer1.1.conv1', 'layer2.0.conv1', 'layer2.1.conv1']),
+        (r'layer2\.\d\.conv2', (), ['layer2.0.conv2', 'layer2.1.conv2']),
+        (r'layer[12]\.0\..*', (), ['layer1.0.conv1', 'layer1.0.conv2', 'layer2.0.conv1', 'layer2.0.conv2']),
+    ],
+)
 def test_targets_select(targets, exclude, expected):
     assert find_targets(Net(), targets, exclude) == expected
 
@@ -58,21 +59,24 @@ RES5 = ['layer4.0.conv2', 'layer4.1.conv2', 'layer4.2.conv2']
 RES4_END = ['layer3.20.conv2', 'layer3.21.conv2', 'layer3.22.conv2']
 
 
-@pytest.mark.parametrize('targets,expected', [
-    ('res5c', RES5[2:]),
-    ('res5b,c', RES5[1:]),
-    ('res5a,b,c', RES5),
-    ('res5a-c', RES5),
-    ('res5', RES5),
-    ('res5+res4b20-22', RES4_END + RES5),
-    ('res4b20-b22', RES4_END),
-    ('res4a,b1', ['layer3.0.conv2', 'layer3.1.conv2']),
-    (['res5c', 'stem'], ['stem', *RES5[2:]]),
-    ('in:layer4', RES5),
-    ('in:layer4.1', RES5[1:2]),
-    (['in:layer4', 'layer3.0.conv1'], ['layer3.0.conv1', *RES5]),
-    ({'res5c': 2, 'res4b22': 1}, [RES4_END[2], RES5[2]]),
-])
+@pytest.mark.parametrize(
+    'targets,expected',
+    [
+        ('res5c', RES5[2:]),
+        ('res5b,c', RES5[1:]),
+        ('res5a,b,c', RES5),
+        ('res5a-c', RES5),
+        ('res5', RES5),
+        ('res5+res4b20-22', RES4_END + RES5),
+        ('res4b20-b22', RES4_END),
+        ('res4a,b1', ['layer3.0.conv2', 'layer3.1.conv2']),
+        (['res5c', 'stem'], ['stem', *RES5[2:]]),
+        ('in:layer4', RES5),
+        ('in:layer4.1', RES5[1:2]),
+        (['in:layer4', 'layer3.0.conv1'], ['layer3.0.conv1', *RES5]),
+        ({'res5c': 2, 'res4b22': 1}, [RES4_END[2], RES5[2]]),
+    ],
+)
 def test_parts_select_their_spatial_convolutions(targets, expected):
     assert find_targets(ResNet(), targets) == expected
 
@@ -85,6 +89,7 @@ def test_parts_can_be_excluded():
 @pytest.mark.parametrize('prefix', ['', 'backbone.'])
 def test_the_papers_names_are_those_of_mmdets_resnet101(prefix):
     from mmdet.models import ResNet as MMResNet
+
     with torch.device('meta'):
         net = MMResNet(depth=101)
     net = nn.ModuleDict({'backbone': net}) if prefix else net
@@ -93,24 +98,28 @@ def test_the_papers_names_are_those_of_mmdets_resnet101(prefix):
 
 def test_both_convolutions_of_a_basic_block_are_taken():
     from mmdet.models import ResNet as MMResNet
+
     with torch.device('meta'):
         net = MMResNet(depth=18)
     assert find_targets(net, 'res5b') == ['layer4.1.conv1', 'layer4.1.conv2']
 
 
-@pytest.mark.parametrize('targets,message', [
-    ('res5d', r'layer4 has 3 blocks, a to c; there is no d'),
-    ('res4b23', r'layer3 has 23 blocks, a to b22; there is no b23'),
-    ('res5c-a', 'the range c-a runs backwards'),
-    ('res5c3', "'c3' is no block; blocks are a, b, c"),
-    ('res3', 'no ResNet stage layer2 or res3; name its convolutions, or a part of it as in:NAME'),
-    ('in:layer9', r'in:layer9: there is no such module; there are stem, layer3, layer3\.0'),
-    ('in:layer4.2.conv1', r'layer4\.2\.conv1 has no convolution with a kernel larger than 1x1\. Upgradable'),
-    (['last:2', 'stem'], "'last:2' stands alone"),
-    ({'res5c': 2, 'res5': 1}, r"give layer4\.2\.conv2 both 2 and 1 deform_groups"),
-    ({'res5c': 'two'}, "has deform_groups 'two', expected a whole number"),
-    ({}, 'match no convolution'),
-])
+@pytest.mark.parametrize(
+    'targets,message',
+    [
+        ('res5d', r'layer4 has 3 blocks, a to c; there is no d'),
+        ('res4b23', r'layer3 has 23 blocks, a to b22; there is no b23'),
+        ('res5c-a', 'the range c-a runs backwards'),
+        ('res5c3', "'c3' is no block; blocks are a, b, c"),
+        ('res3', 'no ResNet stage layer2 or res3; name its convolutions, or a part of it as in:NAME'),
+        ('in:layer9', r'in:layer9: there is no such module; there are stem, layer3, layer3\.0'),
+        ('in:layer4.2.conv1', r'layer4\.2\.conv1 has no convolution with a kernel larger than 1x1\. Upgradable'),
+        (['last:2', 'stem'], "'last:2' stands alone"),
+        ({'res5c': 2, 'res5': 1}, r'give layer4\.2\.conv2 both 2 and 1 deform_groups'),
+        ({'res5c': 'two'}, "has deform_groups 'two', expected a whole number"),
+        ({}, 'match no convolution'),
+    ],
+)
 def test_bad_parts_are_named(targets, message):
     with pytest.raises(TargetError, match=message):
         upgrade_(ResNet(), targets)
@@ -120,7 +129,9 @@ def test_each_target_may_have_deform_groups_of_its_own():
     net = ResNet()
     report = upgrade_(net, {'res5': 4, 'res4b22': 2})
     assert {layer.name: layer.deform_groups for layer in report.layers} == {
-        'layer3.22.conv2': 2, **dict.fromkeys(RES5, 4)}
+        'layer3.22.conv2': 2,
+        **dict.fromkeys(RES5, 4),
+    }
     assert net.layer4[0].conv2.conv_offset.weight.shape[0] == 2 * 4 * 9
 
 
@@ -145,21 +156,24 @@ def test_a_shared_conv_counts_once():
     assert find_targets(net, 'last:2') == ['a', 'b']
 
 
-@pytest.mark.parametrize('targets,exclude,message', [
-    ('last:9', (), r"asks for 9 convolutions, and there are 5\. Upgradable, in order: stem, layer1\.0\.conv2"),
-    ('last:3', r'layer.*', r'there are 1 after 8 excluded'),
-    ('last:0', (), 'write last:N with a whole number N'),
-    ('last:x', (), 'write last:N with a whole number N'),
-    (r'layer9\..*', (), r"match no convolution .a string is a regular expression.*Upgradable, in order: stem"),
-    ('layer(', (), 'neither last:N nor a regular expression'),
-    ('bn', (), 'match no convolution'),
-    (['layer2.1.conv3'], (), r"'layer2.1.conv3' names no module .did you mean 'layer2\.1\.conv2'"),
-    (['layer2'], (), "'layer2' is a Sequential, not a convolution"),
-    (['stem'], ['stam'], r"exclude: 'stam' names no module"),
-    ([], (), 'match no convolution'),
-    (['stem'], ['stem'], 'match no convolution after 1 excluded'),
-    (3, (), 'neither a string nor a sequence of names'),
-])
+@pytest.mark.parametrize(
+    'targets,exclude,message',
+    [
+        ('last:9', (), r'asks for 9 convolutions, and there are 5\. Upgradable, in order: stem, layer1\.0\.conv2'),
+        ('last:3', r'layer.*', r'there are 1 after 8 excluded'),
+        ('last:0', (), 'write last:N with a whole number N'),
+        ('last:x', (), 'write last:N with a whole number N'),
+        (r'layer9\..*', (), r'match no convolution .a string is a regular expression.*Upgradable, in order: stem'),
+        ('layer(', (), 'neither last:N nor a regular expression'),
+        ('bn', (), 'match no convolution'),
+        (['layer2.1.conv3'], (), r"'layer2.1.conv3' names no module .did you mean 'layer2\.1\.conv2'"),
+        (['layer2'], (), "'layer2' is a Sequential, not a convolution"),
+        (['stem'], ['stam'], r"exclude: 'stam' names no module"),
+        ([], (), 'match no convolution'),
+        (['stem'], ['stem'], 'match no convolution after 1 excluded'),
+        (3, (), 'neither a string nor a sequence of names'),
+    ],
+)
 def test_bad_targets_are_named(targets, exclude, message):
     with pytest.raises(TargetError, match=message):
         find_targets(Net(), targets, exclude)
@@ -180,6 +194,7 @@ def _subclasses():
     from mmcv.cnn.bricks import ConvAWS2d, ConvWS2d
     from mmcv.cnn.bricks.conv2d_adaptive_padding import Conv2dAdaptivePadding
     from mmcv.ops import SAConv2d
+
     return ConvWS2d, ConvAWS2d, SAConv2d, Conv2dAdaptivePadding
 
 
@@ -188,13 +203,17 @@ def test_the_frameworks_own_subclasses_are_refused_by_name_and_skipped_by_last(k
     net = Net()
     net.layer2[1].conv2 = kind(4, 4, 3, padding=1)
     assert find_targets(net, 'last:1') == ['layer2.0.conv2']
-    with pytest.raises(TargetError, match=rf'layer2\.1\.conv2: it is a subclass of Conv2d \({kind.__name__}\) with a '
-                                          'forward of its own'):
+    with pytest.raises(
+        TargetError,
+        match=rf'layer2\.1\.conv2: it is a subclass of Conv2d \({kind.__name__}\) with a '
+        'forward of its own',
+    ):
         find_targets(net, ['layer2.1.conv2'])
 
 
 def test_what_predicts_offsets_inside_another_conv_is_not_counted_by_last():
     from mmcv.ops import DeformConv2dPack, SAConv2d
+
     net = Net()
     net.layer2[1].conv2 = SAConv2d(4, 4, 3, padding=1, use_deform=True)
     net.layer2[0].conv2 = DeformConv2dPack(4, 4, 3, padding=1)
@@ -205,6 +224,7 @@ def test_what_predicts_offsets_inside_another_conv_is_not_counted_by_last():
 @pytest.mark.parametrize('conv_cfg', ['ConvWS', 'ConvAWS'])
 def test_a_backbone_of_subclasses_only_has_nothing_to_upgrade(conv_cfg):
     from mmdet.models.backbones import ResNet
+
     net = ResNet(18, base_channels=8, conv_cfg=dict(type=conv_cfg))
     with pytest.raises(TargetError, match='asks for 3 convolutions, and there are 0.*no upgradable convolution'):
         find_targets(net, 'last:3')
@@ -212,10 +232,15 @@ def test_a_backbone_of_subclasses_only_has_nothing_to_upgrade(conv_cfg):
 
 def test_levels_that_share_a_conv_count_it_once():
     from mmdet.models.dense_heads import RTMDetSepBNHead
+
     head = RTMDetSepBNHead(2, 8, feat_channels=8, stacked_convs=2, share_conv=True, pred_kernel_size=1)
     assert head.cls_convs[0][1].conv is head.cls_convs[2][1].conv
-    assert find_targets(head, 'last:4') == ['cls_convs.0.0.conv', 'cls_convs.0.1.conv', 'reg_convs.0.0.conv',
-                                            'reg_convs.0.1.conv']
+    assert find_targets(head, 'last:4') == [
+        'cls_convs.0.0.conv',
+        'cls_convs.0.1.conv',
+        'reg_convs.0.0.conv',
+        'reg_convs.0.1.conv',
+    ]
 
 
 def test_a_model_without_convolutions_says_so():
@@ -229,6 +254,7 @@ def test_the_documented_targets_are_understood():
     from pathlib import Path
 
     from mmdet.models import ResNet as MMResNet
+
     text = (Path(__file__).parents[1] / 'docs/targets.md').read_text(encoding='utf8')
     forms = [line.split(' | ')[0] for line in text.splitlines() if line.startswith('| `')]
     depths = re.findall(r'^\| \d \| (`.+`) \|$', text, re.M)

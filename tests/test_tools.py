@@ -1,4 +1,5 @@
 """The command line as users call it."""
+
 import json
 import re
 
@@ -20,6 +21,7 @@ def _fails(name, *args, **options):
 @pytest.fixture(scope='module')
 def ssd512_checkpoint(tmp_path_factory):
     from .conftest import build
+
     cfg = Config.fromfile(ROOT / 'configs/ssd/ssd512_r50_240e_voc0712.py')
     cfg.model.backbone.init_cfg = None
     path = tmp_path_factory.mktemp('ssd') / 'epoch_240.pth'
@@ -30,17 +32,39 @@ def ssd512_checkpoint(tmp_path_factory):
 def test_upgrade_prints_a_plan_that_can_be_checked_and_writes_nothing_when_dry(ssd512_checkpoint, tmp_path):
     config = ROOT / 'configs/ssd/ssd512_r50_240e_voc0712.py'
     plan = run_tool('upgrade.py', config, ssd512_checkpoint, '--dry-run', '--out', tmp_path / 'out.py').stdout
-    for text in ('layer4.2.conv2', '2 359 296 -> 2 442 240', 'offset biases 18', '390 tensors fit',
-                 '6 offset tensors start at zero', '240 epochs; SGD lr 0.001', 'milestones [160, 200]',
-                 '60 epochs; SGD lr 0.001', 'milestones [40, 50]'):
+    for text in (
+        'layer4.2.conv2',
+        '2 359 296 -> 2 442 240',
+        'offset biases 18',
+        '390 tensors fit',
+        '6 offset tensors start at zero',
+        '240 epochs; SGD lr 0.001',
+        'milestones [160, 200]',
+        '60 epochs; SGD lr 0.001',
+        'milestones [40, 50]',
+    ):
         assert text in plan, text
     assert list(tmp_path.iterdir()) == []
 
 
 def test_upgrade_writes_a_short_inheriting_config_and_the_control(tiny_config, tiny_baseline, tmp_path):
     out, control = tmp_path / 'sub' / 'up.py', tmp_path / 'control.py'
-    run_tool('upgrade.py', tiny_config, tiny_baseline, '--out', out, '--control', control, '--epoch-ratio', 0.5,
-             '--targets', 'layer4.1.conv1', 'layer4.1.conv2', '--deform-groups', 2)
+    run_tool(
+        'upgrade.py',
+        tiny_config,
+        tiny_baseline,
+        '--out',
+        out,
+        '--control',
+        control,
+        '--epoch-ratio',
+        0.5,
+        '--targets',
+        'layer4.1.conv1',
+        'layer4.1.conv2',
+        '--deform-groups',
+        2,
+    )
     upgraded, plain = Config.fromfile(out), Config.fromfile(control)
     assert upgraded.model.backbone.targets == ['layer4.1.conv1', 'layer4.1.conv2']
     assert upgraded.model.backbone.deform_groups == 2
@@ -62,8 +86,16 @@ def test_the_written_config_trains_and_tests(tiny_config, tiny_baseline, tmp_pat
 
 
 def test_amp_and_auto_scale_lr_reach_the_runner(tiny_upgrade, tmp_path):
-    result = run_tool('train.py', tiny_upgrade, '--work-dir', tmp_path, '--auto-scale-lr', '--cfg-options',
-                      'train_cfg.max_epochs=1', 'auto_scale_lr.base_batch_size=8')
+    result = run_tool(
+        'train.py',
+        tiny_upgrade,
+        '--work-dir',
+        tmp_path,
+        '--auto-scale-lr',
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+        'auto_scale_lr.base_batch_size=8',
+    )
     assert re.search(r'lr: 7\.5000e-04', result.stdout), 'half the rate for half the pictures'
 
 
@@ -77,14 +109,21 @@ def _checkpoint_of_another_class_count(tiny_baseline, path):
 
 
 # Each is refused before training, with one message and nothing written.
-@pytest.mark.parametrize('name,options,message', [
-    ('no match', ['--targets', 'layer7.conv1'], "layer7.conv1'.* match no convolution.*Upgradable, in order: conv1"),
-    ('ratio', ['--epoch-ratio', '1.5'], r'epoch_ratio=1.5 is not in \(0, 1\]'),
-    ('part', ['--part', 'neck2'], "no part 'neck2'.*it has backbone, bbox_head, data_preprocessor, neck"),
-    ('groups', ['--deform-groups', '3'], 'deform_groups=3 does not divide its 64 input channels'),
-    ('too many', ['--targets', 'last:400'], 'asks for 400 convolutions, and there are 17'),
-    ('ending', ['--out', 'upgrade.yaml'], "'upgrade.yaml': a config file ends in .py"),
-])
+@pytest.mark.parametrize(
+    'name,options,message',
+    [
+        (
+            'no match',
+            ['--targets', 'layer7.conv1'],
+            "layer7.conv1'.* match no convolution.*Upgradable, in order: conv1",
+        ),
+        ('ratio', ['--epoch-ratio', '1.5'], r'epoch_ratio=1.5 is not in \(0, 1\]'),
+        ('part', ['--part', 'neck2'], "no part 'neck2'.*it has backbone, bbox_head, data_preprocessor, neck"),
+        ('groups', ['--deform-groups', '3'], 'deform_groups=3 does not divide its 64 input channels'),
+        ('too many', ['--targets', 'last:400'], 'asks for 400 convolutions, and there are 17'),
+        ('ending', ['--out', 'upgrade.yaml'], "'upgrade.yaml': a config file ends in .py"),
+    ],
+)
 def test_upgrade_refuses_bad_settings(tiny_config, tiny_baseline, tmp_path, name, options, message):
     arguments = options if '--out' in options else [*options, '--out', tmp_path / 'out.py']
     error = _fails('upgrade.py', tiny_config, tiny_baseline, *arguments, cwd=tmp_path)
@@ -97,20 +136,27 @@ def test_upgrade_refuses_bad_checkpoints(tiny_config, tiny_baseline, ssd512_chec
     text.write_text('no checkpoint')
     cut.write_bytes(tiny_baseline.read_bytes()[:-5000])
     _checkpoint_of_another_class_count(tiny_baseline, classes)
-    for checkpoint, message in ((tmp_path / 'none.pth', 'there is no file'), (text, 'it looks like plain text'),
-                                (cut, 'truncated'), (ssd512_checkpoint, 'of another shape'),
-                                (classes, 'trained on another number of classes')):
+    for checkpoint, message in (
+        (tmp_path / 'none.pth', 'there is no file'),
+        (text, 'it looks like plain text'),
+        (cut, 'truncated'),
+        (ssd512_checkpoint, 'of another shape'),
+        (classes, 'trained on another number of classes'),
+    ):
         out = tmp_path / 'out.py'
         assert message in _fails('upgrade.py', tiny_config, checkpoint, '--out', out), checkpoint
         assert not out.exists()
 
 
-@pytest.mark.parametrize('options,message', [
-    (['load_from=none.pth'], "there is no file 'none.pth'"),
-    (['model.backbone.frozen_stages=4'], r'frozen_stages=4.*its weight is frozen'),
-    (['model.backbone.targets=last:99'], 'asks for 99 convolutions'),
-    (['model.backbone.base_channels=16'], 'does not fit the network.*of another shape'),
-])
+@pytest.mark.parametrize(
+    'options,message',
+    [
+        (['load_from=none.pth'], "there is no file 'none.pth'"),
+        (['model.backbone.frozen_stages=4'], r'frozen_stages=4.*its weight is frozen'),
+        (['model.backbone.targets=last:99'], 'asks for 99 convolutions'),
+        (['model.backbone.base_channels=16'], 'does not fit the network.*of another shape'),
+    ],
+)
 def test_train_refuses_before_it_writes_anything(tiny_upgrade, tmp_path, options, message):
     error = _fails('train.py', tiny_upgrade, '--work-dir', tmp_path / 'work', '--cfg-options', *options)
     assert re.search(message, error, re.S), error
@@ -124,20 +170,25 @@ def test_a_missing_config_is_named():
 
 def test_shell_launchers_say_how_they_are_used():
     import subprocess
+
     for name in ('dist_train.sh', 'slurm_train.sh'):
         result = subprocess.run(['bash', str(ROOT / 'tools' / name)], capture_output=True, text=True, check=False)
         assert result.returncode == 2 and 'usage:' in result.stderr
 
 
-@pytest.mark.parametrize('name,arguments,message', [
-    ('compose_shapes.py', ['--train', '-1'], 'DataError: '),
-    ('compose_cutouts.py', ['--cutouts', 'nowhere', '--backgrounds', 'nowhere'], 'DataError: '),
-    ('collect_debian_cutouts.py', ['--stamps', 'nowhere'], 'DataError: '),
-])
+@pytest.mark.parametrize(
+    'name,arguments,message',
+    [
+        ('compose_shapes.py', ['--train', '-1'], 'DataError: '),
+        ('compose_cutouts.py', ['--cutouts', 'nowhere', '--backgrounds', 'nowhere'], 'DataError: '),
+        ('collect_debian_cutouts.py', ['--stamps', 'nowhere'], 'DataError: '),
+    ],
+)
 def test_data_tools_report_errors_as_all_others_do(name, arguments, message, tmp_path, capsys):
     import runpy
 
     from mmdeform_upgrade import launch
+
     main = runpy.run_path(str(ROOT / 'tools/dataset_tools' / name))['main']
     with pytest.raises(SystemExit, match='2'):
         launch.run(main, ['--out', str(tmp_path / 'out'), *arguments])

@@ -1,4 +1,5 @@
 """GluonCV's resize, beside OpenCV's own."""
+
 import cv2
 import numpy as np
 import pytest
@@ -6,9 +7,17 @@ from mmengine.registry import TRANSFORMS, init_default_scope
 
 
 # Sizes as (height, width). One side may stay as it is: that is neither growing nor shrinking.
-@pytest.mark.parametrize('size,interpolation', [
-    ((375, 400), cv2.INTER_CUBIC), ((600, 513), cv2.INTER_AREA), ((375, 600), cv2.INTER_LINEAR),
-    ((600, 375), cv2.INTER_LINEAR), ((512, 600), cv2.INTER_LINEAR), ((512, 400), cv2.INTER_LINEAR)])
+@pytest.mark.parametrize(
+    'size,interpolation',
+    [
+        ((375, 400), cv2.INTER_CUBIC),
+        ((600, 513), cv2.INTER_AREA),
+        ((375, 600), cv2.INTER_LINEAR),
+        ((600, 375), cv2.INTER_LINEAR),
+        ((512, 600), cv2.INTER_LINEAR),
+        ((512, 400), cv2.INTER_LINEAR),
+    ],
+)
 def test_the_direction_chooses_the_interpolation(size, interpolation):
     init_default_scope('mmdet')
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)

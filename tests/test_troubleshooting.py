@@ -1,4 +1,5 @@
 """The messages that the documentation explains are those that the package gives."""
+
 import ast
 import re
 

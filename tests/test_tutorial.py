@@ -1,4 +1,5 @@
 """docs/tutorial.py is a real run, made small."""
+
 import re
 
 import cv2
@@ -19,9 +20,11 @@ def test_the_tutorial_runs_from_baseline_to_release_and_back(tmp_path, monkeypat
     monkeypatch.chdir(ROOT)
     out = tmp_path / 'out'
     text = TEXT
-    for pattern, new in ((r"^OUT = .*$", f'OUT = Path({str(out)!r})'),
-                         (r'^PICTURES, EPOCHS, BATCH = .*$', 'PICTURES, EPOCHS, BATCH = 16, 2, 8'),
-                         ('interval=10', 'interval=1')):
+    for pattern, new in (
+        (r'^OUT = .*$', f'OUT = Path({str(out)!r})'),
+        (r'^PICTURES, EPOCHS, BATCH = .*$', 'PICTURES, EPOCHS, BATCH = 16, 2, 8'),
+        ('interval=10', 'interval=1'),
+    ):
         text, count = re.subn(pattern, new, text, flags=re.M)
         assert count == 1, pattern
     found = {'__name__': '__main__'}
@@ -31,7 +34,7 @@ def test_the_tutorial_runs_from_baseline_to_release_and_back(tmp_path, monkeypat
     assert 'a baseline, nothing in it is upgraded' in text
     assert '148 tensors fit, 16 offset tensors start at zero' in text
     assert 'offset tensors are new; all 3 maps of the backbone are equal' in text
-    (_, score), = read_curve(out / 'baseline', 'pascal_voc/mAP')
+    ((_, score),) = read_curve(out / 'baseline', 'pascal_voc/mAP')
     assert found['provenance']['before_training']['pascal_voc/mAP'] == score
     logged = next((out / 'upgraded').glob('*/vis_data/scalars.json')).read_text()
     assert 'offsets/backbone.layer4.1.conv2/mean' in logged

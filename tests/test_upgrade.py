@@ -20,8 +20,10 @@ def _config(name):
     from pathlib import Path
 
     import mmseg
-    return Config.fromfile(Path(mmseg.__file__).parent / '.mim/configs/deeplabv3/'
-                           'deeplabv3_r50-d8_4xb4-20k_voc12aug-512x512.py'), 96
+
+    return Config.fromfile(
+        Path(mmseg.__file__).parent / '.mim/configs/deeplabv3/deeplabv3_r50-d8_4xb4-20k_voc12aug-512x512.py'
+    ), 96
 
 
 def _offline(cfg):
@@ -88,10 +90,13 @@ def test_upgrade_keeps_outputs_and_gradients_of_whole_networks(name, dtype, tole
 def _backbones():
     from mmdet.models import backbones as det
     from mmseg.models import backbones as seg
+
     stage = dict(num_modules=1, block='BASIC', fuse_method='SUM')
-    extra = {f'stage{i}': dict(stage, num_branches=i, num_blocks=(1, ) * i, num_channels=(8, 16, 24, 32)[:i])
-             for i in (2, 3, 4)}
-    extra['stage1'] = dict(stage, block='BOTTLENECK', num_branches=1, num_blocks=(1, ), num_channels=(8, ))
+    extra = {
+        f'stage{i}': dict(stage, num_branches=i, num_blocks=(1,) * i, num_channels=(8, 16, 24, 32)[:i])
+        for i in (2, 3, 4)
+    }
+    extra['stage1'] = dict(stage, block='BOTTLENECK', num_branches=1, num_blocks=(1,), num_channels=(8,))
     return {  # and how many groups their last spatial convolutions have
         'basic blocks': (lambda: det.ResNet(18, base_channels=8), {1}),
         'grouped': (lambda: det.ResNeXt(depth=50, groups=4, base_width=4, base_channels=8), {4}),
@@ -126,6 +131,7 @@ def test_every_kind_of_backbone_keeps_its_outputs(name):
 
 def test_a_conv_that_levels_share_is_replaced_in_all_of_them():
     from mmdet.models.dense_heads import RTMDetSepBNHead
+
     head = RTMDetSepBNHead(2, 8, feat_channels=8, stacked_convs=2, share_conv=True, pred_kernel_size=1)
     head.eval()
     maps = [torch.randn(1, 8, size, size) for size in (8, 4, 2)]
@@ -140,7 +146,6 @@ def test_a_conv_that_levels_share_is_replaced_in_all_of_them():
 
 
 class Net(nn.Module):
-
     def __init__(self):
         super().__init__()
         self.a = nn.Conv2d(3, 4, 3, padding=1)
@@ -171,11 +176,17 @@ def _state(net):
     return {name: id(module) for name, module in net.named_modules()}, {n: id(p) for n, p in net.named_parameters()}
 
 
-@pytest.mark.parametrize('call,message', [
-    (lambda net: upgrade_(net, 'last:2', deform_groups=2), r'a: deform_groups=2 does not divide its 3 input channels'),
-    (lambda net: upgrade_(net, ['a', 'nothing']), "'nothing' names no module"),
-    (lambda net: upgrade_(net.requires_grad_(False), 'last:1'), r'b: its weight is frozen'),
-])
+@pytest.mark.parametrize(
+    'call,message',
+    [
+        (
+            lambda net: upgrade_(net, 'last:2', deform_groups=2),
+            r'a: deform_groups=2 does not divide its 3 input channels',
+        ),
+        (lambda net: upgrade_(net, ['a', 'nothing']), "'nothing' names no module"),
+        (lambda net: upgrade_(net.requires_grad_(False), 'last:1'), r'b: its weight is frozen'),
+    ],
+)
 def test_refused_call_leaves_the_model_untouched(call, message):
     net = Net()
     before = _state(net)
@@ -192,7 +203,7 @@ def test_frozen_layers_are_upgraded_frozen_where_allowed():
 
 def test_report_gives_the_papers_numbers():
     report = upgrade_(nn.Sequential(nn.Conv2d(512, 512, 3, padding=1, bias=False)), 'last:1')
-    layer, = report.layers
+    (layer,) = report.layers
     assert (layer.weights_before, layer.weights_after, layer.offset_biases) == (2359296, 2442240, 18)
     assert report.parameters_after - report.parameters_before == layer.added == 82944 + 18
     assert '2 359 296 -> 2 442 240' in str(report)

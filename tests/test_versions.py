@@ -1,4 +1,5 @@
 """Older PyTorch, other framework releases, and only some of the frameworks."""
+
 import os
 import subprocess
 import sys
@@ -20,8 +21,9 @@ GUARDED = {'torch.get_autocast_dtype', 'torch.backends.cudnn.conv.fp32_precision
 
 def _python(code, *paths, **env):
     env = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': os.pathsep.join(map(str, (*paths, ROOT))), **env}
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=False,
-                            env=env)
+    result = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=False, env=env
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout.splitlines()
 
@@ -60,12 +62,13 @@ def test_the_package_works_without_what_newer_pytorch_added():
         'with torch.autocast("cpu", torch.bfloat16):\n'
         '    print(layer(x).dtype)\n'
         'with fake:\n'
-        '    print(tuple(ZeroOffsetDCN(4, 6, 3)(torch.empty(2, 4, 8, 9)).shape))\n')
+        '    print(tuple(ZeroOffsetDCN(4, 6, 3)(torch.empty(2, 4, 8, 9)).shape))\n'
+    )
     assert lines[-3:] == ['True', 'torch.bfloat16', '(2, 6, 6, 7)']
 
 
 # A package that is not there: its folder shadows the installed one, and finding it fails as for a missing package.
-BLOCKER = '''
+BLOCKER = """
 import importlib.abc, importlib.util, os, sys
 names = tuple(os.environ['MISSING'].split())
 missing = lambda name: name in names or name.startswith(tuple(f'{n}.' for n in names))
@@ -76,7 +79,7 @@ class Missing(importlib.abc.MetaPathFinder):
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if missing(name) else find(name, package)
 sys.meta_path.insert(0, Missing())
-'''
+"""
 
 
 @pytest.fixture
@@ -92,17 +95,19 @@ def _saved(cfg, path):
     torch.save(build(cfg).state_dict(), path)
 
 
-UPGRADE = ('import torch, mmdeform_upgrade\n'
-           'from mmengine.config import Config\n'
-           "report = mmdeform_upgrade.upgrade_(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), 'last:1')\n"
-           "cfg = Config(dict(model=dict(backbone=dict(type='ResNet')), train_cfg=dict(max_iters=80)))\n"
-           "cfg = mmdeform_upgrade.upgrade_config(cfg, load_from='x.pth')\n"
-           'print(report.names, cfg.model.backbone.type, cfg.train_cfg.max_iters)\n'
-           'for name in MISSING.split():\n'
-           '    try:\n'
-           '        __import__(name)\n'
-           '    except ImportError:\n'
-           "        print('no', name)\n")
+UPGRADE = (
+    'import torch, mmdeform_upgrade\n'
+    'from mmengine.config import Config\n'
+    "report = mmdeform_upgrade.upgrade_(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3)), 'last:1')\n"
+    "cfg = Config(dict(model=dict(backbone=dict(type='ResNet')), train_cfg=dict(max_iters=80)))\n"
+    "cfg = mmdeform_upgrade.upgrade_config(cfg, load_from='x.pth')\n"
+    'print(report.names, cfg.model.backbone.type, cfg.train_cfg.max_iters)\n'
+    'for name in MISSING.split():\n'
+    '    try:\n'
+    '        __import__(name)\n'
+    '    except ImportError:\n'
+    "        print('no', name)\n"
+)
 
 
 # Without MMEngine itself: tests/test_architecture.py.
@@ -114,8 +119,14 @@ def test_the_package_imports_and_upgrades_with_mmengine_alone(blocker):
 
 def _dry_run(blocker, missing, config, cfg, path, **options):
     _saved(cfg, path)
-    return run_tool('upgrade.py', config, path, '--dry-run', **options,
-                    env={'MISSING': missing, 'PYTHONPATH': f'{blocker}{os.pathsep}{ROOT}'})
+    return run_tool(
+        'upgrade.py',
+        config,
+        path,
+        '--dry-run',
+        **options,
+        env={'MISSING': missing, 'PYTHONPATH': f'{blocker}{os.pathsep}{ROOT}'},
+    )
 
 
 def test_detectors_upgrade_without_mmseg(blocker, tmp_path):

@@ -1,4 +1,5 @@
 """Wrong calls: some examples of each check of ``tests/faults/wrong_input.py``, the same ones in every run."""
+
 import logging
 
 import pytest
@@ -21,8 +22,7 @@ def _quiet():
 @pytest.mark.parametrize('name', wrong_input.CHECKS)
 def test_a_call_keeps_its_promise_or_changes_nothing(name):
 
-    @settings(max_examples=20, deadline=None, database=None, derandomize=True,
-              suppress_health_check=list(HealthCheck))
+    @settings(max_examples=20, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
     @given(st.data())
     def check(data):
         wrong_input.CHECKS[name](data)

@@ -1,4 +1,5 @@
 """The zoo sweep: a sample of it, and what it says of configs that it cannot check."""
+
 import json
 import os
 import re
@@ -55,6 +56,7 @@ def test_the_results_cover_every_config_once_and_have_no_failure_of_ours():
     if 'mmdet 3.5.1, mmseg 1.4.2' in _table():  # the versions that they were made with
         from mmdet import __version__ as det
         from mmseg import __version__ as seg
+
         if (det, seg) == ('3.5.1', '1.4.2'):
             assert sorted(names) == sorted(configs.config_names())
 
@@ -76,8 +78,12 @@ class Picture(nn.Module):
 
     def __init__(self, kind='plain', in_channels=3):
         super().__init__()
-        self.convs = nn.Sequential(nn.Conv2d(in_channels, 8, 3, padding=1), nn.BatchNorm2d(8),
-                                   nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1))
+        self.convs = nn.Sequential(
+            nn.Conv2d(in_channels, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 1),
+        )
         self.kind = kind
         if kind == 'no convolutions':
             self.convs = nn.Conv2d(3, 8, 1)
@@ -92,12 +98,11 @@ class Picture(nn.Module):
         if self.kind == 'broken':
             raise ValueError('this backbone takes no picture')
         if self.kind == 'constant':
-            return (torch.zeros(1, 8, 4, 4), )
-        return (self.convs(x), )
+            return (torch.zeros(1, 8, 4, 4),)
+        return (self.convs(x),)
 
 
 class Neck(nn.Module):
-
     def __init__(self, works=True):
         super().__init__()
         self.conv = nn.Conv2d(8, 8, 3)
@@ -135,12 +140,16 @@ def zoo(tmp_path, monkeypatch):
 
 
 def test_pure_python_configs_are_checked_like_others(zoo):
-    record = check_config(zoo(text="""from mmdet.models.backbones import ResNet
+    record = check_config(
+        zoo(
+            text="""from mmdet.models.backbones import ResNet
 from mmdet.models.necks import FPN
 model = dict(type='ZooWhole',
              backbone=dict(type=ResNet, depth=18, base_channels=8, init_cfg=dict(type='Pretrained', checkpoint='x')),
              neck=dict(type=FPN, in_channels=[8, 16, 32, 64], out_channels=8, num_outs=5))
-"""))
+"""
+        )
+    )
     assert passed(record) and record['backbone'] == 'ResNet' and record['parts'][0]['layers'][-1] == 'layer4.1.conv2'
 
 
@@ -148,26 +157,58 @@ def _backbone(kind='plain'):
     return dict(type='ZooPicture', kind=kind)
 
 
-@pytest.mark.parametrize('given,reason,detail', [
-    (dict(text='lr = 1\n'), reasons.NO_MODEL, ''),
-    (dict(text="custom_imports = dict(imports=['pack_age.models'], allow_failed_imports=False)\n"), reasons.PACKAGE,
-     'pack_age'),
-    (dict(text="_base_ = './not_there.py'\n"), reasons.STOCK, r"FileNotFoundError: .*not_there\.py'"),
-    (dict(text="model = dict(type='NotThere', backbone=dict(type='NeitherThis'))\n"), reasons.STOCK,
-     'KeyError: .*NotThere is not in the'),
-    (dict(text="model = dict(type='ZooWhole')\n"), reasons.NO_PICTURE, 'ZooWhole'),
-    (dict(backbone=_backbone('download')), reasons.DOWNLOAD, 'NetworkRefused: example.com'),
-    (dict(backbone=_backbone('broken')), reasons.STOCK, 'this backbone takes no picture'),
-    (dict(backbone=_backbone('constant')), reasons.STOCK, 'output 0 of 1 is constant'),
-    (dict(backbone=_backbone('no convolutions')), reasons.NO_CONVS, 'Picture'),
-    (dict(backbone=_backbone('frozen')), reasons.FROZEN, 'Picture'),
-    (dict(backbone=dict(type='mmdet.ResNet', depth=18, base_channels=8, conv_cfg=dict(type='ConvWS'))),
-     reasons.SUBCLASSES, 'ConvWS2d x17'),
-    (dict(backbone=dict(type='mmdet.ResNet', depth=50, num_stages=1, out_indices=(0, ), strides=(1, ), dilations=(1, ),
-                        base_channels=8, deep_stem=False, dcn=dict(type='DCN'), stage_with_dcn=(True, ),
-                        frozen_stages=0)), reasons.DEFORMABLE, 'DeformConv2dPack x3'),
-    (dict(backbone=_backbone('idle')), reasons.OURS, 'moved offsets change the outputs by 0 only; no upgraded layer'),
-])
+@pytest.mark.parametrize(
+    'given,reason,detail',
+    [
+        (dict(text='lr = 1\n'), reasons.NO_MODEL, ''),
+        (
+            dict(text="custom_imports = dict(imports=['pack_age.models'], allow_failed_imports=False)\n"),
+            reasons.PACKAGE,
+            'pack_age',
+        ),
+        (dict(text="_base_ = './not_there.py'\n"), reasons.STOCK, r"FileNotFoundError: .*not_there\.py'"),
+        (
+            dict(text="model = dict(type='NotThere', backbone=dict(type='NeitherThis'))\n"),
+            reasons.STOCK,
+            'KeyError: .*NotThere is not in the',
+        ),
+        (dict(text="model = dict(type='ZooWhole')\n"), reasons.NO_PICTURE, 'ZooWhole'),
+        (dict(backbone=_backbone('download')), reasons.DOWNLOAD, 'NetworkRefused: example.com'),
+        (dict(backbone=_backbone('broken')), reasons.STOCK, 'this backbone takes no picture'),
+        (dict(backbone=_backbone('constant')), reasons.STOCK, 'output 0 of 1 is constant'),
+        (dict(backbone=_backbone('no convolutions')), reasons.NO_CONVS, 'Picture'),
+        (dict(backbone=_backbone('frozen')), reasons.FROZEN, 'Picture'),
+        (
+            dict(backbone=dict(type='mmdet.ResNet', depth=18, base_channels=8, conv_cfg=dict(type='ConvWS'))),
+            reasons.SUBCLASSES,
+            'ConvWS2d x17',
+        ),
+        (
+            dict(
+                backbone=dict(
+                    type='mmdet.ResNet',
+                    depth=50,
+                    num_stages=1,
+                    out_indices=(0,),
+                    strides=(1,),
+                    dilations=(1,),
+                    base_channels=8,
+                    deep_stem=False,
+                    dcn=dict(type='DCN'),
+                    stage_with_dcn=(True,),
+                    frozen_stages=0,
+                )
+            ),
+            reasons.DEFORMABLE,
+            'DeformConv2dPack x3',
+        ),
+        (
+            dict(backbone=_backbone('idle')),
+            reasons.OURS,
+            'moved offsets change the outputs by 0 only; no upgraded layer',
+        ),
+    ],
+)
 def test_a_config_that_is_not_upgraded_gets_its_reason(zoo, given, reason, detail):
     record = check_config(zoo(**given))
     assert record.get('reason') == reason and re.search(detail, record.get('detail', '')), record
@@ -182,8 +223,11 @@ def test_necks_are_tried_where_a_backbone_has_fewer_than_three_convolutions(zoo)
 
 
 def test_backbone_and_neck_are_upgraded_alone_where_the_rest_cannot_be_built(zoo):
-    model = dict(type='NotThere', detector=dict(type='NorThis', backbone=_backbone(), neck=dict(type='ZooNeck')),
-                 reid=dict(type='NorThis', backbone=dict(type='NeitherThis')))
+    model = dict(
+        type='NotThere',
+        detector=dict(type='NorThis', backbone=_backbone(), neck=dict(type='ZooNeck')),
+        reid=dict(type='NorThis', backbone=dict(type='NeitherThis')),
+    )
     record = check_config(zoo(text=f'model = {model}\n'))
     assert passed(record), record.get('detail')
     assert 'NotThere is not in the' in record['alone']
@@ -205,16 +249,20 @@ def test_a_detector_that_its_wrapper_builds_twice_is_upgraded_and_compared_twice
     assert network.places(model, 'detector.backbone') == ['student.backbone', 'teacher.backbone']
 
 
-@pytest.mark.parametrize('path,message', [
-    (nullcontext, r'the outputs differ by 0\.0\d+; on the deformable path the outputs differ by'),
-    (network.deformable_path, 'on the deformable path the outputs differ by'),
-])
+@pytest.mark.parametrize(
+    'path,message',
+    [
+        (nullcontext, r'the outputs differ by 0\.0\d+; on the deformable path the outputs differ by'),
+        (network.deformable_path, 'on the deformable path the outputs differ by'),
+    ],
+)
 def test_a_difference_is_a_failure_of_ours(zoo, monkeypatch, path, message):
     """A layer that is wrong everywhere, and one that is wrong only where it samples."""
     right = ZeroOffsetDCN.forward
 
     def wrong(self, x):
         from mmdeform_upgrade import layers
+
         sampling = layers.deform_conv2d.__name__ == 'sampled'
         return right(self, x) * (1.01 if path is nullcontext or sampling else 1)
 
@@ -240,17 +288,29 @@ def test_the_same_model_is_checked_once_but_every_config_is_upgraded(zoo):
 
 
 def test_only_downloads_are_taken_out_of_a_model():
-    model = dict(pretrained='torchvision://resnet50', depth=50, pretrained_size=2, init_cfg=[
-        dict(type='Pretrained', checkpoint='x'), dict(type='Normal', std=1)], neck=dict(
-            init_cfg=dict(type='Pretrained', checkpoint='x'), convs=[dict(init_cfg=dict(type='Xavier'))]))
+    model = dict(
+        pretrained='torchvision://resnet50',
+        depth=50,
+        pretrained_size=2,
+        init_cfg=[dict(type='Pretrained', checkpoint='x'), dict(type='Normal', std=1)],
+        neck=dict(init_cfg=dict(type='Pretrained', checkpoint='x'), convs=[dict(init_cfg=dict(type='Xavier'))]),
+    )
     assert configs.without_downloads(Config(dict(model=model)).model) == dict(
-        pretrained=None, depth=50, pretrained_size=2, init_cfg=[dict(type='Normal', std=1)],
-        neck=dict(convs=[dict(init_cfg=dict(type='Xavier'))]))
+        pretrained=None,
+        depth=50,
+        pretrained_size=2,
+        init_cfg=[dict(type='Normal', std=1)],
+        neck=dict(convs=[dict(init_cfg=dict(type='Xavier'))]),
+    )
 
 
 def test_a_component_inside_another_is_no_part_of_its_own():
-    model = dict(backbone=dict(type='ICNet', backbone=dict(type='ResNet')), reid=dict(backbone=dict(type='ResNet')),
-                 train_cfg=dict(backbone=1), image_encoder=dict(type='ViT'))
+    model = dict(
+        backbone=dict(type='ICNet', backbone=dict(type='ResNet')),
+        reid=dict(backbone=dict(type='ResNet')),
+        train_cfg=dict(backbone=1),
+        image_encoder=dict(type='ViT'),
+    )
     assert configs.parts_called(model, configs.BACKBONES) == ['backbone', 'image_encoder', 'reid.backbone']
 
 

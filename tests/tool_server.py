@@ -4,6 +4,7 @@ A process of its own, without threads and without a trace of the tests. It reads
 ``args``, ``cwd``, ``env``, ``out`` and ``err`` (files), ``timeout`` in seconds; and answers with the exit status, or
 null if it had to kill the tool. What registers things (mmdet, mmseg, this package) is left to the tool.
 """
+
 import contextlib
 import importlib
 import json
@@ -13,8 +14,16 @@ import signal
 import sys
 import time
 
-PRELOADED = ('torch', 'scipy.stats', 'matplotlib.pyplot', 'imgaug.augmenters', 'pycocotools.coco', 'mmcv.ops',
-             'mmengine.runner', 'mmengine.visualization')
+PRELOADED = (
+    'torch',
+    'scipy.stats',
+    'matplotlib.pyplot',
+    'imgaug.augmenters',
+    'pycocotools.coco',
+    'mmcv.ops',
+    'mmengine.runner',
+    'mmengine.visualization',
+)
 
 
 def main():
@@ -34,8 +43,11 @@ def main():
 def become(tool, args, cwd, env, out, err, timeout):
     """Make this process what it would be if Python had been started with the tool."""
     os.setsid()
-    for stream, name, mode in ((0, os.devnull, os.O_RDONLY), (1, out, os.O_WRONLY | os.O_CREAT),
-                               (2, err, os.O_WRONLY | os.O_CREAT)):
+    for stream, name, mode in (
+        (0, os.devnull, os.O_RDONLY),
+        (1, out, os.O_WRONLY | os.O_CREAT),
+        (2, err, os.O_WRONLY | os.O_CREAT),
+    ):
         file = os.open(name, mode)
         os.dup2(file, stream)
         os.close(file)

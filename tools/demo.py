@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """The main job on generated data: a baseline, its upgrade, and the honest control; a table and two pictures."""
+
 import argparse
 from pathlib import Path
 
@@ -17,6 +18,7 @@ def main(argv=None):
     results = demo.run(args.out, sizes, args.seed)
 
     from mmdeform_upgrade.analysis import plots
+
     rows = [(name, epochs, f'{100 * score:.2f}') for name, epochs, score in results.rows]
     table = plots.table([('network', 'epochs', 'test mAP (%)'), *rows])
     (args.out / 'table.md').write_text(table + '\n', encoding='utf8')
@@ -26,11 +28,15 @@ def main(argv=None):
     plots.draw_detections(pictures, columns, args.out / 'detections.png', classes)
     same = results.rows[0][2] == results.rows[1][2]
     print(f'\n{table}\n')
-    print('Before its first step the upgraded network scores '
-          + ('exactly what the baseline scores.' if same else 'something else than the baseline: this is a fault.'))
+    print(
+        'Before its first step the upgraded network scores '
+        + ('exactly what the baseline scores.' if same else 'something else than the baseline: this is a fault.')
+    )
     gain = results.rows[2][2] - results.rows[3][2]
-    print(f'The upgrade {"gains" if gain > 0 else "loses"} {100 * abs(gain):.2f} points against training on without it '
-          f'(one seed; expect a spread of a point or more). {results.minutes:.1f} minutes in all.')
+    print(
+        f'The upgrade {"gains" if gain > 0 else "loses"} {100 * abs(gain):.2f} points against training on without it '
+        f'(one seed; expect a spread of a point or more). {results.minutes:.1f} minutes in all.'
+    )
     print(f'Look at {args.out / "curves.png"} and {args.out / "detections.png"}.')
 
 

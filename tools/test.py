@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Evaluate a checkpoint: a baseline, an upgraded one, or a baseline under an upgraded config."""
+
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -12,7 +13,7 @@ def main(argv=None):
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', help='pickle file for the predictions')
     parser.add_argument('--show', action='store_true', help='show predictions')
-    parser.add_argument('--show-dir', help='folder for pictures with predictions, inside the run\'s work directory')
+    parser.add_argument('--show-dir', help="folder for pictures with predictions, inside the run's work directory")
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between shown pictures')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation, as set in the config')
     args = parser.parse_args(argv)

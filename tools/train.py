@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Train a detector or a segmentor: a baseline, or the upgrade of one."""
+
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
@@ -11,8 +12,12 @@ def main(argv=None):
     parser = launch.parser(__doc__)
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
-    parser.add_argument('--resume', nargs='?', const='auto',
-                        help='go on from a checkpoint; without a path, from the latest in the work directory')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='go on from a checkpoint; without a path, from the latest in the work directory',
+    )
     args = parser.parse_args(argv)
     cfg = launch.load_config(args)
     if args.amp:

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Print the plan of an upgrade, after checking all of it, and write the short config that does it."""
+
 import argparse
 import copy
 import os
@@ -33,21 +34,31 @@ class Inspect(argparse.Action):
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--inspect', action=Inspect, metavar='FILE',
-                        help='say what a checkpoint is (baseline or upgrade, layers, provenance), and do nothing else')
-    parser.add_argument('config',
-                        help="the baseline's config; also PACKAGE::FILE, as in 'mmseg::fcn/NAME.py'")
+    parser.add_argument(
+        '--inspect',
+        action=Inspect,
+        metavar='FILE',
+        help='say what a checkpoint is (baseline or upgrade, layers, provenance), and do nothing else',
+    )
+    parser.add_argument('config', help="the baseline's config; also PACKAGE::FILE, as in 'mmseg::fcn/NAME.py'")
     parser.add_argument('checkpoint', help='the trained baseline')
-    parser.add_argument('--targets', nargs='+', default=['last:3'],
-                        help="last:N, one regular expression, or several names (default: last:3)")
+    parser.add_argument(
+        '--targets',
+        nargs='+',
+        default=['last:3'],
+        help='last:N, one regular expression, or several names (default: last:3)',
+    )
     parser.add_argument('--exclude', nargs='+', default=[], help='names to leave alone')
     parser.add_argument('--part', default='backbone', help='component of the model to upgrade (default: backbone)')
     parser.add_argument('--deform-groups', type=int, default=1, help='groups of channels that share offsets')
     parser.add_argument('--epoch-ratio', type=float, default=0.25, help='new training length over the old')
     parser.add_argument('--lr-mult', type=float, default=1.0, help="learning rate over the baseline's (default: 1)")
-    parser.add_argument('--offset-lr-mult', type=float, help='learning rate of the offsets over the other layers\'')
-    parser.add_argument('--out', help='config to write (default: CONFIG with -upgrade before its ending; for '
-                                      'PACKAGE::FILE, in the current folder)')
+    parser.add_argument('--offset-lr-mult', type=float, help="learning rate of the offsets over the other layers'")
+    parser.add_argument(
+        '--out',
+        help='config to write (default: CONFIG with -upgrade before its ending; for '
+        'PACKAGE::FILE, in the current folder)',
+    )
     parser.add_argument('--control', help='also write the control: the baseline trained on for the same length')
     parser.add_argument('--dry-run', action='store_true', help='print the plan, write nothing')
     return parser.parse_args(argv)
@@ -64,7 +75,7 @@ def checked_outputs(args):
         if not path.endswith('.py'):
             raise ConfigError(f'{given!r}: a config file ends in .py')
         if paths.count(path) > 1:
-            raise ConfigError(f'{given!r} is named twice, or is the baseline\'s own config; name another file')
+            raise ConfigError(f"{given!r} is named twice, or is the baseline's own config; name another file")
     return outputs
 
 
@@ -88,7 +99,8 @@ def main(argv=None):
         deform_groups=args.deform_groups,
         epoch_ratio=args.epoch_ratio,
         lr_mult=args.lr_mult,
-        offset_lr_mult=args.offset_lr_mult)
+        offset_lr_mult=args.offset_lr_mult,
+    )
     upgraded = upgrade_config(baseline, **settings)
     plan = plan_upgrade(baseline, upgraded, args.checkpoint)
     print(plan)
@@ -99,8 +111,12 @@ def main(argv=None):
     if args.control:
         # Without the hook, a foreign checkpoint is imported by the scheme alone.
         scheme = '' if plan.imported.format == PLAIN else SCHEME
-        changes = control_changes(baseline, load_from=scheme + without_scheme(args.checkpoint),
-                                  epoch_ratio=args.epoch_ratio, lr_mult=args.lr_mult)
+        changes = control_changes(
+            baseline,
+            load_from=scheme + without_scheme(args.checkpoint),
+            epoch_ratio=args.epoch_ratio,
+            lr_mult=args.lr_mult,
+        )
         control = copy.deepcopy(baseline)
         control.merge_from_dict(changes)
         write(args.config, args.control, control, changes)

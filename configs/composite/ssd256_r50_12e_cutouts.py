@@ -15,11 +15,14 @@ model = dict(
             strides=[16, 32, 64, 128, 256],
             ratios=[[2], [2, 3], [2, 3], [2, 3], [2]],
             min_sizes=[25.6, 51.2, 94.4, 137.6, 180.8],
-            max_sizes=[51.2, 94.4, 137.6, 180.8, 224.0])))
+            max_sizes=[51.2, 94.4, 137.6, 180.8, 224.0],
+        ),
+    ),
+)
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
-    dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 10], gamma=0.1)
+    dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 10], gamma=0.1),
 ]
 train_cfg = dict(max_epochs=12, val_interval=2)
 custom_hooks = [dict(type='BFloat16Hook'), dict(type='ExactResumeHook')]

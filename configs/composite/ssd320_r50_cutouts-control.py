@@ -10,6 +10,7 @@ param_scheduler = [
         milestones=[
             1,
         ],
-        type='MultiStepLR'),
+        type='MultiStepLR',
+    ),
 ]
 train_cfg = dict(max_epochs=2, val_interval=1)

@@ -3,16 +3,13 @@ custom_hooks = [
     dict(type='DeformUpgradeHook'),
 ]
 custom_imports = dict(
-    allow_failed_imports=False, imports=[
+    allow_failed_imports=False,
+    imports=[
         'mmdeform_upgrade',
-    ])
+    ],
+)
 load_from = 'work_dirs/ssd320_r50_cutouts/epoch_8.pth'
-model = dict(
-    backbone=dict(
-        base_type='ResNet',
-        init_cfg=None,
-        targets='last:3',
-        type='DeformUpgrade'))
+model = dict(backbone=dict(base_type='ResNet', init_cfg=None, targets='last:3', type='DeformUpgrade'))
 param_scheduler = [
     dict(begin=0, by_epoch=False, end=15, start_factor=0.1, type='LinearLR'),
     dict(
@@ -23,6 +20,7 @@ param_scheduler = [
         milestones=[
             1,
         ],
-        type='MultiStepLR'),
+        type='MultiStepLR',
+    ),
 ]
 train_cfg = dict(max_epochs=2, val_interval=1)

@@ -10,11 +10,14 @@ model = dict(
         anchor_generator=dict(
             input_size=512,
             min_sizes=[51.2, 102.4, 189.4, 276.4, 363.52, 450.6],
-            max_sizes=[102.4, 189.4, 276.4, 363.52, 450.6, 492])))
+            max_sizes=[102.4, 189.4, 276.4, 363.52, 450.6, 492],
+        )
+    )
+)
 
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=100),
-    dict(type='MultiStepLR', begin=0, end=24, by_epoch=True, milestones=[16, 20], gamma=0.1)
+    dict(type='MultiStepLR', begin=0, end=24, by_epoch=True, milestones=[16, 20], gamma=0.1),
 ]
 train_cfg = dict(max_epochs=24, val_interval=8)
 custom_imports = dict(imports=['mmdeform_upgrade.experiments.cpu_head'])

@@ -5,6 +5,6 @@ load_from = 'work_dirs/yolov3_d53-320_200e_voc0712/epoch_200.pth'
 train_cfg = dict(max_epochs=50)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, begin=0, end=1, by_epoch=True, convert_to_iter_based=True),
-    dict(type='MultiStepLR', begin=0, end=50, by_epoch=True, milestones=[33, 42], gamma=0.1)
+    dict(type='MultiStepLR', begin=0, end=50, by_epoch=True, milestones=[33, 42], gamma=0.1),
 ]
 custom_hooks = [dict(type='DeformUpgradeHook')]

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Random input for whole networks, so that they can be measured without a data set."""
+
 from __future__ import annotations
 
 from typing import Any, Callable, Dict, List
@@ -29,18 +30,30 @@ def random_batch(model: nn.Module, size: int, batch_size: int, device: str = 'cp
     classes = getattr(head, 'num_classes', None) or getattr(getattr(head, 'bbox_head', None), 'num_classes', None)
     if 'mmdet' in family and classes:
         from mmdet.testing import demo_mm_inputs
-        return demo_mm_inputs(batch_size, [(3, size, size)] * batch_size, [8] * batch_size, classes,
-                              with_mask=bool(getattr(model, 'with_mask', False)), device=device)
+
+        return demo_mm_inputs(
+            batch_size,
+            [(3, size, size)] * batch_size,
+            [8] * batch_size,
+            classes,
+            with_mask=bool(getattr(model, 'with_mask', False)),
+            device=device,
+        )
     if 'mmseg' in family and classes:
-        return {'inputs': [torch.randint(0, 256, (3, size, size), dtype=torch.uint8) for _ in range(batch_size)],
-                'data_samples': _masks(classes, size, batch_size, device)}
-    raise ConfigError(f'{type(model).__name__} is no detector of mmdet and no segmentor of mmseg with a number of '
-                      'classes: random labels cannot be made for it')
+        return {
+            'inputs': [torch.randint(0, 256, (3, size, size), dtype=torch.uint8) for _ in range(batch_size)],
+            'data_samples': _masks(classes, size, batch_size, device),
+        }
+    raise ConfigError(
+        f'{type(model).__name__} is no detector of mmdet and no segmentor of mmseg with a number of '
+        'classes: random labels cannot be made for it'
+    )
 
 
 def _masks(classes: int, size: int, batch_size: int, device: str) -> List[Any]:
     from mmengine.structures import PixelData
     from mmseg.structures import SegDataSample
+
     samples = []
     for _ in range(batch_size):
         sample = SegDataSample(metainfo={'img_shape': (size, size), 'ori_shape': (size, size)})

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Numbers from finished runs: means, spreads, and when a score was reached."""
+
 from __future__ import annotations
 
 import statistics
@@ -24,7 +25,8 @@ class Spread:
     def text(self, factor: float = 100.0, sign: bool = False) -> str:
         """As ``44.59 ± 0.31``."""
         return f'{factor * self.mean:{"+" if sign else ""}.2f}' + (
-            f' ± {factor * self.deviation:.2f}' if self.count > 1 else '')
+            f' ± {factor * self.deviation:.2f}' if self.count > 1 else ''
+        )
 
 
 def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Optional[Spread]:

@@ -9,6 +9,7 @@ interpolation is added here. A layer of M input and N output channels, k*k taps 
 
 (paper, section 3; multiplications with their additions are one, as MMEngine counts; 4 corners a sample).
 """
+
 from __future__ import annotations
 
 import math

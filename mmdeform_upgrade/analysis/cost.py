@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """What an upgrade costs: parameters, FLOPs, training step and inference over the baseline's, in one run."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -48,21 +49,33 @@ def measure_costs(networks: Mapping[str, nn.Module], load: Load) -> Dict[str, Di
     """
     for network in networks.values():
         _spread_offsets(network.to(load.device).train(), load)
-    train, infer = (race({name: work(network, load) for name, network in networks.items()}, load.repetitions,
-                         load.device) for work in (_train_step, _inference))
-    return {name: {'parameters': sum(p.numel() for p in network.parameters()), 'flops': _flops(network, load),
-                   'train_ms': summary(train[name]), 'inference_ms': summary(infer[name])}
-            for name, network in networks.items()}
+    train, infer = (
+        race({name: work(network, load) for name, network in networks.items()}, load.repetitions, load.device)
+        for work in (_train_step, _inference)
+    )
+    return {
+        name: {
+            'parameters': sum(p.numel() for p in network.parameters()),
+            'flops': _flops(network, load),
+            'train_ms': summary(train[name]),
+            'inference_ms': summary(infer[name]),
+        }
+        for name, network in networks.items()
+    }
 
 
 def cost_table(costs: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown: each network, and in brackets what it is of the baseline (times: fastest, then median)."""
-    lines = ['| network | parameters, million | GFLOPs, one picture | training step, ms | inference, ms |',
-             '|---|---|---|---|---|']
+    lines = [
+        '| network | parameters, million | GFLOPs, one picture | training step, ms | inference, ms |',
+        '|---|---|---|---|---|',
+    ]
     base = costs[BASELINE]
     for name, row in costs.items():
-        cells = [f'{row[key] / scale:.2f} ({row[key] / base[key]:.3f})'
-                 for key, scale in (('parameters', 1e6), ('flops', 1e9))]
+        cells = [
+            f'{row[key] / scale:.2f} ({row[key] / base[key]:.3f})'
+            for key, scale in (('parameters', 1e6), ('flops', 1e9))
+        ]
         for kind in ('train_ms', 'inference_ms'):
             ratios = ', '.join(f'{row[kind][part] / base[kind][part]:.3f}' for part in ('fastest', 'median'))
             cells.append(f'{row[kind]["fastest"]:.0f} ({ratios})')
@@ -107,6 +120,7 @@ class _Features(nn.Module):
 
 def _flops(network: nn.Module, load: Load) -> int:
     shape = (1, 3, load.size, load.size)
-    found = get_model_complexity_info(_Features(network).eval(), inputs=torch.zeros(shape, device=load.device),
-                                      show_table=False, show_arch=False)
+    found = get_model_complexity_info(
+        _Features(network).eval(), inputs=torch.zeros(shape, device=load.device), show_table=False, show_arch=False
+    )
     return int(found['flops'])

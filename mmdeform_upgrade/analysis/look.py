@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """One picture through a trained network, with everything that the figures of an upgrade need."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -64,9 +65,11 @@ def predict(model: nn.Module, image: str) -> Any:
     family = {c.__module__.split('.')[0] for c in type(model).__mro__}
     if 'mmdet' in family:
         from mmdet.apis import inference_detector
+
         return inference_detector(model, image)
     if 'mmseg' in family:
         from mmseg.apis import inference_model
+
         return inference_model(model, image)
     raise ConfigError(f'{type(model).__name__} is neither of mmdet nor of mmseg')
 
@@ -109,9 +112,10 @@ def records_up_to(seen: Look, layer: Optional[str] = None) -> List[Record]:
     names = [record.layer for record in seen.records]
     found = [i for i, name in enumerate(names) if f'.{name}'.endswith(f'.{layer}')]
     if len(found) != 1:
-        raise ConfigError(f'{layer!r} is the name of {len(found)} upgraded layers, expected one; there are '
-                          f'{", ".join(names)}')
-    return seen.records[:found[0] + 1]
+        raise ConfigError(
+            f'{layer!r} is the name of {len(found)} upgraded layers, expected one; there are {", ".join(names)}'
+        )
+    return seen.records[: found[0] + 1]
 
 
 @torch.no_grad()
@@ -154,8 +158,10 @@ def load_network(config: str, checkpoint: str, device: str = 'cpu') -> nn.Module
     with torch.no_grad():
         if scope == 'mmdet':
             from mmdet.apis import init_detector
+
             return init_detector(cfg, file, device=device)
         if scope == 'mmseg':
             from mmseg.apis import init_model
+
             return init_model(cfg, file, device=device)
     raise ConfigError(f'{config}: default_scope is {scope!r}, expected mmdet or mmseg')

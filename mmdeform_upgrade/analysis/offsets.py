@@ -3,6 +3,7 @@
 
 Vocabulary: N, C, H, W a layer's input; K = kh * kw taps; G deform groups; Ho, Wo its output; positions are (y, x).
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -108,8 +109,9 @@ def statistics(record: Record) -> OffsetStatistics:
         return OffsetStatistics(0.0, 0.0, 0.0, 0.0)
     y, x = record.positions().unbind(3)
     outside = (y <= -1) | (y >= record.size[0]) | (x <= -1) | (x >= record.size[1])
-    return OffsetStatistics(float(length.mean()), percentile95(length), float(length.max()),
-                            float(outside.float().mean()))
+    return OffsetStatistics(
+        float(length.mean()), percentile95(length), float(length.max()), float(outside.float().mean())
+    )
 
 
 def percentile95(length: Tensor) -> float:
@@ -118,8 +120,9 @@ def percentile95(length: Tensor) -> float:
     return float(length.kthvalue(rank).values)
 
 
-def sampling_points(records: Sequence[Record], position: Tuple[float, float], image: Tuple[int, int], depth: int,
-                    group: int = 0) -> Tensor:
+def sampling_points(
+    records: Sequence[Record], position: Tuple[float, float], image: Tuple[int, int], depth: int, group: int = 0
+) -> Tensor:
     """Points of the picture that one output position reads through the last ``depth`` layers (Dai et al., figure 6).
 
     Each tap of a layer reads an output position of the layer before, the nearest one, whose taps are followed in turn;

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """The only module that imports matplotlib."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -33,8 +34,9 @@ def draw_curves(curves: Mapping[str, Curve], path: Path, *, ylabel: str, title: 
     draw_bands(bands, path, ylabel=ylabel, title=title, xlabel=xlabel, bottom=0)
 
 
-def draw_bands(curves: Mapping[str, Band], path: Path, *, ylabel: str, title: str, xlabel: str,
-               bottom: Optional[float] = None) -> None:
+def draw_bands(
+    curves: Mapping[str, Band], path: Path, *, ylabel: str, title: str, xlabel: str, bottom: Optional[float] = None
+) -> None:
     """Scores over training of several seeds, one line per arm in a band from the lowest to the highest.
 
     Args:
@@ -87,10 +89,16 @@ def draw_sampling(picture: np.ndarray, rows: Sequence[SamplingRow], path: Path) 
     for line, (at, points, fields) in zip(panels, rows, strict=True):
         for axes, (title, found) in zip(line, points.items(), strict=False):
             axes.imshow(picture)
-            axes.scatter(found[:, 1], found[:, 0], s=90 / np.sqrt(len(found)) + 3, color=COLOURS[1],
-                         linewidth=0.4, edgecolor='white')
+            axes.scatter(
+                found[:, 1],
+                found[:, 0],
+                s=90 / np.sqrt(len(found)) + 3,
+                color=COLOURS[1],
+                linewidth=0.4,
+                edgecolor='white',
+            )
             axes.set_title(title, fontsize=9)
-        for axes, (title, field) in zip(line[len(points):], fields.items(), strict=True):
+        for axes, (title, field) in zip(line[len(points) :], fields.items(), strict=True):
             axes.imshow(picture.mean(2), cmap='gray', alpha=0.5)
             # Fields have long tails: the root shows their extent.
             axes.imshow(np.sqrt(field), cmap='inferno', alpha=0.75)
@@ -101,8 +109,9 @@ def draw_sampling(picture: np.ndarray, rows: Sequence[SamplingRow], path: Path) 
     save(figure, path)
 
 
-def draw_detections(pictures: Sequence[np.ndarray], columns: Mapping[str, Sequence[Boxes]], path: Path,
-                    classes: Sequence[str]) -> None:
+def draw_detections(
+    pictures: Sequence[np.ndarray], columns: Mapping[str, Sequence[Boxes]], path: Path, classes: Sequence[str]
+) -> None:
     """A table of pictures: one row a picture, one column a network, boxes with class and score.
 
     Args:
@@ -125,8 +134,16 @@ def draw_detections(pictures: Sequence[np.ndarray], columns: Mapping[str, Sequen
             for name, score, (x1, y1, x2, y2) in boxes:
                 axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1.8, color=colours[name]))
                 text = name if np.isnan(score) else f'{name} {score:.2f}'
-                axes.text(x1, max(y1, 6), text, fontsize=6.5, color='white', va='bottom', clip_on=True,
-                          bbox={'facecolor': colours[name], 'pad': 0.8, 'linewidth': 0})
+                axes.text(
+                    x1,
+                    max(y1, 6),
+                    text,
+                    fontsize=6.5,
+                    color='white',
+                    va='bottom',
+                    clip_on=True,
+                    bbox={'facecolor': colours[name], 'pad': 0.8, 'linewidth': 0},
+                )
     save(figure, path)
 
 
@@ -139,7 +156,8 @@ def save(figure: Figure, path: Path) -> None:
 def table(rows: List[Sequence[str]]) -> str:
     """Rows of text as a Markdown table, the first one its heading."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ['| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + ' |'
-             for row in rows]
+    lines = [
+        '| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + ' |' for row in rows
+    ]
     lines.insert(1, '|' + '|'.join('-' * (width + 2) for width in widths) + '|')
     return '\n'.join(lines)

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """The effective receptive field (Luo et al. 2016): how much each input pixel moves one output position."""
+
 from __future__ import annotations
 
 from contextlib import contextmanager
@@ -25,9 +26,14 @@ def receptive_field(features: Callable[[Tensor], Tensor], images: Tensor, positi
     images = images.detach().requires_grad_()
     with torch.enable_grad():
         output = features(images)
-        y, x = (min(max(round((position[axis] + 0.5) * output.shape[axis + 2] / images.shape[axis + 2] - 0.5), 0),
-                    output.shape[axis + 2] - 1) for axis in (0, 1))
-        gradient, = torch.autograd.grad(output[0, :, y, x].sum(), images)
+        y, x = (
+            min(
+                max(round((position[axis] + 0.5) * output.shape[axis + 2] / images.shape[axis + 2] - 0.5), 0),
+                output.shape[axis + 2] - 1,
+            )
+            for axis in (0, 1)
+        )
+        (gradient,) = torch.autograd.grad(output[0, :, y, x].sum(), images)
     field = gradient[0].abs().sum(0)
     return field / field.sum().clamp_min(1e-30)
 
@@ -38,7 +44,7 @@ def spread(field: Tensor) -> float:
     rows, cols = field.sum(1), field.sum(0)
     total = field.sum().clamp_min(1e-30)
     mean_y, mean_x = (rows * y).sum() / total, (cols * x).sum() / total
-    return float((((rows * (y - mean_y)**2).sum() + (cols * (x - mean_x)**2).sum()) / total).sqrt())
+    return float((((rows * (y - mean_y) ** 2).sum() + (cols * (x - mean_x) ** 2).sum()) / total).sqrt())
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Timings that can be compared: candidates take turns in one run, and the conditions stand beside the figures."""
+
 from __future__ import annotations
 
 import importlib.metadata
@@ -11,8 +12,20 @@ from typing import Any, Callable, Dict, List, Mapping, Sequence
 
 import torch
 
-_PACKAGES = ('torch', 'mmengine', 'onedl-mmengine', 'mmcv', 'onedl-mmcv', 'mmdet', 'onedl-mmdetection',
-             'mmsegmentation', 'onedl-mmsegmentation', 'torchvision', 'triton', 'deformops')
+_PACKAGES = (
+    'torch',
+    'mmengine',
+    'onedl-mmengine',
+    'mmcv',
+    'onedl-mmcv',
+    'mmdet',
+    'onedl-mmdetection',
+    'mmsegmentation',
+    'onedl-mmsegmentation',
+    'torchvision',
+    'triton',
+    'deformops',
+)
 
 
 def now(device: str) -> float:
@@ -22,8 +35,9 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
-def race(candidates: Mapping[str, Callable[[], Any]], repetitions: int, device: str = 'cpu',
-         warm_up: int = 2) -> Dict[str, List[float]]:
+def race(
+    candidates: Mapping[str, Callable[[], Any]], repetitions: int, device: str = 'cpu', warm_up: int = 2
+) -> Dict[str, List[float]]:
     """Milliseconds of every call; candidates take turns, so that whatever else the machine does hits all of them."""
     times: Dict[str, List[float]] = {name: [] for name in candidates}
     for repetition in range(warm_up + repetitions):
@@ -49,10 +63,16 @@ def conditions(device: str) -> Dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return {'device': device, 'hardware': torch.cuda.get_device_name() if device == 'cuda' else _cpu_name(),
-            'threads': torch.get_num_threads(), 'versions': versions, 'python': platform.python_version(),
-            'cudnn_tf32': torch.backends.cudnn.allow_tf32, 'wait_policy': os.environ.get('OMP_WAIT_POLICY', 'default'),
-            'load_average_before': os.getloadavg()}
+    return {
+        'device': device,
+        'hardware': torch.cuda.get_device_name() if device == 'cuda' else _cpu_name(),
+        'threads': torch.get_num_threads(),
+        'versions': versions,
+        'python': platform.python_version(),
+        'cudnn_tf32': torch.backends.cudnn.allow_tf32,
+        'wait_policy': os.environ.get('OMP_WAIT_POLICY', 'default'),
+        'load_average_before': os.getloadavg(),
+    }
 
 
 def _cpu_name() -> str:

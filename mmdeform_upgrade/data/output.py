@@ -16,8 +16,7 @@ def refuse_occupied(out: Path) -> None:
         return
     if out.exists():
         raise DataError(
-            f'{out} already exists with other content; nothing was changed. '
-            'Remove it or choose another output folder.'
+            f'{out} already exists with other content; nothing was changed. Remove it or choose another output folder.'
         )
 
 

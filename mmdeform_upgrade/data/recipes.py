@@ -14,9 +14,7 @@ from .scene import SceneOptions
 from .sources import FileSource, ShapeSource
 from .splits import SPLITS, split_files
 
-SHAPE_OPTIONS = SceneOptions(
-    size=96, objects=(1, 2), distractors=(0, 1), object_size=(0.35, 0.75), warp_strength=0.7
-)
+SHAPE_OPTIONS = SceneOptions(size=96, objects=(1, 2), distractors=(0, 1), object_size=(0.35, 0.75), warp_strength=0.7)
 """Set so that a narrow SSD from scratch gets most, but not all, in minutes on a CPU."""
 
 
@@ -56,9 +54,7 @@ def compose_shapes(
     source = ShapeSource(max(32, round(size * options.object_size[1] * 1.1)))
     images = dict(zip(SPLITS, (train, val, test), strict=True))
     provenance = {'kind': 'procedural shapes'}
-    return compose(
-        out, dict.fromkeys(SPLITS, source), images, options, seed, provenance, progress=progress
-    )
+    return compose(out, dict.fromkeys(SPLITS, source), images, options, seed, provenance, progress=progress)
 
 
 def _split_material(

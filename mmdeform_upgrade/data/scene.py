@@ -92,9 +92,7 @@ def _feather(cutout: np.ndarray, sigma: float) -> np.ndarray:
     return soft
 
 
-def _prepare(
-    cutout: np.ndarray, look: np.random.Generator, target: float, mirror: bool
-) -> np.ndarray:
+def _prepare(cutout: np.ndarray, look: np.random.Generator, target: float, mirror: bool) -> np.ndarray:
     """Scales to a long side of ``target`` pixels, varies the light, feathers; float32."""
     cutout = resize_cutout(crop_visible(cutout), target)
     if mirror:
@@ -136,9 +134,7 @@ def _all_seen(layers: list[_Layer], min_visible: float) -> bool:
     )
 
 
-def _add_layer(
-    layers: list[_Layer], label: int | None, source: Source, options: SceneOptions, seed: list[int]
-) -> None:
+def _add_layer(layers: list[_Layer], label: int | None, source: Source, options: SceneOptions, seed: list[int]) -> None:
     """Adds one cut-out on top, or nothing where no place leaves everything seen well enough."""
     # One generator a purpose: the same set without warps keeps its objects, colours and places.
     look, warp, place = (np.random.default_rng([*seed, purpose]) for purpose in range(3))

@@ -54,9 +54,7 @@ def split_files(
         result[split] = groups[order.pop()]
         # One group is left for each split that is still to be filled.
         while len(order) > len(SPLITS) - position:
-            if abs(len(result[split]) + len(groups[order[-1]]) - wanted) >= abs(
-                len(result[split]) - wanted
-            ):
+            if abs(len(result[split]) + len(groups[order[-1]]) - wanted) >= abs(len(result[split]) - wanted):
                 break
             result[split] = result[split] + groups[order.pop()]
     train = [path for name in order for path in groups[name]]

@@ -51,9 +51,7 @@ def _color(rng: np.random.Generator, vivid: bool) -> np.ndarray:
     return cv2.cvtColor(pixel, cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
 
 
-def texture(
-    rng: np.random.Generator, side: int, contrast: float = 0.3, vivid: bool = True
-) -> np.ndarray:
+def texture(rng: np.random.Generator, side: int, contrast: float = 0.3, vivid: bool = True) -> np.ndarray:
     """Makes a two- or three-colour texture with shading and grain.
 
     Args:

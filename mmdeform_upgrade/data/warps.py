@@ -66,9 +66,7 @@ def _elastic(rng: np.random.Generator, side: int) -> np.ndarray:
     return np.stack([cv2.resize(g, (side, side), interpolation=cv2.INTER_CUBIC) for g in grids])
 
 
-def _inverse_map(
-    rng: np.random.Generator, side: int, max_angle: float, strength: float
-) -> np.ndarray:
+def _inverse_map(rng: np.random.Generator, side: int, max_angle: float, strength: float) -> np.ndarray:
     """Coordinates in the cut-out for each canvas pixel; (2, S, S) float32, (x, y)."""
     axis = ((np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1) * _MARGIN
     x, y = np.meshgrid(axis, axis)

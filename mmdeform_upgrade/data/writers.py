@@ -102,9 +102,7 @@ class DatasetWriter:
         border: Width in pixels of the ignored band in ``SegmentationClass``; 0 for none.
     """
 
-    def __init__(
-        self, root: Path, classes: Sequence[str], splits: Sequence[str], border: int = 0
-    ) -> None:
+    def __init__(self, root: Path, classes: Sequence[str], splits: Sequence[str], border: int = 0) -> None:
         self._root, self._classes, self._border = root, classes, border
         self._palette = [value for color in voc_palette() for value in color]
         categories = [{'id': i + 1, 'name': name} for i, name in enumerate(classes)]
@@ -163,6 +161,4 @@ class DatasetWriter:
         coco['images'].append(image)
         for instance in scene.instances:
             self._annotation_id += 1
-            coco['annotations'].append(
-                _coco_annotation(instance, self._annotation_id, self._image_id)
-            )
+            coco['annotations'].append(_coco_annotation(instance, self._annotation_id, self._image_id))

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Upgraded networks outside of PyTorch."""
+
 from .onnx import OPSETS, export_onnx
 from .parts import PARTS, Exportable, part_of
 

@@ -4,6 +4,7 @@
 ``DeformConv`` (opsets 19 and 22) orders its offsets as this package does: deform group, tap, ``(dy, dx)``.
 https://onnx.ai/onnx/operators/onnx__DeformConv.html
 """
+
 from __future__ import annotations
 
 import copy
@@ -32,14 +33,16 @@ _NEEDED = ('onnx', 'onnxscript')
 _DEFORM_CONV = 'DeformConv'
 
 
-def export_onnx(model: nn.Module,
-                path: Union[str, Path],
-                *,
-                size: Tuple[int, int],
-                part: str = 'network',
-                opset: int = 19,
-                dynamic_batch: bool = False,
-                revert_zero: bool = False) -> List[str]:
+def export_onnx(
+    model: nn.Module,
+    path: Union[str, Path],
+    *,
+    size: Tuple[int, int],
+    part: str = 'network',
+    opset: int = 19,
+    dynamic_batch: bool = False,
+    revert_zero: bool = False,
+) -> List[str]:
     """Write a network or its backbone as an ONNX file, checked by ONNX itself.
 
     The file's input is ``input``, normalised pictures (N, 3, H, W) as the data preprocessor makes them; its outputs are
@@ -90,12 +93,16 @@ def _check_request(path: Union[str, Path], size: Sequence[int], opset: int) -> N
         raise ExportError(f'there is no folder {str(Path(path).absolute().parent)!r} to write to')
     missing = [name for name in _NEEDED if not _importable(name)]
     if missing:
-        raise ExportError(f'exporting needs {" and ".join(missing)}: pip install "mmdeform_upgrade[onnx]", or '
-                          f'pip install {" ".join(_NEEDED)}')
+        raise ExportError(
+            f'exporting needs {" and ".join(missing)}: pip install "mmdeform_upgrade[onnx]", or '
+            f'pip install {" ".join(_NEEDED)}'
+        )
     if 'custom_translation_table' not in inspect.signature(torch.onnx.export).parameters:
-        raise ExportError(f'torch {torch.__version__} cannot export {_DEFORM_CONV}: its exporter ends at opset 18, or '
-                          'takes no operators of others. Install torch >= 2.6 to export; the checkpoint may come from '
-                          'any version')
+        raise ExportError(
+            f'torch {torch.__version__} cannot export {_DEFORM_CONV}: its exporter ends at opset 18, or '
+            'takes no operators of others. Install torch >= 2.6 to export; the checkpoint may come from '
+            'any version'
+        )
 
 
 def _importable(name: str) -> bool:
@@ -109,8 +116,10 @@ def _importable(name: str) -> bool:
 def _check_float32(module: nn.Module) -> None:
     others = {str(p.dtype) for p in module.parameters() if p.dtype != torch.float32}
     if others:
-        raise ExportError(f'the network holds {", ".join(sorted(others))}; expected float32 alone: call model.float(), '
-                          'and lower the precision of the ONNX file with the tools of its runtime')
+        raise ExportError(
+            f'the network holds {", ".join(sorted(others))}; expected float32 alone: call model.float(), '
+            'and lower the precision of the ONNX file with the tools of its runtime'
+        )
 
 
 def _deformable(module: nn.Module) -> List[ZeroOffsetDCN]:
@@ -121,18 +130,28 @@ def _run(module: nn.Module, pictures: Tensor) -> Sequence[Tensor]:
     try:
         maps: Sequence[Tensor] = module(pictures)
     except Exception as error:
-        raise ExportError(f'the network does not run on pictures of {tuple(pictures.shape)}: {error}. Give it a size '
-                          'that it was made for') from error
+        raise ExportError(
+            f'the network does not run on pictures of {tuple(pictures.shape)}: {error}. Give it a size '
+            'that it was made for'
+        ) from error
     return maps
 
 
 def _proto(module: nn.Module, pictures: Tensor, names: List[str], opset: int, dynamic_batch: bool) -> Any:
-    shapes: Optional[Any] = ({0: torch.export.Dim.DYNAMIC}, ) if dynamic_batch else None
+    shapes: Optional[Any] = ({0: torch.export.Dim.DYNAMIC},) if dynamic_batch else None
     try:
         with _quiet():
-            program: Any = torch.onnx.export(module, (pictures, ), dynamo=True, opset_version=opset, verbose=False,
-                                             input_names=[INPUT], output_names=names, dynamic_shapes=shapes,
-                                             custom_translation_table=translation_table(opset))
+            program: Any = torch.onnx.export(
+                module,
+                (pictures,),
+                dynamo=True,
+                opset_version=opset,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=names,
+                dynamic_shapes=shapes,
+                custom_translation_table=translation_table(opset),
+            )
             return program.model_proto
     except Exception as error:
         what = ' with an open batch size; try a fixed one' if dynamic_batch else "; try part='backbone'"
@@ -148,6 +167,7 @@ def _cause(error: BaseException) -> str:
 def translation_table(opset: int) -> Dict[Callable[..., Any], Callable[..., Any]]:
     """``custom_translation_table`` for ``torch.onnx.export(..., dynamo=True)``: this package's operator alone."""
     import onnxscript
+
     ops = getattr(onnxscript, f'opset{opset}')
 
     def deform_conv2d(input, offset, weight, bias=None, mask=None, sizes=(), *_):
@@ -174,18 +194,23 @@ def _quiet() -> Iterator[None]:
 
 def _check_proto(proto: Any, layers: int) -> None:
     import onnx
+
     try:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:
         raise ExportError(f'ONNX does not accept what was exported, so nothing was written: {_cause(error)}') from error
     foreign = sorted({entry.domain for entry in proto.opset_import} - {'', 'ai.onnx'})
     if foreign:
-        raise ExportError(f'the file would need operators of {", ".join(foreign)}; expected standard ONNX alone: '
-                          "export the backbone (part='backbone')")
+        raise ExportError(
+            f'the file would need operators of {", ".join(foreign)}; expected standard ONNX alone: '
+            "export the backbone (part='backbone')"
+        )
     nodes = sum(node.op_type == _DEFORM_CONV for node in proto.graph.node)
     if nodes < layers:
-        raise ExportError(f'{layers} deformable layers became {nodes} {_DEFORM_CONV} nodes: a layer is not used in the '
-                          'forward pass, or torch exported it as something else')
+        raise ExportError(
+            f'{layers} deformable layers became {nodes} {_DEFORM_CONV} nodes: a layer is not used in the '
+            'forward pass, or torch exported it as something else'
+        )
 
 
 def _write(content: bytes, path: Path) -> None:

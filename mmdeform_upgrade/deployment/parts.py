@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """What is exported of a network: a module that returns a flat tuple of maps, and their names."""
+
 from __future__ import annotations
 
 from typing import Any, List, NamedTuple, Sequence, Tuple
@@ -10,7 +11,7 @@ from ..errors import ExportError
 
 PARTS = ('network', 'backbone')
 # The lists of maps, one map a level, that a head's forward returns.
-_HEADS = {'SSDHead': ('cls_score', 'bbox_pred'), 'YOLOV3Head': ('pred_map', )}
+_HEADS = {'SSDHead': ('cls_score', 'bbox_pred'), 'YOLOV3Head': ('pred_map',)}
 
 
 class Exportable(NamedTuple):
@@ -31,7 +32,6 @@ class Exportable(NamedTuple):
 
 
 class _Backbone(nn.Module):
-
     def __init__(self, backbone: nn.Module):
         super().__init__()
         self.backbone = backbone
@@ -41,7 +41,6 @@ class _Backbone(nn.Module):
 
 
 class _Detector(nn.Module):
-
     def __init__(self, detector: Any):
         super().__init__()
         self.backbone = detector.backbone
@@ -63,19 +62,21 @@ def part_of(model: nn.Module, part: str = 'network') -> Exportable:
         ExportError: the part is unknown, or the network is none of those whose raw maps are known.
     """
     if part == 'backbone':
-        return Exportable(_Backbone(getattr(model, 'backbone', model)), ('feature', ))
+        return Exportable(_Backbone(getattr(model, 'backbone', model)), ('feature',))
     if part != 'network':
         raise ExportError(f'part {part!r} is unknown; expected one of {", ".join(PARTS)}')
     head: Any = getattr(model, 'bbox_head', None)
     known = [_HEADS[cls.__name__] for cls in type(head).__mro__ if cls.__name__ in _HEADS]
     if not known or not hasattr(model, 'backbone'):
         found = f' with {type(head).__name__}' if head is not None else ''
-        raise ExportError(f'{type(model).__name__}{found} cannot be exported as a whole: expected a one-stage detector '
-                          f"with one of {', '.join(_HEADS)}. Export its backbone (part='backbone', --part backbone)")
+        raise ExportError(
+            f'{type(model).__name__}{found} cannot be exported as a whole: expected a one-stage detector '
+            f"with one of {', '.join(_HEADS)}. Export its backbone (part='backbone', --part backbone)"
+        )
     return Exportable(_Detector(model), known[0])
 
 
 def _flat(maps: Any) -> Tuple[Tensor, ...]:
     if isinstance(maps, Tensor):
-        return (maps, )
+        return (maps,)
     return tuple(tensor for part in maps for tensor in _flat(part))

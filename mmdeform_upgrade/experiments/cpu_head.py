@@ -3,6 +3,7 @@
 
 Registered on import: ``custom_imports = dict(imports=['mmdeform_upgrade.experiments.cpu_head'])``.
 """
+
 from __future__ import annotations
 
 from types import MethodType
@@ -41,8 +42,10 @@ class CPUHeadHook(Hook):
         """Exchange the head's ``loss_by_feat`` and ``predict_by_feat``."""
         head: Any = dict(bare_network(runner).named_modules()).get(self.part)
         if not (hasattr(head, 'loss_by_feat') and hasattr(head, 'predict_by_feat')):
-            raise ConfigError(f'CPUHeadHook: {self.part!r} is no part of the network with loss_by_feat and '
-                              'predict_by_feat, as dense heads have: set part=...')
+            raise ConfigError(
+                f'CPUHeadHook: {self.part!r} is no part of the network with loss_by_feat and '
+                'predict_by_feat, as dense heads have: set part=...'
+            )
         head.loss_by_feat = MethodType(_loss_by_feat, head)
         head.predict_by_feat = MethodType(_predict_by_feat, head)
 
@@ -67,8 +70,9 @@ def _on_cpu(value: Any) -> Any:
     kinds: Dict[Tuple[torch.device, torch.dtype], List[torch.Tensor]] = {}
     for tensor in found:
         kinds.setdefault((tensor.device, tensor.dtype), []).append(tensor)
-    copies = {id(tensor): copy for tensors in kinds.values()
-              for tensor, copy in zip(tensors, _copied(tensors), strict=True)}
+    copies = {
+        id(tensor): copy for tensors in kinds.values() for tensor, copy in zip(tensors, _copied(tensors), strict=True)
+    }
     return _mapped(lambda tensor: copies[id(tensor)], value)
 
 

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """The depth study's table: what more upgraded layers bring, and what they cost."""
+
 from __future__ import annotations
 
 from typing import Any, Mapping
@@ -17,8 +18,10 @@ def depth_table(results: Mapping[int, Mapping[int, Result]], costs: Mapping[str,
         results: depth, then seed, to the fine-tune's result; depth 0 is the control.
         costs: of :func:`measure_costs`, the depths as strings; depth 0 costs what the baseline does.
     """
-    lines = ['| layers | test score | minus depth 0, seed by seed | parameters | FLOPs | training step | inference |',
-             '|---|---|---|---|---|---|---|']
+    lines = [
+        '| layers | test score | minus depth 0, seed by seed | parameters | FLOPs | training step | inference |',
+        '|---|---|---|---|---|---|---|',
+    ]
     scores = {depth: {seed: run.score for seed, run in found.items()} for depth, found in results.items()}
     factor = to_percent(run for found in results.values() for run in found.values())
     base = costs[BASELINE]
@@ -27,7 +30,11 @@ def depth_table(results: Mapping[int, Mapping[int, Result]], costs: Mapping[str,
         spread = paired(scores[depth], scores.get(0, {})) if depth else None
         ratios = [own[key] / base[key] for key in ('parameters', 'flops')]
         ratios += [own[key]['fastest'] / base[key]['fastest'] for key in ('train_ms', 'inference_ms')]
-        cells = [str(depth), Spread.of(list(scores[depth].values())).text(factor),
-                 spread.text(factor, sign=True) if spread else '', *(f'{ratio:.3f}' for ratio in ratios)]
+        cells = [
+            str(depth),
+            Spread.of(list(scores[depth].values())).text(factor),
+            spread.text(factor, sign=True) if spread else '',
+            *(f'{ratio:.3f}' for ratio in ratios),
+        ]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Flags that the tools of experiments share."""
+
 from __future__ import annotations
 
 import argparse

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Recipes of a fine-tune against each other: chosen by the validation set, told on the test set."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -12,8 +13,17 @@ from .report import to_percent
 from .runs import Experiment, Result
 
 # What a recipe may say: settings of an Experiment.
-KEYS = ('targets', 'exclude', 'deform_groups', 'epoch_ratio', 'lr_mult', 'offset_lr_mult', 'tune_options',
-        'tune_changes', 'tune_hooks')
+KEYS = (
+    'targets',
+    'exclude',
+    'deform_groups',
+    'epoch_ratio',
+    'lr_mult',
+    'offset_lr_mult',
+    'tune_options',
+    'tune_changes',
+    'tune_hooks',
+)
 
 Found = Mapping[str, Mapping[int, Result]]  # recipe, seed
 
@@ -25,10 +35,12 @@ def read_recipes(path: str, only: Sequence[str] = ()) -> Dict[str, Dict[str, Any
         UpgradeError: there are none, one says something unknown, or there is none of a name in ``only``.
     """
     from mmengine.config import Config
+
     recipes = Config.fromfile(path).to_dict().get('recipes')
     if not isinstance(recipes, dict) or not recipes:
-        raise UpgradeError(f'{path}: expected recipes = dict(NAME=dict(...), ...) with settings out of '
-                           + ', '.join(KEYS))
+        raise UpgradeError(
+            f'{path}: expected recipes = dict(NAME=dict(...), ...) with settings out of ' + ', '.join(KEYS)
+        )
     for name, settings in recipes.items():
         if unknown := sorted(set(settings) - set(KEYS)):
             raise UpgradeError(f'{path}: recipe {name!r} has {", ".join(unknown)}; known are {", ".join(KEYS)}')
@@ -53,13 +65,20 @@ def validation_table(found: Found, retrained: Mapping[int, Result]) -> str:
     reference = next(iter(found))
     scores = {name: _last(runs) for name, runs in found.items()}
     goal = _last(retrained)
-    lines = [f'| recipe | fine-tune | seeds | validation score | minus {reference} | minus retrained | reaches it '
-             'after |', '|---|---|---|---|---|---|---|']
+    lines = [
+        f'| recipe | fine-tune | seeds | validation score | minus {reference} | minus retrained | reaches it after |',
+        '|---|---|---|---|---|---|---|',
+    ]
     for name in sorted(found, key=lambda name: -Spread.of(list(scores[name].values())).mean):
-        cells = [name, _length(found[name]), ', '.join(map(str, sorted(found[name]))),
-                 Spread.of(list(scores[name].values())).text(factor),
-                 _difference(scores[name], scores[reference], factor) if name != reference else '',
-                 _difference(scores[name], goal, factor), _reached(found[name], goal)]
+        cells = [
+            name,
+            _length(found[name]),
+            ', '.join(map(str, sorted(found[name]))),
+            Spread.of(list(scores[name].values())).text(factor),
+            _difference(scores[name], scores[reference], factor) if name != reference else '',
+            _difference(scores[name], goal, factor),
+            _reached(found[name], goal),
+        ]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 
@@ -69,12 +88,18 @@ def held_out_table(found: Found, others: Found) -> str:
     rows = {**others, **found}
     factor = to_percent(run for runs in rows.values() for run in runs.values())
     scores = {name: {seed: run.score for seed, run in runs.items()} for name, runs in rows.items()}
-    lines = ['| network | length | seeds | test score | ' + ' | '.join(f'minus {name}' for name in others) + ' |',
-             '|---' * (4 + len(others)) + '|']
+    lines = [
+        '| network | length | seeds | test score | ' + ' | '.join(f'minus {name}' for name in others) + ' |',
+        '|---' * (4 + len(others)) + '|',
+    ]
     for name, runs in rows.items():
-        cells = [name, _length(runs), ', '.join(map(str, sorted(runs))),
-                 Spread.of(list(scores[name].values())).text(factor),
-                 *(_difference(scores[name], scores[other], factor) if other != name else '' for other in others)]
+        cells = [
+            name,
+            _length(runs),
+            ', '.join(map(str, sorted(runs))),
+            Spread.of(list(scores[name].values())).text(factor),
+            *(_difference(scores[name], scores[other], factor) if other != name else '' for other in others),
+        ]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 
@@ -105,7 +130,10 @@ def _reached(runs: Mapping[int, Result], goal: Mapping[int, float]) -> str:
 def chosen(found: Found, least_seeds: int = 3) -> Sequence[str]:
     """The recipe with the best mean validation score among those with enough seeds, and the reference."""
     reference = next(iter(found))
-    means = {name: Spread.of(list(_last(runs).values())).mean for name, runs in found.items()
-             if len(_last(runs)) >= least_seeds}
+    means = {
+        name: Spread.of(list(_last(runs).values())).mean
+        for name, runs in found.items()
+        if len(_last(runs)) >= least_seeds
+    }
     best = max(means, key=lambda name: means[name], default=reference)
     return [reference] if best == reference else [reference, best]

@@ -4,6 +4,7 @@
 A fine-tune's score depends on its batches' order as a training's does on its seed, and costs a fraction of one. Means
 over repeats leave the differences between arms and between baselines.
 """
+
 from __future__ import annotations
 
 import statistics
@@ -17,8 +18,12 @@ from .runs import FINE_TUNES, Experiment, Result, run_arm
 Repeats = Mapping[int, Sequence[Result]]  # seed
 
 
-def collect(networks: Mapping[Any, Tuple[Experiment, str]], seeds: Sequence[int], repeats: int,
-            work: Callable[..., Optional[Result]] = run_arm) -> Dict[Any, Dict[int, List[Result]]]:
+def collect(
+    networks: Mapping[Any, Tuple[Experiment, str]],
+    seeds: Sequence[int],
+    repeats: int,
+    work: Callable[..., Optional[Result]] = run_arm,
+) -> Dict[Any, Dict[int, List[Result]]]:
     """Train networks, baseline by baseline, or gather what is there.
 
     Args:
@@ -42,9 +47,12 @@ def collect(networks: Mapping[Any, Tuple[Experiment, str]], seeds: Sequence[int]
 
 def averaged(results: Sequence[Result]) -> Result:
     """The first of several fine-tunes of one baseline, with the mean of their scores and of their curves."""
-    return replace(results[0], score=statistics.fmean(result.score for result in results),
-                   curve=[(step, mean) for step, mean, *_ in mean_curve([result.curve for result in results])],
-                   train_seconds=statistics.fmean(result.train_seconds for result in results))
+    return replace(
+        results[0],
+        score=statistics.fmean(result.score for result in results),
+        curve=[(step, mean) for step, mean, *_ in mean_curve([result.curve for result in results])],
+        train_seconds=statistics.fmean(result.train_seconds for result in results),
+    )
 
 
 def chance(values: Sequence[Sequence[float]]) -> Optional[float]:
@@ -53,7 +61,7 @@ def chance(values: Sequence[Sequence[float]]) -> Optional[float]:
     freedom = sum(len(own) - 1 for own in groups)
     if not freedom:
         return None
-    return (sum(statistics.variance(own) * (len(own) - 1) for own in groups) / freedom)**0.5
+    return (sum(statistics.variance(own) * (len(own) - 1) for own in groups) / freedom) ** 0.5
 
 
 def held_out_score(result: Result) -> float:
@@ -76,8 +84,11 @@ def repeats_section(found: Mapping[Any, Repeats], reference: Any, split: str = '
         split: 'test', or 'validation' for the last score there.
     """
     value = last_validation if split == 'validation' else held_out_score
-    deviations = {name: deviation for name, seeds in found.items() if (
-        deviation := chance([[value(result) for result in results] for results in seeds.values()])) is not None}
+    deviations = {
+        name: deviation
+        for name, seeds in found.items()
+        if (deviation := chance([[value(result) for result in results] for results in seeds.values()])) is not None
+    }
     rows = {name: found[name] for name in deviations}
     if not rows:
         return ''
@@ -85,30 +96,43 @@ def repeats_section(found: Mapping[Any, Repeats], reference: Any, split: str = '
     all_seeds = sorted({seed for seeds in rows.values() for seed in seeds})
     counts = {len(results) for seeds in rows.values() for results in seeds.values()}
     count = ('up to ' if len(counts) > 1 else '') + str(max(counts))
-    lines = ['', f'Means of {count} fine-tunes of each baseline, each with batches of its own; on the {split} split:',
-             '',
-             '| network | ' + ' | '.join(f'baseline {seed}' for seed in all_seeds) + ' | between fine-tunes of one '
-             f'baseline | minus {reference}, pair by pair |', '|---' * (3 + len(all_seeds)) + '|']
+    lines = [
+        '',
+        f'Means of {count} fine-tunes of each baseline, each with batches of its own; on the {split} split:',
+        '',
+        '| network | ' + ' | '.join(f'baseline {seed}' for seed in all_seeds) + ' | between fine-tunes of one '
+        f'baseline | minus {reference}, pair by pair |',
+        '|---' * (3 + len(all_seeds)) + '|',
+    ]
     for name, seeds in rows.items():
         scores = [[value(result) for result in seeds.get(seed, ())] for seed in all_seeds]
-        cells = [str(name), *(Spread.of(own).text(factor) if own else '' for own in scores),
-                 f'± {factor * deviations[name]:.2f}',
-                 _pairs(seeds, found.get(reference, {}), value, factor) if name != reference else '']
+        cells = [
+            str(name),
+            *(Spread.of(own).text(factor) if own else '' for own in scores),
+            f'± {factor * deviations[name]:.2f}',
+            _pairs(seeds, found.get(reference, {}), value, factor) if name != reference else '',
+        ]
         lines.append('| ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines) + '\n'
 
 
 def _pairs(first: Repeats, second: Repeats, value: Callable[[Result], float], factor: float) -> str:
     """Mean difference and its standard error over the fine-tunes of the same baseline and repeat."""
-    tables = [{(result.seed, result.settings.get('repeat', 0)): value(result) for results in seeds.values()
-               for result in results} for seeds in (first, second)]
+    tables = [
+        {
+            (result.seed, result.settings.get('repeat', 0)): value(result)
+            for results in seeds.values()
+            for result in results
+        }
+        for seeds in (first, second)
+    ]
     both = [key for key in tables[0] if key in tables[1]]
     differences = {key: tables[0][key] - tables[1][key] for key in both}
     within = chance([[differences[key] for key in both if key[0] == seed] for seed in {key[0] for key in both}])
     if within is None:
         return ''
     mean = statistics.fmean(differences.values())
-    return f'{factor * mean:+.2f} ± {factor * within / len(both)**0.5:.2f} ({len(both)})'
+    return f'{factor * mean:+.2f} ± {factor * within / len(both) ** 0.5:.2f} ({len(both)})'
 
 
 def mean_of(seeds: Repeats) -> Dict[int, Result]:

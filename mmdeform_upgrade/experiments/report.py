@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Finished runs as a table and as curves."""
+
 from __future__ import annotations
 
 import json
@@ -48,8 +49,11 @@ def write_report(out: Path, text: str, results: Iterable[Result], record: Mappin
 
 def group(results: Sequence[Result]) -> Dict[str, Dict[int, Result]]:
     """Results by arm, in the order of ``ARMS``, and by seed."""
-    return {arm: {r.seed: r for r in sorted(results, key=lambda r: r.seed) if r.arm == arm}
-            for arm in ARMS if any(r.arm == arm for r in results)}
+    return {
+        arm: {r.seed: r for r in sorted(results, key=lambda r: r.seed) if r.arm == arm}
+        for arm in ARMS
+        if any(r.arm == arm for r in results)
+    }
 
 
 def summarise(results: Sequence[Result]) -> str:
@@ -75,8 +79,10 @@ def curves(results: Sequence[Result]) -> Dict[str, List[Tuple[float, float, floa
     drawn = {}
     for arm in ARMS:
         shift = start if arm in FINE_TUNES else 0
-        drawn[arm] = [(step + shift, *rest) for step, *rest in
-                      mean_curve([_whole_curve(runs, arm, seed) for seed in runs.get(arm, {})])]
+        drawn[arm] = [
+            (step + shift, *rest)
+            for step, *rest in mean_curve([_whole_curve(runs, arm, seed) for seed in runs.get(arm, {})])
+        ]
     return drawn  # type: ignore[return-value]
 
 
@@ -101,12 +107,18 @@ def _trained_for(runs: Runs, arm: str) -> str:
 def _differences(runs: Runs, factor: float) -> List[str]:
     scores = {arm: {seed: result.score for seed, result in found.items()} for arm, found in runs.items()}
     lines = []
-    for first, second in (('retrained', 'baseline'), ('upgraded', 'baseline'), ('upgraded', 'control'),
-                          ('upgraded', 'retrained')):
+    for first, second in (
+        ('retrained', 'baseline'),
+        ('upgraded', 'baseline'),
+        ('upgraded', 'control'),
+        ('upgraded', 'retrained'),
+    ):
         spread = paired(scores.get(first, {}), scores.get(second, {}))
         if spread:
-            lines.append(f'- {first} minus {second}, seed by seed: {spread.text(factor, sign=True)} points '
-                         f'({spread.count} seed{"s" * (spread.count > 1)})')
+            lines.append(
+                f'- {first} minus {second}, seed by seed: {spread.text(factor, sign=True)} points '
+                f'({spread.count} seed{"s" * (spread.count > 1)})'
+            )
     return lines
 
 
@@ -119,11 +131,16 @@ def _reaching(runs: Runs, factor: float) -> List[str]:
                 continue
             goal = retrained.curve[-1][1]
             step = reached(_whole_curve(runs, arm, seed), goal)
-            what = (f'reaches it after {step} of {run.length} {run.unit}{_minutes(run, step)}' if step is not None
-                    else f'does not reach it in {run.length} {run.unit}')
-            lines.append(f'- seed {seed}: the retrained network ends at {factor * goal:.2f} on the validation set '
-                         f'after {retrained.length} {retrained.unit}{_minutes(retrained, retrained.length)}; {arm} '
-                         f'{what}')
+            what = (
+                f'reaches it after {step} of {run.length} {run.unit}{_minutes(run, step)}'
+                if step is not None
+                else f'does not reach it in {run.length} {run.unit}'
+            )
+            lines.append(
+                f'- seed {seed}: the retrained network ends at {factor * goal:.2f} on the validation set '
+                f'after {retrained.length} {retrained.unit}{_minutes(retrained, retrained.length)}; {arm} '
+                f'{what}'
+            )
     return lines
 
 

@@ -8,6 +8,7 @@
 
 Each run leaves ``result.json`` in its folder; a run that has one is not repeated, one that was cut is resumed.
 """
+
 from __future__ import annotations
 
 import json
@@ -132,8 +133,10 @@ def read_result(experiment: Experiment, seed: int, arm: str) -> Optional[Result]
     now = experiment.settings(arm)
     changed = sorted(key for key in now if kept['settings'].get(key) != now[key])
     if changed:
-        raise UpgradeError(f'{path} was made with other settings ({", ".join(changed)}): name another work directory, '
-                           'or remove this run')
+        raise UpgradeError(
+            f'{path} was made with other settings ({", ".join(changed)}): name another work directory, '
+            'or remove this run'
+        )
     kept['curve'] = [(int(step), float(score)) for step, score in kept['curve']]
     return Result(**kept)
 
@@ -160,12 +163,23 @@ def run_arm(experiment: Experiment, seed: int, arm: str, run: Callable[..., Any]
     _train(experiment, config, work_dir, f'seed {seed}: {arm}', length, run)
     checkpoint = _last_checkpoint(work_dir, length)
     tests = work_dir / 'test'
-    run('test.py', config, checkpoint, '--work-dir', tests, title=f'seed {seed}: {arm}, test',
-        log=work_dir / 'test.txt')
+    run(
+        'test.py', config, checkpoint, '--work-dir', tests, title=f'seed {seed}: {arm}, test', log=work_dir / 'test.txt'
+    )
     score = read_test_score(tests, experiment.metric)
-    result = Result(arm, seed, score, read_curve(work_dir, experiment.metric), length.total, length.unit,
-                    read_train_seconds(work_dir), checkpoint.name, file_sha256(str(checkpoint)),
-                    experiment.settings(arm), conditions(get_device()))
+    result = Result(
+        arm,
+        seed,
+        score,
+        read_curve(work_dir, experiment.metric),
+        length.total,
+        length.unit,
+        read_train_seconds(work_dir),
+        checkpoint.name,
+        file_sha256(str(checkpoint)),
+        experiment.settings(arm),
+        conditions(get_device()),
+    )
     partial = work_dir / 'result.json.part'
     partial.write_text(json.dumps(asdict(result), indent=1) + '\n', encoding='utf8')
     partial.replace(work_dir / 'result.json')
@@ -175,6 +189,7 @@ def run_arm(experiment: Experiment, seed: int, arm: str, run: Callable[..., Any]
 def write_config(experiment: Experiment, seed: int, arm: str) -> Path:
     """Write the short config of one run; it inherits that of its seed's baseline."""
     from mmengine.config import Config
+
     home = folder(experiment, seed, arm).parent
     home.mkdir(parents=True, exist_ok=True)
     baseline = home / 'baseline.py'
@@ -199,15 +214,22 @@ def write_config(experiment: Experiment, seed: int, arm: str) -> Path:
 
 
 def _arm_changes(experiment: Experiment, seed: int, arm: str, baseline: Config) -> Dict[str, Any]:
-    layers: Dict[str, Any] = dict(targets=experiment.targets, part=experiment.part, exclude=experiment.exclude,
-                                  deform_groups=experiment.deform_groups)
+    layers: Dict[str, Any] = dict(
+        targets=experiment.targets,
+        part=experiment.part,
+        exclude=experiment.exclude,
+        deform_groups=experiment.deform_groups,
+    )
     if arm == 'retrained':
         return retrain_changes(baseline, **layers)
     trained = read_result(experiment, seed, 'baseline')
     if trained is None:
         raise UpgradeError(f'seed {seed}: {arm} starts from the baseline, which has no result yet; run that arm first')
-    tuned: Dict[str, Any] = dict(load_from=str(folder(experiment, seed, 'baseline').absolute() / trained.checkpoint),
-                                 epoch_ratio=experiment.epoch_ratio, lr_mult=experiment.lr_mult)
+    tuned: Dict[str, Any] = dict(
+        load_from=str(folder(experiment, seed, 'baseline').absolute() / trained.checkpoint),
+        epoch_ratio=experiment.epoch_ratio,
+        lr_mult=experiment.lr_mult,
+    )
     if arm == 'control':
         return control_changes(baseline, **tuned)
     return upgrade_changes(baseline, **tuned, **layers, offset_lr_mult=experiment.offset_lr_mult)
@@ -215,6 +237,7 @@ def _arm_changes(experiment: Experiment, seed: int, arm: str, baseline: Config) 
 
 def _options(options: Sequence[str]) -> Dict[str, Any]:
     from mmengine.config import Config, DictAction
+
     cfg = Config({})
     for option in options:
         key, sign, value = option.partition('=')
@@ -226,14 +249,24 @@ def _options(options: Sequence[str]) -> Dict[str, Any]:
 
 def _length(config: Path) -> Length:
     from mmengine.config import Config
+
     return Length.of(Config.fromfile(config))
 
 
-def _train(experiment: Experiment, config: Path, work_dir: Path, title: str, length: Length,
-           run: Callable[..., Any]) -> None:
+def _train(
+    experiment: Experiment, config: Path, work_dir: Path, title: str, length: Length, run: Callable[..., Any]
+) -> None:
     if experiment.train_command is None:
-        run('train.py', config, '--work-dir', work_dir, '--resume', title=title, length=length,
-            log=config.with_name(f'{config.stem}.txt'))
+        run(
+            'train.py',
+            config,
+            '--work-dir',
+            work_dir,
+            '--resume',
+            title=title,
+            length=length,
+            log=config.with_name(f'{config.stem}.txt'),
+        )
     else:
         command = experiment.train_command.format(config=config, work_dir=work_dir)
         ended = subprocess.run(shlex.split(command), check=False)
@@ -244,6 +277,8 @@ def _train(experiment: Experiment, config: Path, work_dir: Path, title: str, len
 def _last_checkpoint(work_dir: Path, length: Length) -> Path:
     path = work_dir / f'{"epoch" if length.unit == "epochs" else "iter"}_{length.total}.pth'
     if not path.is_file():
-        raise UpgradeError(f'{work_dir} has no {path.name} after training: default_hooks.checkpoint must save the last '
-                           'checkpoint (save_last)')
+        raise UpgradeError(
+            f'{work_dir} has no {path.name} after training: default_hooks.checkpoint must save the last '
+            'checkpoint (save_last)'
+        )
     return path

@@ -3,6 +3,7 @@
 
 Importing the frameworks takes longer than a short run. On one GPU a few at a time are enough (docs/recipes.md).
 """
+
 from __future__ import annotations
 
 import importlib
@@ -24,8 +25,17 @@ from ..protocol import tool_path
 from .recipes import read_recipes, with_recipe
 from .runs import ARMS, FINE_TUNES, Experiment, folder, read_result, run_arm
 
-_PRELOADED = ('mmengine.runner', 'mmdet.datasets', 'mmdet.engine', 'mmdet.evaluation', 'mmdet.models', 'mmseg.datasets',
-              'mmseg.engine', 'mmseg.evaluation', 'mmseg.models')
+_PRELOADED = (
+    'mmengine.runner',
+    'mmdet.datasets',
+    'mmdet.engine',
+    'mmdet.evaluation',
+    'mmdet.models',
+    'mmseg.datasets',
+    'mmseg.engine',
+    'mmseg.evaluation',
+    'mmseg.models',
+)
 
 
 @dataclass(frozen=True)
@@ -49,8 +59,9 @@ class Job:
         return None
 
 
-def jobs_of(experiments: Sequence[Experiment], seeds: Sequence[int], arms: Sequence[str] = ARMS,
-            repeats: int = 1) -> List[Job]:
+def jobs_of(
+    experiments: Sequence[Experiment], seeds: Sequence[int], arms: Sequence[str] = ARMS, repeats: int = 1
+) -> List[Job]:
     """The runs of each experiment, repeat by repeat, seed by seed; one that several share is there once."""
     found: Dict[Path, Job] = {}
     for experiment, repeat, seed in product(experiments, range(repeats), seeds):
@@ -70,6 +81,7 @@ def read_plan(path: str) -> List[Job]:
         UpgradeError: there is no plan, or an entry says something unknown.
     """
     from mmengine.config import Config
+
     plan = Config.fromfile(path).to_dict().get('plan')
     if not isinstance(plan, list) or not plan:
         raise UpgradeError(f'{path}: expected plan = [dict(config=..., work_dir=..., metric=...), ...]')
@@ -78,12 +90,14 @@ def read_plan(path: str) -> List[Job]:
         entry = dict(entry)
         recipes, only = entry.pop('recipes', None), entry.pop('only', ())
         seeds, repeats = entry.pop('seeds', [0, 1, 2]), entry.pop('repeats', 1)
-        arms = entry.pop('arms', ARMS if recipes is None else ('upgraded', ))
+        arms = entry.pop('arms', ARMS if recipes is None else ('upgraded',))
         try:
             experiment = Experiment(**entry)
         except TypeError as error:
-            raise UpgradeError(f'{path}: {error}; an entry takes seeds, arms, recipes, only, repeats and what an '
-                               'Experiment takes: ' + ', '.join(Experiment.__dataclass_fields__)) from error
+            raise UpgradeError(
+                f'{path}: {error}; an entry takes seeds, arms, recipes, only, repeats and what an '
+                'Experiment takes: ' + ', '.join(Experiment.__dataclass_fields__)
+            ) from error
         experiments = [experiment]
         if recipes is not None:
             found = read_recipes(recipes, only)
@@ -213,6 +227,9 @@ def _preload() -> None:
 
 def _check_fork() -> None:
     import torch
+
     if torch.cuda.is_initialized():
-        raise UpgradeError('CUDA is in use in this process already, and the processes forked from it could not use it; '
-                           'call run_side_by_side before anything runs on the GPU')
+        raise UpgradeError(
+            'CUDA is in use in this process already, and the processes forked from it could not use it; '
+            'call run_side_by_side before anything runs on the GPU'
+        )

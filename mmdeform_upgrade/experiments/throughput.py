@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """How many runs at a time a machine should have: tried for a short while, before a long plan."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -27,15 +28,18 @@ def steps_per_second(jobs: Sequence[Job], counts: Sequence[int], seconds: float)
     """
     trainings = [job for job in jobs if job.waits_for is None]
     if len(trainings) < max(counts):
-        raise UpgradeError(f'{max(counts)} runs at a time cannot be tried: the plan has {len(trainings)} that need no '
-                           'other run first')
+        raise UpgradeError(
+            f'{max(counts)} runs at a time cannot be tried: the plan has {len(trainings)} that need no other run first'
+        )
     return {count: _measured(trainings[:count], seconds) for count in counts}
 
 
 def _measured(jobs: Sequence[Job], seconds: float) -> float:
     with TemporaryDirectory() as folder:
-        tried = [replace(job, experiment=replace(job.experiment, work_dir=f'{folder}/{number}'))
-                 for number, job in enumerate(jobs)]
+        tried = [
+            replace(job, experiment=replace(job.experiment, work_dir=f'{folder}/{number}'))
+            for number, job in enumerate(jobs)
+        ]
         run_side_by_side(tried, len(tried), seconds)
         times = [read_step_seconds(job.place) for job in tried]
         said = [_said(job) for job in tried]

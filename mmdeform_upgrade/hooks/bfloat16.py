@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """``BFloat16Hook``: bfloat16 arithmetic where MMEngine's mixed precision refuses to train, on CPUs above all."""
+
 from __future__ import annotations
 
 from types import MethodType
@@ -39,8 +40,10 @@ class BFloat16Hook(Hook):
         known = dict(model.named_modules())
         missing = [part for part in self.parts if part not in known]
         if missing:
-            raise ConfigError(f'BFloat16Hook: the network has no {", ".join(missing)}; it has '
-                              f'{", ".join(name for name, _ in model.named_children())}: set parts=[...]')
+            raise ConfigError(
+                f'BFloat16Hook: the network has no {", ".join(missing)}; it has '
+                f'{", ".join(name for name, _ in model.named_children())}: set parts=[...]'
+            )
         for part in self.parts:
             module = known[part].to(memory_format=torch.channels_last)
             module.forward = MethodType(_forward, module)  # a method, so that copies of the network have their own

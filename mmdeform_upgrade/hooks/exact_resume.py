@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """``ExactResumeHook``: a resumed run computes, bit for bit, what it would have computed without the break."""
+
 from __future__ import annotations
 
 import logging
@@ -37,8 +38,10 @@ class ExactResumeHook(Hook):
             return
         self._saved = (checkpoint.get('meta') or {}).get(META_KEY)
         if self._saved is None:
-            _warn('the checkpoint was written without ExactResumeHook: training goes on, but not bit for bit as it '
-                  'would have without the break')
+            _warn(
+                'the checkpoint was written without ExactResumeHook: training goes on, but not bit for bit as it '
+                'would have without the break'
+            )
 
     def before_train(self, runner) -> None:
         """Give the training data their random numbers."""
@@ -85,11 +88,16 @@ class ExactResumeHook(Hook):
 
     def _compare(self, runner) -> None:
         now = self._identity(runner)
-        changed = [f'{key} {self._saved.get(key)} -> {now[key]}'  # type: ignore[union-attr]
-                   for key in now if self._saved.get(key) != now[key]]  # type: ignore[union-attr]
+        changed = [
+            f'{key} {self._saved.get(key)} -> {now[key]}'  # type: ignore[union-attr]
+            for key in now
+            if self._saved.get(key) != now[key]
+        ]  # type: ignore[union-attr]
         if changed:
-            _warn(f'resumed with another {", ".join(changed)}: training goes on, but not bit for bit as it would have '
-                  'without the break')
+            _warn(
+                f'resumed with another {", ".join(changed)}: training goes on, but not bit for bit as it would have '
+                'without the break'
+            )
 
 
 def _draw_again(loop: Any) -> None:

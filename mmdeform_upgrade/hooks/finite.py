@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """``FiniteCheckHook``: no run goes on, and no checkpoint is written, with weights that are no numbers."""
+
 from __future__ import annotations
 
 from typing import Any, FrozenSet, Iterable, List, Optional, Sequence, Tuple
@@ -12,9 +13,11 @@ from ..errors import ConfigError, TrainingError
 from ..work_dir import last_saved
 from .network import bare_network, named_tensors, upgraded_layers
 
-CALMER = ('Lower the learning rate of the offsets (optim_wrapper.paramwise_cfg=dict(custom_keys=dict('
-          'conv_offset=dict(lr_mult=0.1)))), clip gradients (optim_wrapper.clip_grad=dict(max_norm=35)), or warm up '
-          'longer.')
+CALMER = (
+    'Lower the learning rate of the offsets (optim_wrapper.paramwise_cfg=dict(custom_keys=dict('
+    'conv_offset=dict(lr_mult=0.1)))), clip gradients (optim_wrapper.clip_grad=dict(max_norm=35)), or warm up '
+    'longer.'
+)
 _SHOWN = 5
 
 
@@ -80,11 +83,15 @@ class FiniteCheckHook(Hook):
         self._refuse(_not_finite(named_tensors(bare_network(runner))), runner)
         bad = int(self._bad) if self._bad is not None else 0
         if bad and bad == self._seen and bad >= self.interval:
-            raise TrainingError(f'iteration {self._iteration}: not one loss of the last {bad} iterations is finite, '
-                                f'and the weights are. {CALMER} With mixed precision, try bfloat16. {kept(runner)}')
+            raise TrainingError(
+                f'iteration {self._iteration}: not one loss of the last {bad} iterations is finite, '
+                f'and the weights are. {CALMER} With mixed precision, try bfloat16. {kept(runner)}'
+            )
         if bad:
-            runner.logger.warning(f'{bad} of the last {self._seen} losses were not finite, the first at iteration '
-                                  f'{int(self._first)}; the weights still are.')  # type: ignore[arg-type]
+            runner.logger.warning(
+                f'{bad} of the last {self._seen} losses were not finite, the first at iteration '
+                f'{int(self._first)}; the weights still are.'
+            )  # type: ignore[arg-type]
         self._start_counting()
 
     def _refuse(self, names: Sequence[str], runner) -> None:
@@ -94,12 +101,17 @@ class FiniteCheckHook(Hook):
         layers = upgraded_layers(bare_network(runner))
         own = [name for name in layers if any(key.startswith(f'{name}.') for key in broken)]
         rest = [key for key in broken if not any(key.startswith(f'{name}.') for name in own)]
-        text = '; '.join(f'{title} {_listed(names)}' for title, names in (
-            ('of the upgraded layers', own), ('of others', rest)) if names)
+        text = '; '.join(
+            f'{title} {_listed(names)}'
+            for title, names in (('of the upgraded layers', own), ('of others', rest))
+            if names
+        )
         first = int(self._first) if self._first is not None else 0
         since = f' The first loss that was not finite is that of iteration {first}.' if first else ''
-        raise TrainingError(f'iteration {self._iteration}: weights are not finite: {text}.{since} {CALMER} '
-                            f'OffsetLoggerHook(interval=1) names the layer whose offsets break first. {kept(runner)}')
+        raise TrainingError(
+            f'iteration {self._iteration}: weights are not finite: {text}.{since} {CALMER} '
+            f'OffsetLoggerHook(interval=1) names the layer whose offsets break first. {kept(runner)}'
+        )
 
 
 def kept(runner) -> str:

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """The network of a run without what is wrapped around it."""
+
 from __future__ import annotations
 
 import re

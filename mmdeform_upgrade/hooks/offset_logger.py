@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """``OffsetLoggerHook``: what the offsets do while they train, and a stop where they are no numbers any more."""
+
 from __future__ import annotations
 
 import math
@@ -50,11 +51,14 @@ class OffsetLoggerHook(Hook):
         """Remember the offset branches as they are now."""
         layers = upgraded_layers(bare_network(runner))
         if not layers:
-            raise ConfigError('OffsetLoggerHook: the model has no ZeroOffsetDCN, so there are no offsets to log; set '
-                              "model.backbone=dict(type='DeformUpgrade', ...), or take the hook out")
+            raise ConfigError(
+                'OffsetLoggerHook: the model has no ZeroOffsetDCN, so there are no offsets to log; set '
+                "model.backbone=dict(type='DeformUpgrade', ...), or take the hook out"
+            )
         self._first_iter = runner.iter
-        self._start = {name: [p.detach().clone() for p in layer.conv_offset.parameters()]
-                       for name, layer in layers.items()}
+        self._start = {
+            name: [p.detach().clone() for p in layer.conv_offset.parameters()] for name, layer in layers.items()
+        }
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         """Record the offsets of this iteration, if it is one of them."""
@@ -84,8 +88,11 @@ class OffsetLoggerHook(Hook):
             self._recorder = None
 
     def _log(self, runner, found: Dict[str, OffsetStatistics]) -> None:
-        values = {f'offsets/{name}/{key}': getattr(numbers, key) for name, numbers in found.items()
-                  for key in ('mean', 'percentile95', 'outside')}
+        values = {
+            f'offsets/{name}/{key}': getattr(numbers, key)
+            for name, numbers in found.items()
+            for key in ('mean', 'percentile95', 'outside')
+        }
         runner.visualizer.add_scalars(values, step=runner.iter + 1)
 
     def _warn_of_explosions(self, runner, found: Dict[str, OffsetStatistics]) -> None:
@@ -95,7 +102,8 @@ class OffsetLoggerHook(Hook):
                 runner.logger.warning(
                     f'Iteration {runner.iter + 1}: offsets of {name} explode: mean {numbers.mean:.4g}, 95 % below '
                     f'{numbers.percentile95:.4g}, largest {numbers.largest:.4g} pixels, {100 * numbers.outside:.0f} % '
-                    f'of its taps outside the map; expected {self.warn_above:g} at most. {CALMER}')
+                    f'of its taps outside the map; expected {self.warn_above:g} at most. {CALMER}'
+                )
 
     def _warn_of_standstill(self, runner) -> None:
         layers = upgraded_layers(bare_network(runner))
@@ -105,7 +113,8 @@ class OffsetLoggerHook(Hook):
             if all(torch.equal(now.detach(), was) for now, was in zip(branch, before, strict=True)):
                 runner.logger.warning(
                     f'Offsets of {name} have not moved in {runner.iter + 1 - self._first_iter} iterations: '
-                    f'{_why_still(branch, runner.optim_wrapper)}.')
+                    f'{_why_still(branch, runner.optim_wrapper)}.'
+                )
 
 
 def _why_still(branch: Sequence[Tensor], optim_wrapper: Any) -> str:
@@ -119,27 +128,38 @@ def _why_still(branch: Sequence[Tensor], optim_wrapper: Any) -> str:
     if not rates:
         return 'the optimizer does not hold them; upgrade the network in the config, before the optimizer is built'
     if not any(rates):
-        return ("their learning rate is 0; look for 'conv_offset' in optim_wrapper.paramwise_cfg, and at "
-                'param_scheduler')
-    return ('they are in the optimizer, and no gradient reaches them, or none that their precision can hold; look '
-            'whether the layer takes part in the loss, and whether the loss scale of mixed precision keeps falling')
+        return "their learning rate is 0; look for 'conv_offset' in optim_wrapper.paramwise_cfg, and at param_scheduler"
+    return (
+        'they are in the optimizer, and no gradient reaches them, or none that their precision can hold; look '
+        'whether the layer takes part in the loss, and whether the loss scale of mixed precision keeps falling'
+    )
 
 
 def _check_offsets(found: Dict[str, OffsetStatistics], runner) -> None:
     for name, numbers in found.items():  # in the order of the forward pass: the first one is where it began
         if not math.isfinite(numbers.largest):
-            raise TrainingError(f'iteration {runner.iter + 1}: offsets of {name} are not finite, the first of the '
-                                f'layers in forward order. Expected finite numbers. {CALMER} {kept(runner)}')
+            raise TrainingError(
+                f'iteration {runner.iter + 1}: offsets of {name} are not finite, the first of the '
+                f'layers in forward order. Expected finite numbers. {CALMER} {kept(runner)}'
+            )
 
 
 def _check_loss(outputs: Optional[dict], runner) -> None:
     loss = (outputs or {}).get('loss')
     if loss is None or bool(torch.isfinite(torch.as_tensor(loss)).all()):
         return
-    broken = [name for name, layer in upgraded_layers(bare_network(runner)).items()
-              if not all(bool(torch.isfinite(p).all()) for p in layer.parameters())]
-    where = f'after this step weights of {", ".join(broken)} are not finite' if broken else (
-        'the weights of all upgraded layers are finite')
-    raise TrainingError(f'iteration {runner.iter + 1}: the loss is {float(loss)}; {where}. Expected finite numbers. '
-                        f'{CALMER} OffsetLoggerHook(interval=1) names the layer whose offsets break first. '
-                        f'{kept(runner)}')
+    broken = [
+        name
+        for name, layer in upgraded_layers(bare_network(runner)).items()
+        if not all(bool(torch.isfinite(p).all()) for p in layer.parameters())
+    ]
+    where = (
+        f'after this step weights of {", ".join(broken)} are not finite'
+        if broken
+        else ('the weights of all upgraded layers are finite')
+    )
+    raise TrainingError(
+        f'iteration {runner.iter + 1}: the loss is {float(loss)}; {where}. Expected finite numbers. '
+        f'{CALMER} OffsetLoggerHook(interval=1) names the layer whose offsets break first. '
+        f'{kept(runner)}'
+    )

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """``OffsetsFirstHook``: a fine-tune that trains the offsets alone before it trains everything."""
+
 from __future__ import annotations
 
 from typing import Any, List, Optional
@@ -37,11 +38,15 @@ class OffsetsFirstHook(Hook):
     def before_train(self, runner) -> None:
         """Check that there is something to train."""
         if is_model_wrapper(runner.model):
-            raise ConfigError(f'OffsetsFirstHook does not train a {type(runner.model).__name__}: train on one GPU, or '
-                              'take the hook out of custom_hooks')
+            raise ConfigError(
+                f'OffsetsFirstHook does not train a {type(runner.model).__name__}: train on one GPU, or '
+                'take the hook out of custom_hooks'
+            )
         if not upgraded_layers(bare_network(runner)):
-            raise ConfigError('OffsetsFirstHook: the network has no upgraded layer whose offsets could be trained; '
-                              'take it out of custom_hooks')
+            raise ConfigError(
+                'OffsetsFirstHook: the network has no upgraded layer whose offsets could be trained; '
+                'take it out of custom_hooks'
+            )
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         """Freeze before the first iteration, also that of a resumed run, and release after the last."""

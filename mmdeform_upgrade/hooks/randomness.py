@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Random numbers as a function of where a training stands, so that nothing about them has to be saved."""
+
 from __future__ import annotations
 
 import random
@@ -113,7 +114,7 @@ class SeededFetch:
 
 def _seed_python_and_numpy(word: int) -> None:
     random.seed(word)
-    np.random.seed(word & 0xffffffff)
+    np.random.seed(word & 0xFFFFFFFF)
 
 
 def _word(*place: int) -> int:

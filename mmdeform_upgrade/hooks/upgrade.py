@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """``DeformUpgradeHook``: owns the checkpoint of an upgrade, never the network."""
+
 from __future__ import annotations
 
 import os
@@ -58,8 +59,7 @@ class DeformUpgradeHook(Hook):
     # Before EMAHook and CheckpointHook, which work on what this hook makes of the checkpoint.
     priority = 'VERY_HIGH'
 
-    def __init__(self, val_before_train: bool = True, exact_resume: bool = True,
-                 finite_interval: Optional[int] = 50):
+    def __init__(self, val_before_train: bool = True, exact_resume: bool = True, finite_interval: Optional[int] = 50):
         self.val_before_train = val_before_train
         self.companions: List[Hook] = [WorkDirHook()]
         if exact_resume:
@@ -74,14 +74,18 @@ class DeformUpgradeHook(Hook):
         """Check that there is something to do, and have MMEngine read through the safe reader."""
         self._add_companions(runner)
         if not upgraded_layers(bare_network(runner)):
-            raise ConfigError("DeformUpgradeHook: the model has no ZeroOffsetDCN; set model.backbone=dict("
-                              "type='DeformUpgrade', base_type=..., targets=...), or take the hook out")
+            raise ConfigError(
+                'DeformUpgradeHook: the model has no ZeroOffsetDCN; set model.backbone=dict('
+                "type='DeformUpgrade', base_type=..., targets=...), or take the hook out"
+            )
         path = runner._load_from
         if runner._resume and path is None:
             path = find_resumable(runner.work_dir)
             if path is None:
-                raise ConfigError(f'resume: there is no checkpoint in {runner.work_dir}, and training would start from '
-                                  'random weights; run without resume, with load_from the baseline')
+                raise ConfigError(
+                    f'resume: there is no checkpoint in {runner.work_dir}, and training would start from '
+                    'random weights; run without resume, with load_from the baseline'
+                )
         if path is not None:
             runner._load_from = AS_IT_IS + local_path(path)
 
@@ -89,13 +93,16 @@ class DeformUpgradeHook(Hook):
         """Import a baseline and make it complete with zero offsets; take an upgraded checkpoint as it is."""
         self._add_companions(runner)
         if not str(runner._load_from).startswith((AS_IT_IS, SCHEME)):
-            runner.logger.warning('DeformUpgradeHook: FlexibleRunner reads checkpoints before any hook is asked, and '
-                                  f"did not read this one safely; write load_from='{SCHEME}PATH', or use "
-                                  'tools/train.py of this package.')
+            runner.logger.warning(
+                'DeformUpgradeHook: FlexibleRunner reads checkpoints before any hook is asked, and '
+                f"did not read this one safely; write load_from='{SCHEME}PATH', or use "
+                'tools/train.py of this package.'
+            )
         network = _state_dict(runner)
         try:
-            given, remapped = _resumed(checkpoint, network) if runner._resume else _started(
-                checkpoint, bare_network(runner), network)
+            given, remapped = (
+                _resumed(checkpoint, network) if runner._resume else _started(checkpoint, bare_network(runner), network)
+            )
         except CheckpointError as error:
             raise CheckpointError(f'{str(runner._load_from).rpartition("://")[2]}: {error}') from error
         checkpoint['state_dict'] = remapped.state_dict
@@ -105,16 +112,20 @@ class DeformUpgradeHook(Hook):
             self.provenance = {**self._describe(runner), 'imported': given.summary()}
             if given.format != PLAIN:
                 runner.logger.info(f'Imported {given}')
-            runner.logger.info(f'Baseline of {len(given.state_dict)} tensors fits; {len(remapped.added)} offset '
-                               'tensors added as zeros.')
+            runner.logger.info(
+                f'Baseline of {len(given.state_dict)} tensors fits; {len(remapped.added)} offset '
+                'tensors added as zeros.'
+            )
         elif not runner._resume:
             runner.logger.info('The checkpoint is upgraded already and was loaded as it is.')
 
     def before_train(self, runner) -> None:
         """Verify that the network holds exactly what was loaded."""
         if self._loaded is None:
-            raise ConfigError('DeformUpgradeHook: no checkpoint was loaded, and an upgrade starts from a trained '
-                              'baseline; set load_from, or take the hook out to train from scratch')
+            raise ConfigError(
+                'DeformUpgradeHook: no checkpoint was loaded, and an upgrade starts from a trained '
+                'baseline; set load_from, or take the hook out to train from scratch'
+            )
         network = _state_dict(runner)
         changed = [key for key, value in self._loaded.items() if not _same(network[key], value)]
         if changed:
@@ -132,8 +143,10 @@ class DeformUpgradeHook(Hook):
         with kept_random_state():
             metrics = runner.val_loop.run()
         self.provenance['before_training'] = _numbers(metrics)
-        runner.logger.info('Before its first step the upgrade scores, as the baseline does: '
-                           + ', '.join(f'{key} {value:.4f}' for key, value in _numbers(metrics).items()))
+        runner.logger.info(
+            'Before its first step the upgrade scores, as the baseline does: '
+            + ', '.join(f'{key} {value:.4f}' for key, value in _numbers(metrics).items())
+        )
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Record the upgrade's provenance in what is saved, and keep that readable for the safe reader."""
@@ -151,6 +164,7 @@ class DeformUpgradeHook(Hook):
 
     def _describe(self, runner) -> Dict[str, Any]:
         from .. import __version__
+
         path = str(runner._load_from).rpartition('://')[2] if runner._load_from else None
         return {
             'baseline': os.path.basename(path) if path else None,
@@ -170,13 +184,17 @@ def _resumed(checkpoint: Dict[str, Any], network: StateDict) -> Tuple[Imported, 
     given = Imported(PLAIN, clean_state_dict(checkpoint['state_dict']))
     remapped = remap_state_dict(given.state_dict, network)
     if remapped.added:
-        raise CheckpointError('resume: the checkpoint has no offsets, so it is a baseline and not an interrupted '
-                              'upgrade; give it as load_from, with resume=False')
+        raise CheckpointError(
+            'resume: the checkpoint has no offsets, so it is a baseline and not an interrupted '
+            'upgrade; give it as load_from, with resume=False'
+        )
     missing = [key for key in ('epoch', 'iter') if key not in _meta(checkpoint)]
     missing += [] if 'message_hub' in checkpoint else ['message_hub']
     if missing:
-        raise CheckpointError(f'resume: the checkpoint has no {", ".join(missing)}, so it is a finished network and '
-                              'not an interrupted run; give it as load_from, with resume=False')
+        raise CheckpointError(
+            f'resume: the checkpoint has no {", ".join(missing)}, so it is a finished network and '
+            'not an interrupted run; give it as load_from, with resume=False'
+        )
     return given, remapped
 
 
@@ -189,6 +207,7 @@ def _state_dict(runner) -> StateDict:
     model = runner.model
     if is_model_wrapper(model):
         from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
+
         if isinstance(model, FullyShardedDataParallel):  # the network's own tensors are shards
             whole = FullStateDictConfig(offload_to_cpu=False, rank0_only=False)
             with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT, whole):
@@ -202,4 +221,3 @@ def _same(held: torch.Tensor, loaded: torch.Tensor) -> bool:
 
 def _numbers(metrics: Mapping[str, Any]) -> Dict[str, float]:
     return {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float, np.number))}
-

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """``WorkDirHook``: one run a folder, checkpoints that are whole, and no validation lost in a break."""
+
 from __future__ import annotations
 
 from typing import Any, List, Optional
@@ -37,8 +38,12 @@ class WorkDirHook(Hook):
     def before_run(self, runner) -> None:
         """Have checkpoints written whole."""
         for hook in _checkpoint_hooks(runner):
-            if isinstance(runner, Runner) and not hook.backend_args and not hook.file_client_args and (
-                    '://' not in str(hook.out_dir or '')):
+            if (
+                isinstance(runner, Runner)
+                and not hook.backend_args
+                and not hook.file_client_args
+                and ('://' not in str(hook.out_dir or ''))
+            ):
                 hook.backend_args = dict(backend=BACKEND)
 
     def before_train(self, runner) -> None:
@@ -48,8 +53,10 @@ class WorkDirHook(Hook):
             for hook in _checkpoint_hooks(runner):
                 remove_leftovers(str(hook.out_dir), '*.pth')
         if runner._resume and any(hook.save_best for hook in _checkpoint_hooks(runner)) and _validation_was_due(runner):
-            runner.logger.info('Validating once more where the resumed run stood, since the break may have cut that '
-                               'off, and save_best would know nothing of it.')
+            runner.logger.info(
+                'Validating once more where the resumed run stood, since the break may have cut that '
+                'off, and save_best would know nothing of it.'
+            )
             with kept_random_state():
                 runner.val_loop.run()
 

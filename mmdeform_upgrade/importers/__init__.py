@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Foreign checkpoints: one module a family, each a table of names and pure functions on state dicts."""
+
 from .base import Format, Imported
 from .front import PLAIN, import_state_dict, matching_formats
 from .openmmlab import dataset_meta

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """What every importer takes and gives: pure functions from a foreign state dict to mmdet's or mmseg's names."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -44,8 +45,10 @@ class Imported:
         return {'format': self.format, 'tensors': len(self.state_dict), **counts}
 
     def __str__(self) -> str:
-        lines = [f'{self.format}: {len(self.renamed)} tensors renamed, {len(self.changed)} changed in value, '
-                 f'{len(self.dropped)} dropped']
+        lines = [
+            f'{self.format}: {len(self.renamed)} tensors renamed, {len(self.changed)} changed in value, '
+            f'{len(self.dropped)} dropped'
+        ]
         lines += _grouped('changed', self.changed)
         lines += _grouped('dropped', self.dropped)
         return '\n'.join(lines)
@@ -74,5 +77,7 @@ def _grouped(title: str, reasons: Mapping[str, str]) -> List[str]:
     names: Dict[str, List[str]] = {}
     for name, reason in reasons.items():
         names.setdefault(reason, []).append(name)
-    return [f'  {title}, {reason}: {", ".join(group[:3])}' + (f' and {len(group) - 3} more' if len(group) > 3 else '')
-            for reason, group in names.items()]
+    return [
+        f'  {title}, {reason}: {", ".join(group[:3])}' + (f' and {len(group) - 3} more' if len(group) > 3 else '')
+        for reason, group in names.items()
+    ]

@@ -4,6 +4,7 @@
 ``res2_0_branch2a_w`` is the weight of the first convolution in the first block of the second stage, ``_bn_s`` and
 ``_bn_b`` scale and shift of the norm after it. FPN's blobs carry the stage that they take from.
 """
+
 from __future__ import annotations
 
 import re
@@ -12,8 +13,16 @@ from typing import Callable, Mapping, Match, Tuple
 from torch import Tensor
 
 _END = {'w': 'weight', 'b': 'bias'}
-_NORM = {'s': 'weight', 'b': 'bias', 'rm': 'running_mean', 'riv': 'running_var', 'running_mean': 'running_mean',
-         'running_var': 'running_var', 'gamma': 'weight', 'beta': 'bias'}
+_NORM = {
+    's': 'weight',
+    'b': 'bias',
+    'rm': 'running_mean',
+    'riv': 'running_var',
+    'running_mean': 'running_mean',
+    'running_var': 'running_var',
+    'gamma': 'weight',
+    'beta': 'bias',
+}
 _BRANCH = {'1': 'shortcut', '2a': 'conv1', '2b': 'conv2', '2c': 'conv3'}
 _BLOCK = r'res([2-5])_(\d+)_branch(1|2[abc])'
 

@@ -4,6 +4,7 @@
 Each function makes a check: given the network, a line for everything that differs, with the setting to write. A part
 that the network lacks is no line here: its names are missing then.
 """
+
 from __future__ import annotations
 
 from typing import Any, List, Optional, Sequence
@@ -26,11 +27,20 @@ def norm_eps(accepted: Sequence[float], part: str = 'backbone') -> Check:
     """Batch norms of a part have one of these eps."""
 
     def check(model: nn.Module) -> List[str]:
-        norms = [module for name, module in model.named_modules()
-                 if name.startswith(f'{part}.') and isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        norms = [
+            module
+            for name, module in model.named_modules()
+            if name.startswith(f'{part}.') and isinstance(module, nn.modules.batchnorm._BatchNorm)
+        ]
         wrong = sorted({module.eps for module in norms if not any(_near(module.eps, eps) for eps in accepted)})
-        return [f'{part} has batch norms of eps {wrong[0]:g}, the weights were trained with '
-                f'{" or ".join(f"{eps:g}" for eps in accepted)}: set model.{part}.norm_cfg.eps'] if wrong else []
+        return (
+            [
+                f'{part} has batch norms of eps {wrong[0]:g}, the weights were trained with '
+                f'{" or ".join(f"{eps:g}" for eps in accepted)}: set model.{part}.norm_cfg.eps'
+            ]
+            if wrong
+            else []
+        )
 
     return check
 
@@ -39,12 +49,19 @@ def stride_in(conv: str, style: str) -> Check:
     """Bottlenecks of the backbone have their stride in this convolution."""
 
     def check(model: nn.Module) -> List[str]:
-        strides = {name: module.stride for name, module in model.named_modules()
-                   if name.startswith('backbone.layer') and name.endswith(('.0.conv1', '.0.conv2'))
-                   and part_of(model, f'{name.rpartition(".")[0]}.conv3') is not None}
+        strides = {
+            name: module.stride
+            for name, module in model.named_modules()
+            if name.startswith('backbone.layer')
+            and name.endswith(('.0.conv1', '.0.conv2'))
+            and part_of(model, f'{name.rpartition(".")[0]}.conv3') is not None
+        }
         wrong = [name for name, stride in strides.items() if max(stride) > 1 and not name.endswith(conv)]
-        return [f"{wrong[0]} has the stride, in this file's network {conv} has it: set "
-                f"model.backbone.style='{style}'"] if wrong else []
+        return (
+            [f"{wrong[0]} has the stride, in this file's network {conv} has it: set model.backbone.style='{style}'"]
+            if wrong
+            else []
+        )
 
     return check
 
@@ -61,13 +78,18 @@ def preprocessing(mean: Sequence[float], std: Sequence[float], rgb: bool) -> Che
         processor = part_of(model, 'data_preprocessor')
         if not isinstance(getattr(processor, 'mean', None), Tensor):
             return []
-        found: List[Any] = [processor.mean.flatten().tolist(), processor.std.flatten().tolist(),
-                            flips_channels(processor)]
+        found: List[Any] = [
+            processor.mean.flatten().tolist(),
+            processor.std.flatten().tolist(),
+            flips_channels(processor),
+        ]
         wanted: List[Any] = [list(mean), list(std), rgb]
         if found[2] == rgb and _close(found[0], mean, 0.05) and _close(found[1], std, 0.05):
             return []
-        shown = [f'mean={[round(x, 3) for x in a]}, std={[round(x, 3) for x in b]}, bgr_to_rgb={c}'
-                 for a, b, c in (found, wanted)]
+        shown = [
+            f'mean={[round(x, 3) for x in a]}, std={[round(x, 3) for x in b]}, bgr_to_rgb={c}'
+            for a, b, c in (found, wanted)
+        ]
         return [f'data_preprocessor has {shown[0]}; the weights need {shown[1]}: set model.data_preprocessor']
 
     return check
@@ -96,9 +118,11 @@ def roi_align(aligned: bool, sampling_ratio: int, extractors: Sequence[str]) -> 
             found = {(layer.aligned, layer.sampling_ratio) for layer in layers} if layers is not None else set()
             if found - {(aligned, sampling_ratio)}:
                 shown = sorted(found)[0]
-                problems.append(f'{extractor} has aligned={shown[0]}, sampling_ratio={shown[1]}; the weights need '
-                                f'aligned={aligned}, sampling_ratio={sampling_ratio}: set '
-                                f'model.{extractor}.roi_layer')
+                problems.append(
+                    f'{extractor} has aligned={shown[0]}, sampling_ratio={shown[1]}; the weights need '
+                    f'aligned={aligned}, sampling_ratio={sampling_ratio}: set '
+                    f'model.{extractor}.roi_layer'
+                )
         return problems
 
     return check
@@ -112,12 +136,16 @@ def anchors(head: str, expected: Sequence[Tensor], tolerance: float) -> Check:
         if found is None:
             return []
         if len(found) != len(expected):
-            return [f'{head} has {len(found)} levels of anchors, the weights {len(expected)}: set '
-                    f'model.{head}.anchor_generator']
+            return [
+                f'{head} has {len(found)} levels of anchors, the weights {len(expected)}: set '
+                f'model.{head}.anchor_generator'
+            ]
         for level, (have, want) in enumerate(zip(found, expected, strict=True)):
             if have.shape != want.shape or float((have.cpu() - want).abs().max()) > tolerance:
-                return [f'{head}: anchors of level {level} are {_boxes(have)}, the weights need {_boxes(want)}: set '
-                        f'model.{head}.anchor_generator']
+                return [
+                    f'{head}: anchors of level {level} are {_boxes(have)}, the weights need {_boxes(want)}: set '
+                    f'model.{head}.anchor_generator'
+                ]
         return []
 
     return check
@@ -148,6 +176,9 @@ def _close(a: Sequence[float], b: Sequence[float], tolerance: float) -> bool:
 
 def _equal(found: Any, wanted: Any) -> bool:
     if isinstance(wanted, (tuple, list)):
-        return isinstance(found, (tuple, list)) and len(found) == len(wanted) and all(
-            _equal(a, b) for a, b in zip(found, wanted, strict=True))
+        return (
+            isinstance(found, (tuple, list))
+            and len(found) == len(wanted)
+            and all(_equal(a, b) for a, b in zip(found, wanted, strict=True))
+        )
     return _near(found, wanted) if type(wanted) is float and isinstance(found, (int, float)) else found == wanted

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """COCO's 80 classes, and their category ids among torchvision's 91 outputs (0 is the background)."""
+
 from typing import List, Tuple
 
 _NAMES = (
@@ -9,7 +10,8 @@ _NAMES = (
     'tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,'
     'hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,'
     'cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,'
-    'toothbrush')
+    'toothbrush'
+)
 CLASSES: Tuple[str, ...] = tuple(_NAMES.split(','))
 UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 OUTPUTS = 91
@@ -27,5 +29,8 @@ def classes_of(outputs: int) -> Tuple[str, ...]:
 
 def what_was_selected(outputs: int) -> str:
     """For the report."""
-    return (f'{len(CLASSES)} of {OUTPUTS} rows selected (unused category ids left out)' if outputs == OUTPUTS
-            else 'rows of the classes alone')
+    return (
+        f'{len(CLASSES)} of {OUTPUTS} rows selected (unused category ids left out)'
+        if outputs == OUTPUTS
+        else 'rows of the classes alone'
+    )

@@ -4,6 +4,7 @@
 Names and layers: ``detectron2/modeling/{backbone/fpn,meta_arch/retinanet,roi_heads/mask_head,anchor_generator}.py``
 and ``detectron2/checkpoint/c2_model_loading.py`` of https://github.com/facebookresearch/detectron2, v0.6.
 """
+
 from __future__ import annotations
 
 import re
@@ -29,14 +30,22 @@ _EXTRACTORS = ('roi_head.bbox_roi_extractor', 'roi_head.mask_roi_extractor')
 _RESNET = (
     Rule(rf'{_BACKBONE}stem\.conv1\.weight', 'backbone.conv1.weight'),
     Rule(rf'{_BACKBONE}stem\.conv1\.norm\.{_NORM}', r'backbone.bn1.\1'),
-    Rule(rf'{_BACKBONE}res([2-5])\.(\d+)\.conv([123])\.weight',
-         lambda m: f'backbone.layer{int(m[1]) - 1}.{m[2]}.conv{m[3]}.weight'),
-    Rule(rf'{_BACKBONE}res([2-5])\.(\d+)\.conv([123])\.norm\.{_NORM}',
-         lambda m: f'backbone.layer{int(m[1]) - 1}.{m[2]}.bn{m[3]}.{m[4]}'),
-    Rule(rf'{_BACKBONE}res([2-5])\.(\d+)\.shortcut\.weight',
-         lambda m: f'backbone.layer{int(m[1]) - 1}.{m[2]}.downsample.0.weight'),
-    Rule(rf'{_BACKBONE}res([2-5])\.(\d+)\.shortcut\.norm\.{_NORM}',
-         lambda m: f'backbone.layer{int(m[1]) - 1}.{m[2]}.downsample.1.{m[3]}'),
+    Rule(
+        rf'{_BACKBONE}res([2-5])\.(\d+)\.conv([123])\.weight',
+        lambda m: f'backbone.layer{int(m[1]) - 1}.{m[2]}.conv{m[3]}.weight',
+    ),
+    Rule(
+        rf'{_BACKBONE}res([2-5])\.(\d+)\.conv([123])\.norm\.{_NORM}',
+        lambda m: f'backbone.layer{int(m[1]) - 1}.{m[2]}.bn{m[3]}.{m[4]}',
+    ),
+    Rule(
+        rf'{_BACKBONE}res([2-5])\.(\d+)\.shortcut\.weight',
+        lambda m: f'backbone.layer{int(m[1]) - 1}.{m[2]}.downsample.0.weight',
+    ),
+    Rule(
+        rf'{_BACKBONE}res([2-5])\.(\d+)\.shortcut\.norm\.{_NORM}',
+        lambda m: f'backbone.layer{int(m[1]) - 1}.{m[2]}.downsample.1.{m[3]}',
+    ),
     Rule(r'(?:linear|fc|fc1000|pred)\.(?:weight|bias)', None, "the classifier of ImageNet's classes"),
     Rule(r'pixel_(?:mean|std)', None, 'a setting of data_preprocessor (compared with it)'),
     Rule(r'.*anchor_generator\.cell_anchors\.\d', None, "a setting of the head's anchor_generator (compared with it)"),
@@ -48,8 +57,10 @@ _RCNN = (
     Rule(r'roi_heads\.box_head\.fc([12])\.(.*)', lambda m: f'roi_head.bbox_head.shared_fcs.{int(m[1]) - 1}.{m[2]}'),
     Rule(r'roi_heads\.box_predictor\.cls_score\.(.*)', r'roi_head.bbox_head.fc_cls.\1'),
     Rule(r'roi_heads\.box_predictor\.bbox_pred\.(.*)', r'roi_head.bbox_head.fc_reg.\1'),
-    Rule(r'roi_heads\.mask_head\.mask_fcn([1-9])\.(weight|bias)',
-         lambda m: f'roi_head.mask_head.convs.{int(m[1]) - 1}.conv.{m[2]}'),
+    Rule(
+        r'roi_heads\.mask_head\.mask_fcn([1-9])\.(weight|bias)',
+        lambda m: f'roi_head.mask_head.convs.{int(m[1]) - 1}.conv.{m[2]}',
+    ),
     Rule(r'roi_heads\.mask_head\.deconv\.(.*)', r'roi_head.mask_head.upsample.\1'),
     Rule(r'roi_heads\.mask_head\.predictor\.(.*)', r'roi_head.mask_head.conv_logits.\1'),
 )
@@ -58,12 +69,17 @@ _RCNN = (
 def _fpn(levels: Sequence[int]) -> Tuple[Rule, ...]:
     first, count = min(levels, default=2), len(levels)
     return (
-        Rule(r'backbone\.fpn_lateral([2-5])\.(weight|bias)',
-             lambda m: f'neck.lateral_convs.{int(m[1]) - first}.conv.{m[2]}'),
-        Rule(r'backbone\.fpn_output([2-5])\.(weight|bias)',
-             lambda m: f'neck.fpn_convs.{int(m[1]) - first}.conv.{m[2]}'),
-        Rule(r'backbone\.top_block\.p([67])\.(weight|bias)',
-             lambda m: f'neck.fpn_convs.{int(m[1]) - 6 + count}.conv.{m[2]}'),
+        Rule(
+            r'backbone\.fpn_lateral([2-5])\.(weight|bias)',
+            lambda m: f'neck.lateral_convs.{int(m[1]) - first}.conv.{m[2]}',
+        ),
+        Rule(
+            r'backbone\.fpn_output([2-5])\.(weight|bias)', lambda m: f'neck.fpn_convs.{int(m[1]) - first}.conv.{m[2]}'
+        ),
+        Rule(
+            r'backbone\.top_block\.p([67])\.(weight|bias)',
+            lambda m: f'neck.fpn_convs.{int(m[1]) - 6 + count}.conv.{m[2]}',
+        ),
     )
 
 
@@ -82,8 +98,10 @@ _RETINA = (
 
 
 def _is_detectron2(names: Mapping[str, Tensor]) -> bool:
-    return any(f'{prefix}stem.conv1.weight' in names and f'{prefix}res2.0.conv1.weight' in names
-               for prefix in ('', 'backbone.', 'backbone.bottom_up.'))
+    return any(
+        f'{prefix}stem.conv1.weight' in names and f'{prefix}res2.0.conv1.weight' in names
+        for prefix in ('', 'backbone.', 'backbone.bottom_up.')
+    )
 
 
 def _convert_detectron2(source: Mapping[str, Tensor]) -> Imported:
@@ -104,25 +122,45 @@ def _convert_caffe2(source: Mapping[str, Tensor]) -> Imported:
         caffe.append(roi_align(False, 2, _EXTRACTORS))
     what = 'background moved from the first place'
     rules = (
-        Rule(r'roi_heads\.box_predictor\.cls_score\.(.*)', r'roi_head.bbox_head.fc_cls.\1', f'{what} to the last',
-             lambda t: torch.cat([t[1:], t[:1]])),
-        Rule(r'roi_heads\.box_predictor\.bbox_pred\.(.*)', r'roi_head.bbox_head.fc_reg.\1',
-             'no boxes of the background', lambda t: t[4:]),
-        Rule(r'roi_heads\.mask_head\.predictor\.(.*)', r'roi_head.mask_head.conv_logits.\1',
-             'no mask of the background', lambda t: select_rows(t, range(1, t.shape[0]), 1)),
+        Rule(
+            r'roi_heads\.box_predictor\.cls_score\.(.*)',
+            r'roi_head.bbox_head.fc_cls.\1',
+            f'{what} to the last',
+            lambda t: torch.cat([t[1:], t[:1]]),
+        ),
+        Rule(
+            r'roi_heads\.box_predictor\.bbox_pred\.(.*)',
+            r'roi_head.bbox_head.fc_reg.\1',
+            'no boxes of the background',
+            lambda t: t[4:],
+        ),
+        Rule(
+            r'roi_heads\.mask_head\.predictor\.(.*)',
+            r'roi_head.mask_head.conv_logits.\1',
+            'no mask of the background',
+            lambda t: select_rows(t, range(1, t.shape[0]), 1),
+        ),
     )
     imported = _convert(CAFFE2.name, {name: t for name, t in mapped.items() if name not in biases}, caffe, rules)
     imported = _fold_biases(imported, {name: mapped[name] for name in biases})
-    return replace(imported, renamed={names.get(theirs, theirs): ours for theirs, ours in imported.renamed.items()},
-                   dropped={names.get(theirs, theirs): why for theirs, why in imported.dropped.items()})
+    return replace(
+        imported,
+        renamed={names.get(theirs, theirs): ours for theirs, ours in imported.renamed.items()},
+        dropped={names.get(theirs, theirs): why for theirs, why in imported.dropped.items()},
+    )
 
 
-def _convert(format_name: str, source: Mapping[str, Tensor], checks: Sequence[Check],
-             first: Sequence[Rule] = ()) -> Imported:
+def _convert(
+    format_name: str, source: Mapping[str, Tensor], checks: Sequence[Check], first: Sequence[Rule] = ()
+) -> Imported:
     levels = [int(m[1]) for m in (re.fullmatch(r'backbone\.fpn_lateral(\d)\.weight', name) for name in source) if m]
     retina = 'head.cls_score.weight' in source
-    imported = apply_rules(format_name, (*first, *_RESNET, *_fpn(levels), *(_RETINA if retina else _RCNN)), source,
-                           checks=(*checks, *_head_checks(source, retina)))
+    imported = apply_rules(
+        format_name,
+        (*first, *_RESNET, *_fpn(levels), *(_RETINA if retina else _RCNN)),
+        source,
+        checks=(*checks, *_head_checks(source, retina)),
+    )
     return _with_statistics(imported)
 
 
@@ -139,8 +177,7 @@ def _with_statistics(imported: Imported) -> Imported:
         state_dict[f'{stem}.running_var'] = torch.full_like(weight, 1 - _EPS)
         for statistic in ('running_mean', 'running_var'):
             changed[f'{stem}.{statistic}'] = f'0 and 1 - {_EPS:g}: the file has only scale and shift of the norm'
-    return replace(imported, state_dict=state_dict, changed=changed,
-                   checks=(*imported.checks, norm_eps([_EPS])))
+    return replace(imported, state_dict=state_dict, changed=changed, checks=(*imported.checks, norm_eps([_EPS])))
 
 
 def _fold_biases(imported: Imported, biases: Mapping[str, Tensor]) -> Imported:
@@ -176,16 +213,23 @@ def _grouped_convolutions(source: Mapping[str, Tensor]) -> bool:
 
 def _head_checks(source: Mapping[str, Tensor], retina: bool) -> List[Check]:
     if retina:
-        sizes = [[base * 2**(octave / 3) for octave in range(3)] for base in (32, 64, 128, 256, 512)]
+        sizes = [[base * 2 ** (octave / 3) for octave in range(3)] for base in (32, 64, 128, 256, 512)]
         p6 = source.get('backbone.top_block.p6.weight', torch.empty(256, 2048))
-        return [anchors('bbox_head', cell_anchors(sizes, _RATIOS), 0.5),
-                *extra_levels('on_output' if p6.shape[0] == p6.shape[1] else 'on_input')]
+        return [
+            anchors('bbox_head', cell_anchors(sizes, _RATIOS), 0.5),
+            *extra_levels('on_output' if p6.shape[0] == p6.shape[1] else 'on_input'),
+        ]
     if not any(name.startswith('proposal_generator.') for name in source):
         return []
     sizes = [[base] for base in (32.0, 64.0, 128.0, 256.0, 512.0)]
-    return [anchors('rpn_head', cell_anchors(sizes, _RATIOS), 0.5),
-            setting('roi_head.bbox_head.bbox_coder.stds', (0.1, 0.1, 0.2, 0.2),
-                    'model.roi_head.bbox_head.bbox_coder.target_stds=[0.1, 0.1, 0.2, 0.2]')]
+    return [
+        anchors('rpn_head', cell_anchors(sizes, _RATIOS), 0.5),
+        setting(
+            'roi_head.bbox_head.bbox_coder.stds',
+            (0.1, 0.1, 0.2, 0.2),
+            'model.roi_head.bbox_head.bbox_coder.target_stds=[0.1, 0.1, 0.2, 0.2]',
+        ),
+    ]
 
 
 DETECTRON2 = Format('Detectron2', _is_detectron2, _convert_detectron2)

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Which importer a state dict belongs to, by its names and shapes alone."""
+
 from __future__ import annotations
 
 from typing import Any, Iterable, List, Mapping, Optional, Tuple
@@ -27,12 +28,13 @@ FORMATS: Tuple[Format, ...] = (
     GLUONCV_SSD,
     GLUONCV_YOLO,
 )
-PLAIN = 'the network\'s own names'
+PLAIN = "the network's own names"
 PLAIN_TWO = 'MMDetection 2 or MMSegmentation 0'
 
 
-def import_state_dict(source: Mapping[str, Tensor], meta: Any = None,
-                      network: Optional[Iterable[str]] = None) -> Imported:
+def import_state_dict(
+    source: Mapping[str, Tensor], meta: Any = None, network: Optional[Iterable[str]] = None
+) -> Imported:
     """A state dict under mmdet's or mmseg's names.
 
     Args:
@@ -49,8 +51,11 @@ def import_state_dict(source: Mapping[str, Tensor], meta: Any = None,
         name = PLAIN_TWO if openmmlab.is_version_two(meta) else PLAIN
         return Imported(name, dict(source), {key: key for key in source}, classes=_classes(meta))
     if len(formats) > 1:
-        raise CheckpointError('its names are those of ' + ' and of '.join(found.name for found in formats)
-                              + ': give a checkpoint of one network')
+        raise CheckpointError(
+            'its names are those of '
+            + ' and of '.join(found.name for found in formats)
+            + ': give a checkpoint of one network'
+        )
     return formats[0].convert(source)
 
 

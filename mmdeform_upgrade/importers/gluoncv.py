@@ -11,6 +11,7 @@ The same parameter may be called (``gluon/block.py``, ``gluon/parameter.py`` of 
 The number after a class counts the networks that the process had made. An SSD's backbone has names of the second kind
 in all four cases, since it is one symbol; behind ``features.`` in the first.
 """
+
 from __future__ import annotations
 
 import re
@@ -29,14 +30,17 @@ STD = (58.395, 57.12, 57.375)
 
 _NORM = {'gamma': 'weight', 'beta': 'bias', 'running_mean': 'running_mean', 'running_var': 'running_var'}
 _SHOWN = 8
-_REWRITES = tuple((re.compile(pattern), replacement) for pattern, replacement in (
-    (r'^(?:arg|aux):', ''),
-    (r'^features\.', ''),
-    (r'^(?:ssd|yolov3)\d+_', ''),
-    (r'^(resnetv1|darknetv3)\d+_', r'\1_'),
-    (r'(^|_)syncbatchnorm(?=\d)', r'\1batchnorm'),
-    (r'([._])moving_(?=mean$|var$)', r'\1running_'),
-))
+_REWRITES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r'^(?:arg|aux):', ''),
+        (r'^features\.', ''),
+        (r'^(?:ssd|yolov3)\d+_', ''),
+        (r'^(resnetv1|darknetv3)\d+_', r'\1_'),
+        (r'(^|_)syncbatchnorm(?=\d)', r'\1batchnorm'),
+        (r'([._])moving_(?=mean$|var$)', r'\1running_'),
+    )
+)
 
 
 def plain_name(name: str) -> str:
@@ -99,8 +103,9 @@ class Conversion:
             self.problems.append(f'{" and ".join(found)} are the same parameter')
         return found[0] if found else None
 
-    def move(self, target: str, names: Sequence[str], how: str = '',
-             change: Optional[Callable[[Tensor], Tensor]] = None) -> None:
+    def move(
+        self, target: str, names: Sequence[str], how: str = '', change: Optional[Callable[[Tensor], Tensor]] = None
+    ) -> None:
         """Take a parameter over as ``target``; ``how`` tells what ``change`` did to its values."""
         source = self.take(names)
         if source is None:
@@ -171,8 +176,10 @@ def check_classes(found: int) -> Check:
         expected = getattr(getattr(model, 'bbox_head', None), 'num_classes', None)
         if expected == found:
             return []
-        return [f'the file was trained on {found} classes, the network has {expected}: set num_classes={found} in its '
-                'bbox_head, or take the config of the other data set']
+        return [
+            f'the file was trained on {found} classes, the network has {expected}: set num_classes={found} in its '
+            'bbox_head, or take the config of the other data set'
+        ]
 
     return check
 
@@ -182,8 +189,14 @@ def check_eps(part: str, eps: float) -> Check:
 
     def check(model: nn.Module) -> List[str]:
         wrong = [f'{name} with {norm.eps:g}' for name, norm in _norms(model, part) if norm.eps != eps]
-        return [f'{len(wrong)} batch norms of {part} have another eps than the {eps:g} that the file was trained with, '
-                f"first {wrong[0]}: set norm_cfg=dict(type='BN', eps={eps:g})"] if wrong else []
+        return (
+            [
+                f'{len(wrong)} batch norms of {part} have another eps than the {eps:g} that the file was trained with, '
+                f"first {wrong[0]}: set norm_cfg=dict(type='BN', eps={eps:g})"
+            ]
+            if wrong
+            else []
+        )
 
     return check
 
@@ -201,10 +214,16 @@ def check_normalisation(model: nn.Module) -> List[str]:
         return []
     found = [getattr(preprocessor, name, None) for name in ('mean', 'std')]
     rgb = flips_channels(preprocessor)
-    if rgb and all(value is not None and value.numel() == 3 and torch.allclose(value.flatten(), torch.tensor(expected))
-                   for value, expected in zip((v if v is None else v.cpu() for v in found), (MEAN, STD), strict=True)):
+    if rgb and all(
+        value is not None and value.numel() == 3 and torch.allclose(value.flatten(), torch.tensor(expected))
+        for value, expected in zip((v if v is None else v.cpu() for v in found), (MEAN, STD), strict=True)
+    ):
         return []
-    shown = ', '.join(f'{name}={None if v is None else [round(float(x), 3) for x in v.flatten()]}'
-                      for name, v in zip(('mean', 'std'), found, strict=True))
-    return [f'the network normalises pictures with {shown}, bgr_to_rgb={rgb}; the file was trained with '
-            f'mean={list(MEAN)}, std={list(STD)}, bgr_to_rgb=True: set that in data_preprocessor']
+    shown = ', '.join(
+        f'{name}={None if v is None else [round(float(x), 3) for x in v.flatten()]}'
+        for name, v in zip(('mean', 'std'), found, strict=True)
+    )
+    return [
+        f'the network normalises pictures with {shown}, bgr_to_rgb={rgb}; the file was trained with '
+        f'mean={list(MEAN)}, std={list(STD)}, bgr_to_rgb=True: set that in data_preprocessor'
+    ]

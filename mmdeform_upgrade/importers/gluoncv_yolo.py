@@ -4,6 +4,7 @@
 The architectures agree layer by layer, so only names change (``gluoncv/model_zoo/yolo/darknet.py`` and ``yolo3.py`` of
 GluonCV 0.10).
 """
+
 from __future__ import annotations
 
 from typing import Iterator, List, Mapping, Optional, Tuple
@@ -26,8 +27,12 @@ def _darknet() -> Iterator[Cell]:
 
     def cell(target: str, source: str) -> Cell:
         number = next(numbers)
-        return Cell(f'{target}.conv', f'{target}.bn', (f'{source}.0.', f'darknetv3_conv{number}_'),
-                    (f'{source}.1.', f'darknetv3_batchnorm{number}_'))
+        return Cell(
+            f'{target}.conv',
+            f'{target}.bn',
+            (f'{source}.0.', f'darknetv3_conv{number}_'),
+            (f'{source}.1.', f'darknetv3_batchnorm{number}_'),
+        )
 
     layer = 0
     yield cell('backbone.conv1', _place(layer))
@@ -51,12 +56,17 @@ def _top() -> Iterator[Cell]:
             target = f'neck.detect{level + 1}.conv{part + 1}' if part < 5 else f'bbox_head.convs_bridge.{level}'
             place = f'yolo_blocks.{level}.' + (f'body.{part}' if part < 5 else 'tip')
             flat = f'yolodetectionblockv3{level}'
-            yield Cell(f'{target}.conv', f'{target}.bn', (f'{place}.0.', f'{flat}_conv{part}_'),
-                       (f'{place}.1.', f'{flat}_batchnorm{part}_'))
+            yield Cell(
+                f'{target}.conv',
+                f'{target}.bn',
+                (f'{place}.0.', f'{flat}_conv{part}_'),
+                (f'{place}.1.', f'{flat}_batchnorm{part}_'),
+            )
     for level in range(_LEVELS - 1):
         target, place = f'neck.conv{level + 1}', f'transitions.{level}'
-        yield Cell(f'{target}.conv', f'{target}.bn', (f'{place}.0.', f'conv{level}_'),
-                   (f'{place}.1.', f'batchnorm{level}_'))
+        yield Cell(
+            f'{target}.conv', f'{target}.bn', (f'{place}.0.', f'conv{level}_'), (f'{place}.1.', f'batchnorm{level}_')
+        )
 
 
 CELLS = (*_darknet(), *_top())
@@ -87,21 +97,34 @@ def convert(tensors: Mapping[str, Tensor]) -> Imported:
         work.move_cell(cell)
     lost = len(work.missing)
     rows = [_move_output(work, tensors, level) for level in range(_LEVELS)]
-    anchors = [work.drop(_constant_names(level, 'anchor'), 'made by the anchor generator; compared with it')
-               for level in range(_LEVELS)]
+    anchors = [
+        work.drop(_constant_names(level, 'anchor'), 'made by the anchor generator; compared with it')
+        for level in range(_LEVELS)
+    ]
     for level, grid in enumerate(anchors):
         work.drop(_constant_names(level, 'offset'), 'the numbers of the cells, which the head counts itself')
         if grid is not None and (grid.ndim != 4 or grid.shape[-1] != 2):
-            work.problems.append(f'the anchors of level {level} have the shape {tuple(grid.shape)}, expected '
-                                 '(1, 1, A, 2)')
-    classes = sorted({row / grid.shape[-2] - 5 for row, grid in zip(rows, anchors, strict=True)
-                      if row and grid is not None and grid.ndim == 4 and grid.shape[-2]})
+            work.problems.append(
+                f'the anchors of level {level} have the shape {tuple(grid.shape)}, expected (1, 1, A, 2)'
+            )
+    classes = sorted(
+        {
+            row / grid.shape[-2] - 5
+            for row, grid in zip(rows, anchors, strict=True)
+            if row and grid is not None and grid.ndim == 4 and grid.shape[-2]
+        }
+    )
     if len(classes) > 1 or any(count < 1 or count % 1 for count in classes):
         work.problems.append(f'it has {rows} outputs on its levels, expected the same A * (5 + classes) on each')
     if lost > 5 * len(CELLS) // 2 and work.unknown:
         work.problems.append(f'its backbone is another one ({work.unknown[0]} ...): only yolo3_darknet53 is supported')
-    checks = [check_classes(int(classes[0]) if classes else 0), *(check_eps(part, 1e-5) for part in _PARTS),
-              _check_slopes, _check_anchors([grid for grid in anchors if grid is not None]), check_normalisation]
+    checks = [
+        check_classes(int(classes[0]) if classes else 0),
+        *(check_eps(part, 1e-5) for part in _PARTS),
+        _check_slopes,
+        _check_anchors([grid for grid in anchors if grid is not None]),
+        check_normalisation,
+    ]
     return work.finish(KIND, checks)
 
 
@@ -126,10 +149,13 @@ def _check_anchors(grids: List[Tensor]) -> Check:
         found = [grid.reshape(-1, 2).tolist() for grid in grids]
         made = [[list(map(float, size)) for size in level] for level in getattr(generator, 'base_sizes', ())]
         if [len(level) for level in found] == [len(level) for level in made] and all(
-                torch.allclose(torch.tensor(a), torch.tensor(b), atol=1e-3) for a, b in zip(found, made, strict=True)):
+            torch.allclose(torch.tensor(a), torch.tensor(b), atol=1e-3) for a, b in zip(found, made, strict=True)
+        ):
             return []
-        return [f'the file has the anchors (w, h) {found}, the head {made}: set base_sizes of its anchor_generator to '
-                'those of the file']
+        return [
+            f'the file has the anchors (w, h) {found}, the head {made}: set base_sizes of its anchor_generator to '
+            'those of the file'
+        ]
 
     return check
 

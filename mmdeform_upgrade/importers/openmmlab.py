@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Checkpoints of the OpenMMLab libraries before mmdet 3 and mmseg 1: most names stayed, some settings moved."""
+
 from __future__ import annotations
 
 import re
@@ -12,8 +13,10 @@ from .base import Format, Imported
 from .table import Rule, apply_rules
 
 _OLD_SSD = (
-    Rule(r'backbone\.extra\.(\d+)\.(weight|bias)',
-         lambda m: f'neck.extra_layers.{int(m[1]) // 2}.{int(m[1]) % 2}.conv.{m[2]}'),
+    Rule(
+        r'backbone\.extra\.(\d+)\.(weight|bias)',
+        lambda m: f'neck.extra_layers.{int(m[1]) // 2}.{int(m[1]) % 2}.conv.{m[2]}',
+    ),
     Rule(r'(?:backbone|neck)\.l2_norm\.weight', 'neck.l2_norm.weight'),
     Rule(r'bbox_head\.(cls|reg)_convs\.(\d)\.(weight|bias)', r'bbox_head.\1_convs.\2.0.\3'),
     Rule(r'((?:backbone\.features|neck)\..*)', r'\1'),
@@ -22,9 +25,11 @@ _RPN = (
     Rule(r'rpn_head\.(.*)', r'bbox_head.\1'),
     Rule(r'((?:backbone|neck)\..*)', r'\1'),
 )
-_TOO_OLD = ('it comes from MMDetection 1 or older, which had the background as its first class and other anchors, box '
-            'coders and RoIAlign: no network of mmdet 3 computes the same with its stock settings. Convert it with '
-            "tools/model_converters/upgrade_model_version.py of mmdet and use the settings of configs/legacy_1.x")
+_TOO_OLD = (
+    'it comes from MMDetection 1 or older, which had the background as its first class and other anchors, box '
+    'coders and RoIAlign: no network of mmdet 3 computes the same with its stock settings. Convert it with '
+    'tools/model_converters/upgrade_model_version.py of mmdet and use the settings of configs/legacy_1.x'
+)
 
 
 def _is_old_ssd(names: Mapping[str, Tensor]) -> bool:
@@ -32,8 +37,9 @@ def _is_old_ssd(names: Mapping[str, Tensor]) -> bool:
 
 
 def _is_rpn(names: Mapping[str, Tensor]) -> bool:
-    return 'rpn_head.rpn_conv.weight' in names and not any(name.startswith(('roi_head.', 'bbox_head.'))
-                                                           for name in names)
+    return 'rpn_head.rpn_conv.weight' in names and not any(
+        name.startswith(('roi_head.', 'bbox_head.')) for name in names
+    )
 
 
 def _is_one(names: Mapping[str, Tensor]) -> bool:
@@ -63,7 +69,7 @@ def dataset_meta(meta: Any) -> Dict[str, Any]:
         return dict(meta['dataset_meta'])
     found = {name.lower(): meta[name] for name in ('CLASSES', 'PALETTE') if meta.get(name) is not None}
     if 'classes' in found and isinstance(found['classes'], str):
-        found['classes'] = (found['classes'], )
+        found['classes'] = (found['classes'],)
     return found
 
 
@@ -72,7 +78,8 @@ def is_version_two(meta: Any) -> bool:
     return isinstance(meta, Mapping) and 'dataset_meta' not in meta and 'CLASSES' in meta
 
 
-OLD_SSD: Format = Format('MMDetection SSD before 2.14', _is_old_ssd,
-                 lambda source: apply_rules(OLD_SSD.name, _OLD_SSD, source))
+OLD_SSD: Format = Format(
+    'MMDetection SSD before 2.14', _is_old_ssd, lambda source: apply_rules(OLD_SSD.name, _OLD_SSD, source)
+)
 RPN: Format = Format('MMDetection RPN', _is_rpn, lambda source: apply_rules(RPN.name, _RPN, source))
 VERSION_ONE = Format('MMDetection 1', _is_one, _refuse_one)

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Key maps as data: a list of rules from a file's names to the network's, and the one function that applies it."""
+
 from __future__ import annotations
 
 import re
@@ -31,8 +32,14 @@ class Rule:
     change: Optional[Callable[[Tensor], Tensor]] = None
 
 
-def apply_rules(format_name: str, rules: Sequence[Rule], source: Mapping[str, Tensor], *,
-                checks: Tuple[Check, ...] = (), classes: Tuple[str, ...] = ()) -> Imported:
+def apply_rules(
+    format_name: str,
+    rules: Sequence[Rule],
+    source: Mapping[str, Tensor],
+    *,
+    checks: Tuple[Check, ...] = (),
+    classes: Tuple[str, ...] = (),
+) -> Imported:
     """A state dict under the network's names.
 
     Raises:
@@ -63,11 +70,14 @@ def apply_rules(format_name: str, rules: Sequence[Rule], source: Mapping[str, Te
             if rule.change is not None:
                 changed[target] = rule.why
     if unknown:
-        problems.append(f'names that the importer does not know ({len(unknown)}): {", ".join(unknown[:_SHOWN])}'
-                        + (f' and {len(unknown) - _SHOWN} more' if len(unknown) > _SHOWN else ''))
+        problems.append(
+            f'names that the importer does not know ({len(unknown)}): {", ".join(unknown[:_SHOWN])}'
+            + (f' and {len(unknown) - _SHOWN} more' if len(unknown) > _SHOWN else '')
+        )
     if problems:
-        raise CheckpointError(f'it looks like {format_name}, and cannot be imported as that:\n  '
-                              + '\n  '.join(problems))
+        raise CheckpointError(
+            f'it looks like {format_name}, and cannot be imported as that:\n  ' + '\n  '.join(problems)
+        )
     return Imported(format_name, state_dict, renamed, changed, dropped, checks, classes)
 
 

@@ -4,6 +4,7 @@
 Names and layers: ``torchvision/models/resnet.py`` and ``torchvision/models/segmentation/deeplabv3.py`` of
 https://github.com/pytorch/vision, v0.20.
 """
+
 from __future__ import annotations
 
 from typing import List, Mapping
@@ -51,8 +52,12 @@ _DEEPLAB = (
     Rule(r'classifier\.0\.convs\.([0-3])\.1\.(.*)', r'decode_head.aspp_modules.\1.bn.\2'),
     Rule(r'classifier\.0\.convs\.4\.1\.(.*)', r'decode_head.image_pool.1.conv.\1'),
     Rule(r'classifier\.0\.convs\.4\.2\.(.*)', r'decode_head.image_pool.1.bn.\1'),
-    Rule(r'classifier\.0\.project\.0\.weight', r'decode_head.project.conv.weight',
-         'columns moved: the pooled branch comes first', _pool_first),
+    Rule(
+        r'classifier\.0\.project\.0\.weight',
+        r'decode_head.project.conv.weight',
+        'columns moved: the pooled branch comes first',
+        _pool_first,
+    ),
     Rule(r'classifier\.0\.project\.1\.(.*)', r'decode_head.project.bn.\1'),
     Rule(r'classifier\.1\.(.*)', r'decode_head.bottleneck.conv.\1'),
     Rule(r'classifier\.2\.(.*)', r'decode_head.bottleneck.bn.\1'),
@@ -67,8 +72,10 @@ def _check_deeplab_head(model: nn.Module) -> List[str]:
     head = part_of(model, 'decode_head')
     if head is None or not hasattr(head, 'bottleneck') or hasattr(head, 'project'):
         return []
-    return [f"decode_head is {type(head).__name__}, which lacks torchvision's projection before its 3x3 convolution: "
-            "set model.decode_head.type='ProjectedASPPHead'"]
+    return [
+        f"decode_head is {type(head).__name__}, which lacks torchvision's projection before its 3x3 convolution: "
+        "set model.decode_head.type='ProjectedASPPHead'"
+    ]
 
 
 def _check_dilations(model: nn.Module) -> List[str]:
@@ -76,17 +83,24 @@ def _check_dilations(model: nn.Module) -> List[str]:
     for block, dilation in wanted.items():
         conv = part_of(model, f'backbone.{block}.conv2')
         if conv is not None and (max(conv.dilation) != dilation or max(conv.stride) != 1):
-            return [f'backbone.{block}.conv2 has stride {max(conv.stride)} and dilation {max(conv.dilation)}, the '
-                    f'weights need 1 and {dilation}: set model.backbone.strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), '
-                    'contract_dilation=True']
+            return [
+                f'backbone.{block}.conv2 has stride {max(conv.stride)} and dilation {max(conv.dilation)}, the '
+                f'weights need 1 and {dilation}: set model.backbone.strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), '
+                'contract_dilation=True'
+            ]
     return []
 
 
 def _convert_deeplab(source: Mapping[str, Tensor]) -> Imported:
-    checks = (IMAGENET_RGB, STYLE_PYTORCH, _check_dilations, _check_deeplab_head,
-              setting('decode_head.dilations', (1, 12, 24, 36), 'model.decode_head.dilations=(1, 12, 24, 36)'),
-              setting('decode_head.align_corners', False, 'model.decode_head.align_corners=False'),
-              setting('auxiliary_head.in_index', 2, 'model.auxiliary_head.in_index=2'))
+    checks = (
+        IMAGENET_RGB,
+        STYLE_PYTORCH,
+        _check_dilations,
+        _check_deeplab_head,
+        setting('decode_head.dilations', (1, 12, 24, 36), 'model.decode_head.dilations=(1, 12, 24, 36)'),
+        setting('decode_head.align_corners', False, 'model.decode_head.align_corners=False'),
+        setting('auxiliary_head.in_index', 2, 'model.auxiliary_head.in_index=2'),
+    )
     return apply_rules(DEEPLAB.name, _DEEPLAB, source, checks=checks)
 
 

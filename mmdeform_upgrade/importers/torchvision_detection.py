@@ -4,6 +4,7 @@
 Names and layers: ``torchvision/models/detection/{ssd,faster_rcnn,mask_rcnn,retinanet,anchor_utils}.py`` of
 https://github.com/pytorch/vision, v0.20. Their class 0 is the background, and 91 outputs are COCO's category ids.
 """
+
 from __future__ import annotations
 
 import math
@@ -66,11 +67,18 @@ def _ssd_head_rules(level: int, outputs: int) -> List[Rule]:
     clipped = any(max(sides) > 300 for sides in _ssd_sides(level))
     theirs = r'head\.{}_head\.module_list\.' + f'{level}' + r'\.(.*)'
     return [
-        Rule(theirs.format('classification'), rf'bbox_head.cls_convs.{level}.0.\1',
-             f'{what_was_selected(outputs)}, background moved to the end', lambda t: select_rows(t, order, cells)),
-        Rule(theirs.format('regression'), rf'bbox_head.reg_convs.{level}.0.\1',
-             'rescaled for default boxes that are not clipped to the picture' if clipped else '',
-             _for_unclipped_boxes(level) if clipped else None),
+        Rule(
+            theirs.format('classification'),
+            rf'bbox_head.cls_convs.{level}.0.\1',
+            f'{what_was_selected(outputs)}, background moved to the end',
+            lambda t: select_rows(t, order, cells),
+        ),
+        Rule(
+            theirs.format('regression'),
+            rf'bbox_head.reg_convs.{level}.0.\1',
+            'rescaled for default boxes that are not clipped to the picture' if clipped else '',
+            _for_unclipped_boxes(level) if clipped else None,
+        ),
     ]
 
 
@@ -84,14 +92,26 @@ def _convert_ssd(source: Mapping[str, Tensor]) -> Imported:
         Rule(r'backbone\.extra\.0\.([135])\.(.*)', lambda m: f'backbone.features.{23 + int(m[1])}.{m[2]}'),
         Rule(r'backbone\.extra\.0\.7\.1\.(.*)', r'backbone.features.31.\1'),
         Rule(r'backbone\.extra\.0\.7\.3\.(.*)', r'backbone.features.33.\1'),
-        Rule(r'backbone\.extra\.([1-4])\.([02])\.(.*)',
-             lambda m: f'neck.extra_layers.{int(m[1]) - 1}.{int(m[2]) // 2}.conv.{m[3]}'),
+        Rule(
+            r'backbone\.extra\.([1-4])\.([02])\.(.*)',
+            lambda m: f'neck.extra_layers.{int(m[1]) - 1}.{int(m[2]) // 2}.conv.{m[3]}',
+        ),
     ]
     for level in range(len(_SSD_STEPS)):
         rules += _ssd_head_rules(level, outputs)
-    return apply_rules(SSD.name, rules, source, classes=classes_of(outputs), checks=(
-        preprocessing([123.0, 117.0, 104.0], [1.0] * 3, True), anchors('bbox_head', _ssd_anchors(), 0.1),
-        setting('bbox_head.bbox_coder.stds', _BOX_STDS, f'model.bbox_head.bbox_coder.target_stds={list(_BOX_STDS)}')))
+    return apply_rules(
+        SSD.name,
+        rules,
+        source,
+        classes=classes_of(outputs),
+        checks=(
+            preprocessing([123.0, 117.0, 104.0], [1.0] * 3, True),
+            anchors('bbox_head', _ssd_anchors(), 0.1),
+            setting(
+                'bbox_head.bbox_coder.stds', _BOX_STDS, f'model.bbox_head.bbox_coder.target_stds={list(_BOX_STDS)}'
+            ),
+        ),
+    )
 
 
 def _ssd_anchors() -> List[Tensor]:
@@ -129,30 +149,56 @@ def _rcnn_rules(outputs: int) -> Sequence[Rule]:
         Rule(r'rpn\.head\.cls_logits\.(.*)', r'rpn_head.rpn_cls.\1'),
         Rule(r'rpn\.head\.bbox_pred\.(.*)', r'rpn_head.rpn_reg.\1'),
         Rule(r'roi_heads\.box_head\.fc([67])\.(.*)', lambda m: f'roi_head.bbox_head.shared_fcs.{int(m[1]) - 6}.{m[2]}'),
-        Rule(r'roi_heads\.box_predictor\.cls_score\.(.*)', r'roi_head.bbox_head.fc_cls.\1',
-             f'{what}, background moved to the end', lambda t: select_rows(t, [*classes, 0], 1)),
-        Rule(r'roi_heads\.box_predictor\.bbox_pred\.(.*)', r'roi_head.bbox_head.fc_reg.\1',
-             f'{what}, no boxes of the background', lambda t: select_rows(t, classes, 1, 4)),
-        Rule(r'roi_heads\.mask_head\.mask_fcn([1-4])\.(.*)',
-             lambda m: f'roi_head.mask_head.convs.{int(m[1]) - 1}.conv.{m[2]}'),
+        Rule(
+            r'roi_heads\.box_predictor\.cls_score\.(.*)',
+            r'roi_head.bbox_head.fc_cls.\1',
+            f'{what}, background moved to the end',
+            lambda t: select_rows(t, [*classes, 0], 1),
+        ),
+        Rule(
+            r'roi_heads\.box_predictor\.bbox_pred\.(.*)',
+            r'roi_head.bbox_head.fc_reg.\1',
+            f'{what}, no boxes of the background',
+            lambda t: select_rows(t, classes, 1, 4),
+        ),
+        Rule(
+            r'roi_heads\.mask_head\.mask_fcn([1-4])\.(.*)',
+            lambda m: f'roi_head.mask_head.convs.{int(m[1]) - 1}.conv.{m[2]}',
+        ),
         Rule(r'roi_heads\.mask_head\.([0-3])\.0\.(weight|bias)', r'roi_head.mask_head.convs.\1.conv.\2'),
         Rule(r'roi_heads\.mask_predictor\.conv5_mask\.(.*)', r'roi_head.mask_head.upsample.\1'),
-        Rule(r'roi_heads\.mask_predictor\.mask_fcn_logits\.(.*)', r'roi_head.mask_head.conv_logits.\1',
-             f'{what}, no mask of the background', lambda t: select_rows(t, classes, 1)),
+        Rule(
+            r'roi_heads\.mask_predictor\.mask_fcn_logits\.(.*)',
+            r'roi_head.mask_head.conv_logits.\1',
+            f'{what}, no mask of the background',
+            lambda t: select_rows(t, classes, 1),
+        ),
     )
 
 
 def _convert_rcnn(source: Mapping[str, Tensor]) -> Imported:
     outputs = source['roi_heads.box_predictor.cls_score.weight'].shape[0]
     sizes = [(32,), (64,), (128,), (256,), (512,)]
-    return apply_rules(RCNN.name, _rcnn_rules(outputs), source, classes=classes_of(outputs), checks=(
-        IMAGENET_RGB, STYLE_PYTORCH, _rounding(outputs),
-        roi_align(False, 2, ('roi_head.bbox_roi_extractor', 'roi_head.mask_roi_extractor')),
-        # torchvision rounds the corners of its anchors, half a pixel at most.
-        anchors('rpn_head', cell_anchors(sizes, _RATIOS), 1.0),
-        setting('rpn_head.bbox_coder.stds', (1.0,) * 4, 'model.rpn_head.bbox_coder.target_stds=[1.0] * 4'),
-        setting('roi_head.bbox_head.bbox_coder.stds', _BOX_STDS,
-                f'model.roi_head.bbox_head.bbox_coder.target_stds={list(_BOX_STDS)}')))
+    return apply_rules(
+        RCNN.name,
+        _rcnn_rules(outputs),
+        source,
+        classes=classes_of(outputs),
+        checks=(
+            IMAGENET_RGB,
+            STYLE_PYTORCH,
+            _rounding(outputs),
+            roi_align(False, 2, ('roi_head.bbox_roi_extractor', 'roi_head.mask_roi_extractor')),
+            # torchvision rounds the corners of its anchors, half a pixel at most.
+            anchors('rpn_head', cell_anchors(sizes, _RATIOS), 1.0),
+            setting('rpn_head.bbox_coder.stds', (1.0,) * 4, 'model.rpn_head.bbox_coder.target_stds=[1.0] * 4'),
+            setting(
+                'roi_head.bbox_head.bbox_coder.stds',
+                _BOX_STDS,
+                f'model.roi_head.bbox_head.bbox_coder.target_stds={list(_BOX_STDS)}',
+            ),
+        ),
+    )
 
 
 def _is_retinanet(names: Mapping[str, Tensor]) -> bool:
@@ -162,16 +208,26 @@ def _is_retinanet(names: Mapping[str, Tensor]) -> bool:
 def _retinanet_rules(outputs: int) -> Sequence[Rule]:
     classes = foreground_rows(outputs)
     towers = tuple(
-        rule for theirs, ours in (('classification', 'cls'), ('regression', 'reg')) for rule in (
-            Rule(rf'head\.{theirs}_head\.conv\.([0246])\.(weight|bias)',
-                 lambda m, ours=ours: f'bbox_head.{ours}_convs.{int(m[1]) // 2}.conv.{m[2]}'),  # type: ignore[misc]
-            Rule(rf'head\.{theirs}_head\.conv\.([0-3])\.0\.(weight|bias)', rf'bbox_head.{ours}_convs.\1.conv.\2')))
+        rule
+        for theirs, ours in (('classification', 'cls'), ('regression', 'reg'))
+        for rule in (
+            Rule(
+                rf'head\.{theirs}_head\.conv\.([0246])\.(weight|bias)',
+                lambda m, ours=ours: f'bbox_head.{ours}_convs.{int(m[1]) // 2}.conv.{m[2]}',
+            ),  # type: ignore[misc]
+            Rule(rf'head\.{theirs}_head\.conv\.([0-3])\.0\.(weight|bias)', rf'bbox_head.{ours}_convs.\1.conv.\2'),
+        )
+    )
     return (
         *_FPN,
         Rule(r'backbone\.fpn\.extra_blocks\.p([67])\.(.*)', lambda m: f'neck.fpn_convs.{int(m[1]) - 3}.conv.{m[2]}'),
         *towers,
-        Rule(r'head\.classification_head\.cls_logits\.(.*)', r'bbox_head.retina_cls.\1', what_was_selected(outputs),
-             lambda t: select_rows(t, classes, 9)),
+        Rule(
+            r'head\.classification_head\.cls_logits\.(.*)',
+            r'bbox_head.retina_cls.\1',
+            what_was_selected(outputs),
+            lambda t: select_rows(t, classes, 9),
+        ),
         Rule(r'head\.regression_head\.bbox_reg\.(.*)', r'bbox_head.retina_reg.\1'),
     )
 
@@ -179,20 +235,33 @@ def _retinanet_rules(outputs: int) -> Sequence[Rule]:
 def _convert_retinanet(source: Mapping[str, Tensor]) -> Imported:
     rows = source['head.classification_head.cls_logits.weight'].shape[0]
     if rows % 9:
-        raise CheckpointError(f'it looks like {RETINANET.name}, and its {rows} class outputs are no multiple of 9 '
-                              'anchors')
-    sizes = [[int(base * 2**(octave / 3)) for octave in range(3)] for base in (32, 64, 128, 256, 512)]
+        raise CheckpointError(
+            f'it looks like {RETINANET.name}, and its {rows} class outputs are no multiple of 9 anchors'
+        )
+    sizes = [[int(base * 2 ** (octave / 3)) for octave in range(3)] for base in (32, 64, 128, 256, 512)]
     p6 = source.get('backbone.fpn.extra_blocks.p6.weight', torch.empty(256, 256))
-    return apply_rules(RETINANET.name, _retinanet_rules(rows // 9), source, classes=classes_of(rows // 9), checks=(
-        IMAGENET_RGB, STYLE_PYTORCH, _rounding(rows // 9), anchors('bbox_head', cell_anchors(sizes, _RATIOS), 2.0),
-        *extra_levels('on_output' if p6.shape[0] == p6.shape[1] else 'on_input'),
-        setting('bbox_head.bbox_coder.stds', (1.0,) * 4, 'model.bbox_head.bbox_coder.target_stds=[1.0] * 4')))
+    return apply_rules(
+        RETINANET.name,
+        _retinanet_rules(rows // 9),
+        source,
+        classes=classes_of(rows // 9),
+        checks=(
+            IMAGENET_RGB,
+            STYLE_PYTORCH,
+            _rounding(rows // 9),
+            anchors('bbox_head', cell_anchors(sizes, _RATIOS), 2.0),
+            *extra_levels('on_output' if p6.shape[0] == p6.shape[1] else 'on_input'),
+            setting('bbox_head.bbox_coder.stds', (1.0,) * 4, 'model.bbox_head.bbox_coder.target_stds=[1.0] * 4'),
+        ),
+    )
 
 
 def extra_levels(source: str) -> Tuple[Check, ...]:
     """FPN's sixth and seventh level as both torchvision and Detectron2 compute them."""
-    return (setting('neck.add_extra_convs', source, f"model.neck.add_extra_convs='{source}'"),
-            setting('neck.relu_before_extra_convs', True, 'model.neck.relu_before_extra_convs=True'))
+    return (
+        setting('neck.add_extra_convs', source, f"model.neck.add_extra_convs='{source}'"),
+        setting('neck.relu_before_extra_convs', True, 'model.neck.relu_before_extra_convs=True'),
+    )
 
 
 SSD = Format('torchvision SSD300 on VGG-16', _is_ssd, _convert_ssd)

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """DeepLabV3's head as torchvision has it, which mmseg's ``ASPPHead`` cannot express."""
+
 from __future__ import annotations
 
 from typing import Any, List

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """SSD on ResNet, as in GluonCV's ``ssd_512_resnet50_v1``: what mmdet lacks for it."""
+
 from __future__ import annotations
 
 from typing import Optional, Sequence, Tuple
@@ -28,13 +29,15 @@ class WideSSDNeck(BaseModule):
     out.
     """
 
-    def __init__(self,
-                 in_channels: Sequence[int],
-                 out_channels: Sequence[int] = (512, 512, 256, 256),
-                 min_channels: int = 128,
-                 norm_cfg: Optional[dict] = None,
-                 act_cfg: Optional[dict] = None,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: Sequence[int] = (512, 512, 256, 256),
+        min_channels: int = 128,
+        norm_cfg: Optional[dict] = None,
+        act_cfg: Optional[dict] = None,
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(init_cfg or dict(type='Xavier', distribution='uniform', layer='Conv2d'))
         norm_cfg = norm_cfg or dict(type='BN', eps=1e-3)
         act_cfg = act_cfg or dict(type='ReLU')
@@ -42,9 +45,12 @@ class WideSSDNeck(BaseModule):
         width = in_channels[-1]
         for out in out_channels:
             middle = max(min_channels, out)
-            self.extra_layers.append(nn.Sequential(
-                ConvModule(width, middle, 1, norm_cfg=norm_cfg, act_cfg=act_cfg),
-                ConvModule(middle, out, 3, stride=2, padding=1, norm_cfg=norm_cfg, act_cfg=act_cfg)))
+            self.extra_layers.append(
+                nn.Sequential(
+                    ConvModule(width, middle, 1, norm_cfg=norm_cfg, act_cfg=act_cfg),
+                    ConvModule(middle, out, 3, stride=2, padding=1, norm_cfg=norm_cfg, act_cfg=act_cfg),
+                )
+            )
             width = out
 
     def forward(self, inputs: Sequence[Tensor]) -> Tuple[Tensor, ...]:

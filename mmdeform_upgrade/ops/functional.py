@@ -101,9 +101,7 @@ def _autocast_dtype(device_type: str) -> torch.dtype | None:
     return None
 
 
-def _check_types(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None
-) -> None:
+def _check_types(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None) -> None:
     named = {'input': input, 'offset': offset, 'weight': weight, 'bias': bias, 'mask': mask}
     for name, tensor in named.items():
         if tensor is None:

@@ -1,11 +1,18 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Files to plain tensors, one module a container, without running anything that they hold."""
+
 from .contents import META, Contents, read_tensors
 from .files import remove_leftovers, written_whole
 from .pytorch import read_checkpoint
 from .safetensors import read_safetensors, write_safetensors
 
 __all__ = [
-    'META', 'Contents', 'read_checkpoint', 'read_safetensors', 'read_tensors', 'remove_leftovers', 'write_safetensors',
-    'written_whole'
+    'META',
+    'Contents',
+    'read_checkpoint',
+    'read_safetensors',
+    'read_tensors',
+    'remove_leftovers',
+    'write_safetensors',
+    'written_whole',
 ]

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Any checkpoint file to names and tensors, recognised by its content."""
+
 from __future__ import annotations
 
 import json
@@ -58,8 +59,10 @@ def read_tensors(path: str, map_location: Any = 'cpu') -> Contents:
     names = members(path)
     if is_mxnet_zip(names):
         return Contents('MXNet file', read_mxnet(path))
-    raise CheckpointError(f'{path} is no readable checkpoint: it is a zip archive of {", ".join(names[:5])}, '
-                          'which PyTorch did not write; unpack it and give the checkpoint in it')
+    raise CheckpointError(
+        f'{path} is no readable checkpoint: it is a zip archive of {", ".join(names[:5])}, '
+        'which PyTorch did not write; unpack it and give the checkpoint in it'
+    )
 
 
 def _of_torch(checkpoint: Dict[str, Any]) -> Contents:
@@ -80,6 +83,7 @@ def _of_texts(metadata: Mapping[str, str]) -> Dict[str, Any]:
             rest['meta'] = json.loads(text)
             check_extent(rest['meta'], len(text))
         except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"the file's metadata has a damaged entry {META!r} ({type(error).__name__}); copy or "
-                                  'download it again') from error
+            raise CheckpointError(
+                f"the file's metadata has a damaged entry {META!r} ({type(error).__name__}); copy or download it again"
+            ) from error
     return rest

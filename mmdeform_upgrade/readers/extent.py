@@ -4,6 +4,7 @@
 A pickle may mention one list ten times, that list another one ten times, and so on: some hundred bytes become more
 entries than any memory holds when they are printed, copied or compared. A list may also hold itself.
 """
+
 from __future__ import annotations
 
 from typing import Any, Dict, Iterable
@@ -21,8 +22,9 @@ def check_extent(value: Any, size: int) -> None:
         CheckpointError: it is one of these.
     """
     if _count(value, {}, 0) > _ALWAYS_ALLOWED + _ENTRIES_A_BYTE * size:
-        raise CheckpointError('its contents mention each other so often that they stand for more entries than the '
-                              'file has bytes')
+        raise CheckpointError(
+            'its contents mention each other so often that they stand for more entries than the file has bytes'
+        )
 
 
 def _count(value: Any, known: Dict[int, int], depth: int) -> int:

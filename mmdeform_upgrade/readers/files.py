@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Writing a file whole or not at all."""
+
 from __future__ import annotations
 
 import glob

@@ -5,6 +5,7 @@ Three containers: the NDArray list of ``mx.nd.save`` and Gluon's ``save_paramete
 ``src/ndarray/ndarray.cc`` and ``include/mxnet/tuple.h`` of MXNet 1.9), GluonCV's model-zoo zip around one, and the
 ``.npz`` of MXNet 2. Every number that a file states is held against the bytes that are left before it is believed.
 """
+
 from __future__ import annotations
 
 import io
@@ -24,8 +25,21 @@ from .sniff import check_members
 
 _LIST_MAGIC = struct.pack('<Q', 0x112)
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
-_DTYPES = {0: 'float32', 1: 'float64', 2: 'float16', 3: 'uint8', 4: 'int32', 5: 'int8', 6: 'int64', 7: 'bool',
-           8: 'int16', 9: 'uint16', 10: 'uint32', 11: 'uint64', 12: 'bfloat16'}
+_DTYPES = {
+    0: 'float32',
+    1: 'float64',
+    2: 'float16',
+    3: 'uint8',
+    4: 'int32',
+    5: 'int8',
+    6: 'int64',
+    7: 'bool',
+    8: 'int16',
+    9: 'uint16',
+    10: 'uint32',
+    11: 'uint64',
+    12: 'bfloat16',
+}
 _STORAGE = {1: 'row_sparse', 2: 'csr'}
 _MAX_NDIM = 32
 # Trained weights hardly compress; what unpacks to more than this many times the file is no checkpoint.
@@ -39,8 +53,9 @@ def is_mxnet(head: bytes) -> bool:
 
 def is_mxnet_zip(members: Sequence[str]) -> bool:
     """Whether a zip of these members is MXNet's: one ``.params`` (model zoo), or only ``.npy`` (MXNet 2)."""
-    return bool(members) and (all(name.endswith('.npy') for name in members)
-                              or any(name.endswith('.params') for name in members))
+    return bool(members) and (
+        all(name.endswith('.npy') for name in members) or any(name.endswith('.params') for name in members)
+    )
 
 
 def read_mxnet(path: str) -> Dict[str, Tensor]:
@@ -84,8 +99,10 @@ class _Cursor:
 
     def take(self, count: int, what: str) -> bytearray:
         if count > self.left:
-            raise self.fail(f'{what} needs {count} bytes, and {self.left} are left: the file is damaged or truncated; '
-                            'copy or download it again')
+            raise self.fail(
+                f'{what} needs {count} bytes, and {self.left} are left: the file is damaged or truncated; '
+                'copy or download it again'
+            )
         data = bytearray(count)
         view, done = memoryview(data), 0
         while done < count:
@@ -103,10 +120,13 @@ class _Cursor:
     def count(self, what: str, least: int) -> int:
         """A count of things, each of which takes at least ``least`` bytes."""
         at = self.at
-        value, = self.numbers('Q', f'the number of {what}')
+        (value,) = self.numbers('Q', f'the number of {what}')
         if value > self.left // least:
-            raise self.fail(f'it claims {value} {what}, and {self.left} bytes are left: the file is damaged or '
-                            'truncated; copy or download it again', at)
+            raise self.fail(
+                f'it claims {value} {what}, and {self.left} bytes are left: the file is damaged or '
+                'truncated; copy or download it again',
+                at,
+            )
         return value
 
 
@@ -114,9 +134,10 @@ def _read_list(stream: IO[bytes], size: int) -> Dict[str, Tensor]:
     cursor = _Cursor(stream, size)
     head = bytes(cursor.take(min(8, size), 'the magic number'))
     if not is_mxnet(head):
-        raise cursor.fail(f'it begins with {head.hex() or "nothing"}, expected {_LIST_MAGIC.hex()}: this is another '
-                          'kind of file', 0)
-    reserved, = cursor.numbers('Q', 'the reserved word')
+        raise cursor.fail(
+            f'it begins with {head.hex() or "nothing"}, expected {_LIST_MAGIC.hex()}: this is another kind of file', 0
+        )
+    (reserved,) = cursor.numbers('Q', 'the reserved word')
     if reserved:
         raise cursor.fail(f'the reserved word is {reserved:#x}, expected 0', 8)
     arrays = [_read_array(cursor, index) for index in range(cursor.count('arrays', 8))]
@@ -140,7 +161,7 @@ def _refuse_duplicates(names: List[str], where: str = '') -> None:
 
 
 def _read_name(cursor: _Cursor) -> str:
-    length = cursor.count("bytes of a name", 1)
+    length = cursor.count('bytes of a name', 1)
     at = cursor.at
     try:
         return cursor.take(length, 'a name').decode('utf8')
@@ -150,15 +171,18 @@ def _read_name(cursor: _Cursor) -> str:
 
 def _read_array(cursor: _Cursor, index: int) -> Tensor:
     what, at = f'array {index}', cursor.at
-    magic, = cursor.numbers('I', what)
+    (magic,) = cursor.numbers('I', what)
     if magic in (_V2, _V3):
-        storage, = cursor.numbers('i', f'the storage type of {what}')
+        (storage,) = cursor.numbers('i', f'the storage type of {what}')
         if storage:
             kind = _STORAGE.get(storage, 'unknown')
-            raise cursor.fail(f'{what} has storage type {storage} ({kind}), expected a dense array: call '
-                              "tostype('default') on it in MXNet and save it again", at)
+            raise cursor.fail(
+                f'{what} has storage type {storage} ({kind}), expected a dense array: call '
+                "tostype('default') on it in MXNet and save it again",
+                at,
+            )
     if magic in (_V1, _V2, _V3):
-        ndim, = cursor.numbers('i', f'the rank of {what}')
+        (ndim,) = cursor.numbers('i', f'the rank of {what}')
         form = 'q'
     else:
         ndim, form = magic, 'I'  # the oldest version has no magic number: its first word is the rank
@@ -195,8 +219,9 @@ def _read_zip(file: IO[bytes], size: int) -> Dict[str, Tensor]:
     except (CheckpointError, MemoryError):
         raise
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for damaged bytes
-        raise CheckpointError(f'its zip is damaged ({type(error).__name__}: {error}); copy or download it '
-                              'again') from error
+        raise CheckpointError(
+            f'its zip is damaged ({type(error).__name__}: {error}); copy or download it again'
+        ) from error
 
 
 def _read_members(archive: zipfile.ZipFile, size: int) -> Dict[str, Tensor]:
@@ -204,15 +229,18 @@ def _read_members(archive: zipfile.ZipFile, size: int) -> Dict[str, Tensor]:
     names = [member.filename for member in members]
     claimed = sum(member.file_size for member in members)
     if claimed > max(_MAX_RATIO * size, _ALWAYS_ALLOWED):
-        raise CheckpointError(f'its members claim {claimed} bytes, more than {_MAX_RATIO} times the file: no weights '
-                              'compress so well')
+        raise CheckpointError(
+            f'its members claim {claimed} bytes, more than {_MAX_RATIO} times the file: no weights compress so well'
+        )
     if names and all(name.endswith('.npy') for name in names):
         _refuse_duplicates(names)
         check_members(members)
-        return {member.filename[:-len('.npy')]: _read_npy(archive.read(member), member.filename) for member in members}
+        return {member.filename[: -len('.npy')]: _read_npy(archive.read(member), member.filename) for member in members}
     if len(names) != 1 or not names[0].endswith('.params') or set(names[0]) & set('/\\:'):
-        raise CheckpointError(f'this zip holds {len(names)} members ({", ".join(map(repr, names[:3]))}), expected the '
-                              "model zoo's one .params file, or only .npy files")
+        raise CheckpointError(
+            f'this zip holds {len(names)} members ({", ".join(map(repr, names[:3]))}), expected the '
+            "model zoo's one .params file, or only .npy files"
+        )
     check_members(members)
     with archive.open(members[0]) as stream:
         return _read_list(stream, members[0].file_size)
@@ -234,7 +262,8 @@ def _read_npy(data: bytes, name: str) -> Tensor:
         raise CheckpointError(f'{name} has the shape {shape}')
     left = len(data) - stream.tell()
     if math.prod(shape) * dtype.itemsize != left:
-        raise CheckpointError(f'{name}, {dtype.name} of the shape {shape}, needs {math.prod(shape) * dtype.itemsize} '
-                              f'bytes and has {left}')
+        raise CheckpointError(
+            f'{name}, {dtype.name} of the shape {shape}, needs {math.prod(shape) * dtype.itemsize} bytes and has {left}'
+        )
     array = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order='F' if fortran_order else 'C')
     return torch.from_numpy(np.array(array, dtype.newbyteorder('='), order='C'))

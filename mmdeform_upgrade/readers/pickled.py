@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Pickles of NumPy arrays, as Detectron, Caffe2 and Detectron2 publish them, read without running anything."""
+
 from __future__ import annotations
 
 import io
@@ -35,8 +36,10 @@ def read_pickled(path: str) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
     except CheckpointError as error:
         raise CheckpointError(f'{path} was not loaded: {error}') from error
     except Exception as error:  # a damaged pickle raises a dozen kinds
-        raise CheckpointError(f'{path} is no readable pickle ({size} bytes; {type(error).__name__}): it may be '
-                              'truncated or damaged; copy or download it again') from error
+        raise CheckpointError(
+            f'{path} is no readable pickle ({size} bytes; {type(error).__name__}): it may be '
+            'truncated or damaged; copy or download it again'
+        ) from error
     if data.tell() != size:
         raise CheckpointError(f'{path}: {size - data.tell()} bytes stand after the end of its pickle, so it is damaged')
     if not isinstance(loaded, Mapping):

@@ -5,6 +5,7 @@
 numpy scalars), and MMEngine's own reader falls back to full unpickling. Here the pickle may name exactly the globals
 of ``unpickle.py`` and those listed below.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -24,9 +25,28 @@ from .unpickle import Callee, SafeUnpickler
 
 # Only mentioned by a checkpoint, never called.
 _MENTIONED = {
-    'torch': ('FloatStorage', 'DoubleStorage', 'HalfStorage', 'BFloat16Storage', 'LongStorage', 'IntStorage',
-              'ShortStorage', 'CharStorage', 'ByteStorage', 'BoolStorage', 'float32', 'float64', 'float16', 'bfloat16',
-              'int64', 'int32', 'int16', 'int8', 'uint8', 'bool'),
+    'torch': (
+        'FloatStorage',
+        'DoubleStorage',
+        'HalfStorage',
+        'BFloat16Storage',
+        'LongStorage',
+        'IntStorage',
+        'ShortStorage',
+        'CharStorage',
+        'ByteStorage',
+        'BoolStorage',
+        'float32',
+        'float64',
+        'float16',
+        'bfloat16',
+        'int64',
+        'int32',
+        'int16',
+        'int8',
+        'uint8',
+        'bool',
+    ),
     'torch.storage': ('UntypedStorage', 'TypedStorage'),
     'torch.nn.parameter': ('Parameter',),
 }
@@ -37,9 +57,13 @@ class _Buffer:
 
     def fill(self, state: Any) -> None:
         from mmengine.logging import HistoryBuffer
+
         fields = ('max_length', '_log_history', '_count_history')
-        if not isinstance(state, dict) or not isinstance(state.get('max_length'), int) or not all(
-                isinstance(state.get(key), np.ndarray) for key in fields[1:]):
+        if (
+            not isinstance(state, dict)
+            or not isinstance(state.get('max_length'), int)
+            or not all(isinstance(state.get(key), np.ndarray) for key in fields[1:])
+        ):
             raise CheckpointError('it holds a damaged HistoryBuffer')
         self.__dict__.update({key: state[key] for key in fields})
         self.__class__ = HistoryBuffer  # type: ignore[assignment]
@@ -53,10 +77,21 @@ def _getattr(unpickler: SafeUnpickler, owner: Any, name: str) -> str:
     raise CheckpointError(f'it asks for getattr(..., {str(name)[:40]!r}) when unpickled, which could run code')
 
 
-def _rebuild_tensor(unpickler: SafeUnpickler, storage: Any, offset: int, size: Any, stride: Any,
-                    requires_grad: bool = False, hooks: Any = None, metadata: Any = None) -> Tensor:
-    if not isinstance(storage, torch.storage.TypedStorage) or not all(
-            type(number) is int and number >= 0 for number in (offset, *size, *stride)) or len(size) != len(stride):
+def _rebuild_tensor(
+    unpickler: SafeUnpickler,
+    storage: Any,
+    offset: int,
+    size: Any,
+    stride: Any,
+    requires_grad: bool = False,
+    hooks: Any = None,
+    metadata: Any = None,
+) -> Tensor:
+    if (
+        not isinstance(storage, torch.storage.TypedStorage)
+        or not all(type(number) is int and number >= 0 for number in (offset, *size, *stride))
+        or len(size) != len(stride)
+    ):
         raise CheckpointError('it holds a tensor that PyTorch did not write')
     empty = 0 in size
     end = offset + (0 if empty else 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)))
@@ -88,8 +123,11 @@ def _size(unpickler: SafeUnpickler, sizes: Any = ()) -> torch.Size:
 class _TorchUnpickler(SafeUnpickler):
     known: ClassVar[Dict[Tuple[str, str], Any]] = {
         **SafeUnpickler.known,
-        **{(module, name): getattr(importlib.import_module(module), name)
-           for module, names in _MENTIONED.items() for name in names},
+        **{
+            (module, name): getattr(importlib.import_module(module), name)
+            for module, names in _MENTIONED.items()
+            for name in names
+        },
         ('torch', 'Size'): Callee(_size),
         ('torch', 'device'): Callee(_device),
         ('torch._utils', '_rebuild_tensor'): Callee(_rebuild_tensor),
@@ -101,7 +139,9 @@ class _TorchUnpickler(SafeUnpickler):
     }
     instantiable = (_Buffer,)
     setters: ClassVar[Dict[type, Callable[[Any, Any, Any], None]]] = {
-        **SafeUnpickler.setters, _Buffer: lambda unpickler, buffer, state: buffer.fill(state)}
+        **SafeUnpickler.setters,
+        _Buffer: lambda unpickler, buffer, state: buffer.fill(state),
+    }
     dispatch: ClassVar[Dict[int, Any]] = dict(SafeUnpickler.dispatch)
 
     def load_binpersid(self) -> None:
@@ -125,7 +165,6 @@ class _TorchUnpickler(SafeUnpickler):
 def _pickle_module(size: int) -> types.ModuleType:
 
     class Unpickler(_TorchUnpickler):
-
         def __init__(self, file: Any, **options: Any):
             super().__init__(file, size=size, **options)
 
@@ -153,17 +192,20 @@ def read_checkpoint(path: str, map_location: Any = 'cpu') -> Dict[str, Any]:
     try:
         _check_container(path)
         with open(path, 'rb') as file:  # by its path, PyTorch would judge it by its name
-            loaded = torch.load(file, map_location=map_location, pickle_module=_pickle_module(os.path.getsize(path)),
-                                weights_only=False)
+            loaded = torch.load(
+                file, map_location=map_location, pickle_module=_pickle_module(os.path.getsize(path)), weights_only=False
+            )
     except CheckpointError as error:
         raise CheckpointError(f'{path} was not loaded: {error}') from error
     except MemoryError:
         raise
     except Exception as error:  # torch, zipfile and pickle raise a dozen kinds for a damaged file
         details = str(error).splitlines()[0] if str(error) else 'no details'
-        raise CheckpointError(f'{path} is no readable PyTorch checkpoint ({os.path.getsize(path)} bytes; '
-                              f'{type(error).__name__}: {details}): it may be truncated or another kind of file; '
-                              'save or download it again') from error
+        raise CheckpointError(
+            f'{path} is no readable PyTorch checkpoint ({os.path.getsize(path)} bytes; '
+            f'{type(error).__name__}: {details}): it may be truncated or another kind of file; '
+            'save or download it again'
+        ) from error
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f'{path} holds a {type(loaded).__name__}, expected a dict with a state_dict')
     return dict(loaded) if 'state_dict' in loaded else {'state_dict': loaded}

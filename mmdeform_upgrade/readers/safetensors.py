@@ -3,6 +3,7 @@
 
 https://github.com/huggingface/safetensors/blob/v0.4.5/README.md#format
 """
+
 from __future__ import annotations
 
 import json
@@ -18,8 +19,16 @@ from ..errors import CheckpointError
 from .files import written_whole
 
 _DTYPES = {
-    'F64': torch.float64, 'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16, 'I64': torch.int64,
-    'I32': torch.int32, 'I16': torch.int16, 'I8': torch.int8, 'U8': torch.uint8, 'BOOL': torch.bool
+    'F64': torch.float64,
+    'F32': torch.float32,
+    'F16': torch.float16,
+    'BF16': torch.bfloat16,
+    'I64': torch.int64,
+    'I32': torch.int32,
+    'I16': torch.int16,
+    'I8': torch.int8,
+    'U8': torch.uint8,
+    'BOOL': torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the format's own limit
@@ -46,8 +55,9 @@ def read_safetensors(path: str) -> Tuple[Dict[str, Tensor], Dict[str, str]]:
             for name, dtype, shape, length in _entries(header, size - start):
                 tensors[name] = _tensor(file, name, dtype, shape, length)
     except CheckpointError as error:
-        raise CheckpointError(f'{path} is no readable safetensors file ({size} bytes): {error}; copy or download it '
-                              'again') from error
+        raise CheckpointError(
+            f'{path} is no readable safetensors file ({size} bytes): {error}; copy or download it again'
+        ) from error
     return {name: tensors[name] for name in header}, metadata
 
 
@@ -70,8 +80,9 @@ def write_safetensors(path: str, tensors: Mapping[str, Tensor], metadata: Option
     offset = 0
     for name in order:
         end = offset + tensors[name].numel() * tensors[name].element_size()
-        header[name] = dict(dtype=_NAMES[tensors[name].dtype], shape=list(tensors[name].shape),
-                            data_offsets=[offset, end])
+        header[name] = dict(
+            dtype=_NAMES[tensors[name].dtype], shape=list(tensors[name].shape), data_offsets=[offset, end]
+        )
         offset = end
     text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode()
     text += b' ' * (-len(text) % 8)
@@ -133,8 +144,11 @@ def _entries(header: Mapping[str, Any], data: int) -> List[Tuple[str, torch.dtyp
 
 def _offsets(name: str, entry: Any) -> Tuple[int, int]:
     offsets = entry.get('data_offsets') if isinstance(entry, dict) else None
-    if not isinstance(offsets, list) or len(offsets) != 2 or not all(
-            type(offset) is int and 0 <= offset < 1 << 62 for offset in offsets):
+    if (
+        not isinstance(offsets, list)
+        or len(offsets) != 2
+        or not all(type(offset) is int and 0 <= offset < 1 << 62 for offset in offsets)
+    ):
         raise CheckpointError(f'{str(name)[:80]!r} has no proper data_offsets')
     return offsets[0], offsets[1]
 

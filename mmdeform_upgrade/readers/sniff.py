@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """What kind of file it is, by its first bytes and never by its name."""
+
 from __future__ import annotations
 
 import os
@@ -37,9 +38,14 @@ def existing_file(path: str) -> str:
         raise CheckpointError(f'the checkpoint is given as a {type(path).__name__}, expected the path of a file')
     path = os.path.expanduser(os.fspath(path))
     if os.path.isdir(path):
-        raise CheckpointError(f'{path!r} is a folder: give the path of a checkpoint in it'
-                              + (' (a TensorFlow SavedModel cannot be imported)'
-                                 if os.path.exists(os.path.join(path, 'saved_model.pb')) else ''))
+        raise CheckpointError(
+            f'{path!r} is a folder: give the path of a checkpoint in it'
+            + (
+                ' (a TensorFlow SavedModel cannot be imported)'
+                if os.path.exists(os.path.join(path, 'saved_model.pb'))
+                else ''
+            )
+        )
     if not os.path.isfile(path):
         raise CheckpointError(f'there is no file {path!r}: give the path of a checkpoint')
     return path
@@ -66,8 +72,7 @@ def kind_of(path: str) -> str:
         return 'safetensors'
     if re.match(rb'\x80[\x02-\x05]|\(d|\}(?![ \r\n"])|ccollections\n', head):
         return 'pickle'
-    raise CheckpointError(f'{path} is no readable checkpoint ({os.path.getsize(path)} bytes): '
-                          f'{_looks_like(head)}')
+    raise CheckpointError(f'{path} is no readable checkpoint ({os.path.getsize(path)} bytes): {_looks_like(head)}')
 
 
 def members(path: str) -> Tuple[str, ...]:
@@ -90,8 +95,9 @@ def check_members(members: Iterable[zipfile.ZipInfo]) -> None:
         if stat.S_ISLNK(member.external_attr >> 16):
             raise CheckpointError(f'its member {member.filename[:80]!r} is a symbolic link, which no checkpoint needs')
         if name.startswith('/') or '..' in name.split('/') or re.match(r'[A-Za-z]:', name):
-            raise CheckpointError(f'its member {member.filename[:80]!r} lies outside of the archive, which no '
-                                  'checkpoint needs')
+            raise CheckpointError(
+                f'its member {member.filename[:80]!r} lies outside of the archive, which no checkpoint needs'
+            )
 
 
 def _is_torch_zip(path: str) -> bool:
@@ -108,8 +114,7 @@ def _looks_like(head: bytes) -> str:
         if head.startswith(start):
             return f'it looks like {what}' if what.startswith('a') else f'it is {what}'
     if text.startswith((b'<!doctype', b'<html', b'<head', b'<?xml')):
-        return ('it looks like a web page, so the download failed (a login or error page was saved); download it '
-                'again')
+        return 'it looks like a web page, so the download failed (a login or error page was saved); download it again'
     if head[257:262] == b'ustar':
         return 'it looks like a tar archive: unpack it; a checkpoint of PyTorch 0.1 must be saved again by a newer one'
     if head[4:8] == b'TFL3':

@@ -5,6 +5,7 @@ A pickle is a program. Names that it may mention are exact: an allow-list by mod
 ``getattr``, can be led to code execution. What it may *call* is a :class:`Callee`, and each checks its arguments; what
 it may produce is bounded by the size of the file, since a few bytes can ask for an array of any size.
 """
+
 from __future__ import annotations
 
 import pickle
@@ -74,8 +75,9 @@ class SafeUnpickler(_PyUnpickler):
         try:
             return self.known[module, name]
         except KeyError:
-            raise CheckpointError(f'it asks for {module}.{name} when unpickled, which no checkpoint needs and which '
-                                  'could run code') from None
+            raise CheckpointError(
+                f'it asks for {module}.{name} when unpickled, which no checkpoint needs and which could run code'
+            ) from None
 
     def load_reduce(self) -> None:
         arguments = self.stack.pop()
@@ -138,8 +140,16 @@ class SafeUnpickler(_PyUnpickler):
     dispatch[pickle.DICT[0]] = load_dict
     dispatch[pickle.ADDITEMS[0]] = load_additems
     dispatch[pickle.FROZENSET[0]] = load_frozenset
-    for _opcode in (pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4,
-                    pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
+    for _opcode in (
+        pickle.INST,
+        pickle.OBJ,
+        pickle.NEWOBJ_EX,
+        pickle.EXT1,
+        pickle.EXT2,
+        pickle.EXT4,
+        pickle.NEXT_BUFFER,
+        pickle.READONLY_BUFFER,
+    ):
         dispatch[_opcode[0]] = refuse
 
 
@@ -150,7 +160,7 @@ def _name(value: Any) -> str:
 def _keys(items: List[Any]) -> List[Any]:
     for item in items:
         # Hashing a deeply nested tuple overflows the C stack.
-        for part in item if type(item) is tuple else (item, ):
+        for part in item if type(item) is tuple else (item,):
             if not isinstance(part, _KEYS):
                 raise CheckpointError(f'it has a key that is a {type(item).__name__}')
     return items
@@ -196,9 +206,9 @@ class ArrayType:
 
 def _reconstruct(unpickler: SafeUnpickler, subtype: Any, shape: Any, kind: Any) -> np.ndarray:
     # numpy always writes an empty array here and fills it by its state.
-    if subtype is not ArrayType or shape != (0, ):
+    if subtype is not ArrayType or shape != (0,):
         raise CheckpointError('it holds an array that numpy did not write')
-    return np.ndarray((0, ), dtype=np.int8)
+    return np.ndarray((0,), dtype=np.int8)
 
 
 def _set_array(unpickler: SafeUnpickler, array: np.ndarray, state: Any) -> None:
@@ -210,8 +220,13 @@ def _set_array(unpickler: SafeUnpickler, array: np.ndarray, state: Any) -> None:
 
 
 def _check_array(unpickler: SafeUnpickler, shape: Any, dtype: Any, raw: Any) -> None:
-    if (not isinstance(dtype, np.dtype) or dtype.hasobject or not isinstance(raw, (bytes, bytearray))
-            or type(shape) is not tuple or not all(type(size) is int and size >= 0 for size in shape)):
+    if (
+        not isinstance(dtype, np.dtype)
+        or dtype.hasobject
+        or not isinstance(raw, (bytes, bytearray))
+        or type(shape) is not tuple
+        or not all(type(size) is int and size >= 0 for size in shape)
+    ):
         raise CheckpointError('it holds an array that numpy did not write, or one of objects')
     if prod(shape) * dtype.itemsize != len(raw):
         raise CheckpointError(f'it holds an array of shape {str(shape)[:80]} and {dtype} with {len(raw)} bytes')
@@ -231,8 +246,12 @@ def _dtype(unpickler: SafeUnpickler, text: Any, align: Any = False, copy: Any = 
 
 def _set_dtype(unpickler: SafeUnpickler, dtype: np.dtype, state: Any) -> None:
     # (version, byte order, subarray, names, fields, sizes and flags)
-    if not isinstance(state, tuple) or any(part is not None for part in state[2:5]) or not all(
-            type(part) is int for part in (state[0], *state[5:])) or dtype is np.dtype(dtype.str):
+    if (
+        not isinstance(state, tuple)
+        or any(part is not None for part in state[2:5])
+        or not all(type(part) is int for part in (state[0], *state[5:]))
+        or dtype is np.dtype(dtype.str)
+    ):
         raise CheckpointError('it holds an array of a kind that numpy did not write')
     dtype.__setstate__(state)  # type: ignore[attr-defined]
 
@@ -263,17 +282,23 @@ def _names() -> Dict[Tuple[str, str], Any]:
         ('numpy', 'dtype'): Callee(_dtype),
     }
     for builtins in ('builtins', '__builtin__'):
-        names.update({
-            (builtins, 'set'): _collection(set),
-            (builtins, 'frozenset'): _collection(frozenset),
-            (builtins, 'slice'): Callee(lambda unpickler, *limits: slice(*limits)),
-            (builtins, 'complex'): Callee(lambda unpickler, real, imaginary: complex(real, imaginary)),
-            (builtins, 'bytes'): Callee(_empty_bytes),
-        })
+        names.update(
+            {
+                (builtins, 'set'): _collection(set),
+                (builtins, 'frozenset'): _collection(frozenset),
+                (builtins, 'slice'): Callee(lambda unpickler, *limits: slice(*limits)),
+                (builtins, 'complex'): Callee(lambda unpickler, real, imaginary: complex(real, imaginary)),
+                (builtins, 'bytes'): Callee(_empty_bytes),
+            }
+        )
     for core in ('numpy.core', 'numpy._core'):  # numpy 2 renamed its core
-        names.update({(f'{core}.multiarray', '_reconstruct'): Callee(_reconstruct),
-                      (f'{core}.multiarray', 'scalar'): Callee(_scalar),
-                      (f'{core}.numeric', '_frombuffer'): Callee(_from_buffer)})
+        names.update(
+            {
+                (f'{core}.multiarray', '_reconstruct'): Callee(_reconstruct),
+                (f'{core}.multiarray', 'scalar'): Callee(_scalar),
+                (f'{core}.numeric', '_frombuffer'): Callee(_from_buffer),
+            }
+        )
     for name, kind in vars(np.dtypes).items() if hasattr(np, 'dtypes') else ():  # since numpy 1.25
         if re.fullmatch(r'(?:U?Int|Float|Bool)\d*DType', name):
             names['numpy.dtypes', name] = _dtype_class(kind)

@@ -1,11 +1,18 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Releases: published files, what a checkpoint is, deltas, configs for stock installations, and the way back."""
+
 from .delta import apply_delta, make_delta, tensors_sha256
 from .inspection import Inspection, inspect_checkpoint
 from .publish import publish, published_checkpoint
 from .stock import stock_config
 
 __all__ = [
-    'Inspection', 'apply_delta', 'inspect_checkpoint', 'make_delta', 'publish', 'published_checkpoint', 'stock_config',
-    'tensors_sha256'
+    'Inspection',
+    'apply_delta',
+    'inspect_checkpoint',
+    'make_delta',
+    'publish',
+    'published_checkpoint',
+    'stock_config',
+    'tensors_sha256',
 ]

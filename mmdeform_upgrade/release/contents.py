@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """What stands beside the tensors of a release, as plain values, and files that are the same for the same contents."""
+
 from __future__ import annotations
 
 import json
@@ -14,8 +15,18 @@ from ..errors import CheckpointError, ConfigError
 from ..readers import META, written_whole
 
 # What tells where a checkpoint is from; times, seeds and paths of a run stay behind.
-KEPT_META = ('dataset_meta', 'CLASSES', 'PALETTE', 'cfg', 'config', 'epoch', 'iter', 'mmengine_version',
-             'deform_upgrade', 'imported')
+KEPT_META = (
+    'dataset_meta',
+    'CLASSES',
+    'PALETTE',
+    'cfg',
+    'config',
+    'epoch',
+    'iter',
+    'mmengine_version',
+    'deform_upgrade',
+    'imported',
+)
 
 
 def plain(value: Any) -> Any:
@@ -52,9 +63,13 @@ def write_checkpoint(path: str, state_dict: Mapping[str, Tensor], meta: Mapping[
     """Write a checkpoint whole or not at all; the same contents give the same bytes."""
     # A pickle depends on which equal texts are one object, so each gets one here.
     texts: Dict[str, str] = {}
-    checkpoint = {'meta': _with_shared_texts(plain(meta), texts),
-                  'state_dict': {texts.setdefault(name, name): tensor.detach().cpu().contiguous().clone()
-                                 for name, tensor in state_dict.items()}}
+    checkpoint = {
+        'meta': _with_shared_texts(plain(meta), texts),
+        'state_dict': {
+            texts.setdefault(name, name): tensor.detach().cpu().contiguous().clone()
+            for name, tensor in state_dict.items()
+        },
+    }
     with written_whole(path) as temporary, open(temporary, 'wb') as file:  # by a path, its name would go into the file
         torch.save(checkpoint, file)
 

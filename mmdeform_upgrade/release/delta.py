@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Small files: what an upgrade changed against its baseline, and the way back to the whole."""
+
 from __future__ import annotations
 
 import hashlib
@@ -36,8 +37,10 @@ def difference(baseline: Mapping[str, Tensor], upgraded: Mapping[str, Tensor]) -
     """
     missing = [key for key in baseline if key not in upgraded]
     if missing:
-        raise CheckpointError(f'the second file is no upgrade of the first: it lacks {len(missing)} of its tensors '
-                              f'({", ".join(missing[:5])}); give the baseline that it was upgraded from')
+        raise CheckpointError(
+            f'the second file is no upgrade of the first: it lacks {len(missing)} of its tensors '
+            f'({", ".join(missing[:5])}); give the baseline that it was upgraded from'
+        )
     return {key: tensor for key, tensor in upgraded.items() if key not in baseline or not _same(baseline[key], tensor)}
 
 
@@ -57,11 +60,19 @@ def make_delta(baseline: str, upgraded: str, out: str) -> Tuple[int, int]:
     """
     old, (new, meta) = load_baseline(baseline), _read(upgraded)
     changed = difference(old, new)
-    write_safetensors(out, changed, {
-        **meta_text(plain_meta(meta)), 'kind': _KIND,
-        'baseline': os.path.basename(baseline), 'baseline_sha256': file_sha256(baseline),
-        'baseline_tensors_sha256': tensors_sha256(old), 'upgraded_tensors_sha256': tensors_sha256(new),
-        'names': json.dumps(list(new))})
+    write_safetensors(
+        out,
+        changed,
+        {
+            **meta_text(plain_meta(meta)),
+            'kind': _KIND,
+            'baseline': os.path.basename(baseline),
+            'baseline_sha256': file_sha256(baseline),
+            'baseline_tensors_sha256': tensors_sha256(old),
+            'upgraded_tensors_sha256': tensors_sha256(new),
+            'names': json.dumps(list(new)),
+        },
+    )
     return len(changed), len(new)
 
 
@@ -79,8 +90,10 @@ def apply_delta(baseline: str, delta: str, out: str) -> StateDict:
     contents = read_tensors(delta)
     metadata = contents.rest.get('metadata') or {}
     if metadata.get('kind') != _KIND:
-        raise CheckpointError(f'{delta} is no delta ({_KIND!r} expected in its metadata, found '
-                              f'{metadata.get("kind")!r}); make one with delta.py make')
+        raise CheckpointError(
+            f'{delta} is no delta ({_KIND!r} expected in its metadata, found '
+            f'{metadata.get("kind")!r}); make one with delta.py make'
+        )
     old = load_baseline(baseline)
     found, expected = tensors_sha256(old), metadata.get('baseline_tensors_sha256')
     if found != expected:
@@ -88,12 +101,14 @@ def apply_delta(baseline: str, delta: str, out: str) -> StateDict:
             f'{baseline} is not the baseline of {delta}, nothing was written:\n'
             f'  sha256 of the file: {file_sha256(baseline)}, expected {metadata.get("baseline_sha256")}\n'
             f'  sha256 over its tensors: {found}, expected {expected}\n'
-            f'Give the file that was called {metadata.get("baseline")!r}.')
+            f'Give the file that was called {metadata.get("baseline")!r}.'
+        )
     whole = {**old, **contents.tensors}
     names = _names_of(metadata)
     if sorted(names) != sorted(whole) or tensors_sha256(whole) != metadata.get('upgraded_tensors_sha256'):
-        raise CheckpointError(f'{delta} does not give the upgrade that it was made of, so it is damaged; copy or '
-                              'download it again')
+        raise CheckpointError(
+            f'{delta} does not give the upgrade that it was made of, so it is damaged; copy or download it again'
+        )
     result = {name: whole[name] for name in names}
     write_checkpoint(out, result, contents.rest.get('meta') or {})
     return result

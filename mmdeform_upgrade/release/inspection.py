@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """What a checkpoint is, from its file alone, read without running anything that it holds."""
+
 from __future__ import annotations
 
 import os
@@ -26,8 +27,11 @@ class OffsetLayer:
     largest: float
 
     def __str__(self) -> str:
-        moved = (f'offsets moved, largest offset parameter {self.largest:.4g}' if self.largest != 0 else
-                 'offsets exactly zero')
+        moved = (
+            f'offsets moved, largest offset parameter {self.largest:.4g}'
+            if self.largest != 0
+            else 'offsets exactly zero'
+        )
         return f'{self.name}: deform_groups {self.deform_groups or "unknown (not of DCNv1)"}, {moved}'
 
 
@@ -58,14 +62,18 @@ class Inspection:
     def __str__(self) -> str:
         total, offsets, statistics = self.parameters
         kind = f'an upgrade of {len(self.layers)} layers' if self.layers else 'a baseline, nothing in it is upgraded'
-        lines = [f'{self.path}: {kind}',
-                 f'  file: {self.container}, {os.path.getsize(self.path)} bytes, sha256 {self.sha256}']
+        lines = [
+            f'{self.path}: {kind}',
+            f'  file: {self.container}, {os.path.getsize(self.path)} bytes, sha256 {self.sha256}',
+        ]
         if self.format != PLAIN:
             lines.append(f'  format: {self.format}')
         lines.append(f'  parameters: {total} (of these {offsets} in offset branches), BN statistics: {statistics}')
         lines += [f'  {layer}' for layer in self.layers]
-        lines.append('  trained: ' + (', '.join(f'{key} {self.meta[key]}' for key in ('epoch', 'iter')
-                                                if key in self.meta) or 'not recorded'))
+        lines.append(
+            '  trained: '
+            + (', '.join(f'{key} {self.meta[key]}' for key in ('epoch', 'iter') if key in self.meta) or 'not recorded')
+        )
         lines.append(f'  besides weights: {", ".join(self.extras) or "nothing"}')
         return '\n'.join(lines + self._provenance())
 
@@ -92,9 +100,17 @@ def inspect_checkpoint(path: str) -> Inspection:
     except CheckpointError:  # of a known family, but damaged or unfinished: it can be looked at all the same
         tensors, format = clean_state_dict(contents.tensors), 'not importable'
     provenance = meta.get('deform_upgrade')
-    return Inspection(path, file_sha256(path), contents.container, format, tuple(offset_layers(tensors)),
-                      provenance if isinstance(provenance, Mapping) else {}, meta, count_numbers(tensors),
-                      _extras(rest))
+    return Inspection(
+        path,
+        file_sha256(path),
+        contents.container,
+        format,
+        tuple(offset_layers(tensors)),
+        provenance if isinstance(provenance, Mapping) else {},
+        meta,
+        count_numbers(tensors),
+        _extras(rest),
+    )
 
 
 def offset_layers(state_dict: Mapping[str, Tensor]) -> List[OffsetLayer]:
@@ -103,8 +119,10 @@ def offset_layers(state_dict: Mapping[str, Tensor]) -> List[OffsetLayer]:
     for key, tensor in state_dict.items():
         if is_offset_key(key):
             layers.setdefault(key.rpartition('conv_offset.')[0].rstrip('.'), []).append(tensor)
-    return [OffsetLayer(name, _deform_groups(tensors), max(_largest(tensor) for tensor in tensors))
-            for name, tensors in layers.items()]
+    return [
+        OffsetLayer(name, _deform_groups(tensors), max(_largest(tensor) for tensor in tensors))
+        for name, tensors in layers.items()
+    ]
 
 
 def count_numbers(state_dict: Mapping[str, Tensor]) -> Tuple[int, int, int]:
@@ -129,6 +147,10 @@ def _largest(tensor: Tensor) -> float:
 
 
 def _extras(rest: Mapping[str, Any]) -> Tuple[str, ...]:
-    names = {'optimizer': 'optimizer', 'param_schedulers': 'schedulers', 'message_hub': 'messages',
-             'ema_state_dict': 'EMA'}
+    names = {
+        'optimizer': 'optimizer',
+        'param_schedulers': 'schedulers',
+        'message_hub': 'messages',
+        'ema_state_dict': 'EMA',
+    }
     return tuple(title for key, title in names.items() if rest.get(key))

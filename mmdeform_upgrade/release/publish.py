@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """A checkpoint of a run to the files of a model zoo."""
+
 from __future__ import annotations
 
 import datetime
@@ -19,8 +20,9 @@ from .stock import why_not_stock
 _NO_CONFIG = 'the config in a checkpoint is a program, which is not run; give --config'
 
 
-def published_checkpoint(checkpoint: Mapping[str, Any], *, ema: bool = False,
-                         config_text: Optional[str] = None) -> Dict[str, Any]:
+def published_checkpoint(
+    checkpoint: Mapping[str, Any], *, ema: bool = False, config_text: Optional[str] = None
+) -> Dict[str, Any]:
     """What is published of a checkpoint: weights and ``meta``, without optimizer, schedulers, messages and EMA copies.
 
     Args:
@@ -36,8 +38,10 @@ def published_checkpoint(checkpoint: Mapping[str, Any], *, ema: bool = False,
     state_dict = clean_state_dict(checkpoint.get('state_dict'))
     if ema:
         if not checkpoint.get('ema_state_dict'):
-            raise CheckpointError('--ema: the checkpoint has no ema_state_dict; publish it without --ema, or train '
-                                  "with custom_hooks=[dict(type='EMAHook')]")
+            raise CheckpointError(
+                '--ema: the checkpoint has no ema_state_dict; publish it without --ema, or train '
+                "with custom_hooks=[dict(type='EMAHook')]"
+            )
         if 'mmengine_version' not in meta:
             state_dict = _averaged(state_dict, checkpoint['ema_state_dict'])
     kept = plain_meta(meta)
@@ -54,8 +58,15 @@ def release_stem(source: str, meta: Mapping[str, Any], config: Optional[str] = N
     return re.sub(r'[^\w.-]', '_', experiment) or Path(source).stem
 
 
-def publish(source: str, out_dir: str, *, config: Optional[str] = None, ema: bool = False, force: bool = False,
-            date: Optional[str] = None) -> List[str]:
+def publish(
+    source: str,
+    out_dir: str,
+    *,
+    config: Optional[str] = None,
+    ema: bool = False,
+    force: bool = False,
+    date: Optional[str] = None,
+) -> List[str]:
     """Write ``{config}_{date}-{sha256[:8]}.pth``, a safetensors file, and a config for stock installations if possible.
 
     Args:
@@ -81,8 +92,11 @@ def publish(source: str, out_dir: str, *, config: Optional[str] = None, ema: boo
     contents = read_tensors(source)
     raw = {'meta': {}, **contents.rest, 'state_dict': contents.tensors}
     release = published_checkpoint(raw, ema=ema, config_text=cfg.pretty_text if cfg else None)
-    release['meta']['published'] = {'source': os.path.basename(source), 'source_sha256': file_sha256(source),
-                                    'weights': 'averaged (EMA)' if ema else 'state_dict'}
+    release['meta']['published'] = {
+        'source': os.path.basename(source),
+        'source_sha256': file_sha256(source),
+        'weights': 'averaged (EMA)' if ema else 'state_dict',
+    }
     os.makedirs(out_dir, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir, prefix='.publish') as folder:
         temporary = os.path.join(folder, 'release.pth')

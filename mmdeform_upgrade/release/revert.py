@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Back again: which upgraded layers do nothing on given data, what going back costs, and the files that say so."""
+
 from __future__ import annotations
 
 import copy
@@ -37,9 +38,15 @@ class LayerVerdict:
     revert: bool
 
     def __str__(self) -> str:
-        length = 'offsets exactly zero' if self.zero else (
-            'not seen on the data' if self.percentile95 is None else
-            f'95 % of offsets below {self.percentile95:.4g} px')
+        length = (
+            'offsets exactly zero'
+            if self.zero
+            else (
+                'not seen on the data'
+                if self.percentile95 is None
+                else f'95 % of offsets below {self.percentile95:.4g} px'
+            )
+        )
         cost = '' if self.cost is None else f', reverting it changes the output by {self.cost:.3g} (relative)'
         return f'{self.name}: {"revert" if self.revert else "keep"}: {length}{cost}'
 
@@ -82,7 +89,7 @@ def output_difference(model: nn.Module, names: Sequence[str], runs: Sequence[Run
         for old, new in zip(before, after, strict=True):
             changed += float((new.double() - old.double()).square().sum())
             total += float(old.double().square().sum())
-    return (changed / total)**0.5 if total else 0.0
+    return (changed / total) ** 0.5 if total else 0.0
 
 
 @contextmanager
@@ -98,8 +105,11 @@ def offsets_at_zero(layers: Sequence[ZeroOffsetDCN]) -> Iterator[None]:
 def reverted_checkpoint(checkpoint: Mapping[str, Any], verdicts: Sequence[LayerVerdict]) -> Dict[str, Any]:
     """A checkpoint without the offset branches of the layers that go back; what is for resuming is left out."""
     gone = [verdict.name for verdict in verdicts if verdict.revert]
-    state_dict = {key: value for key, value in clean_state_dict(checkpoint['state_dict']).items()
-                  if not any(key.startswith(f'{name}.conv_offset.') for name in gone)}
+    state_dict = {
+        key: value
+        for key, value in clean_state_dict(checkpoint['state_dict']).items()
+        if not any(key.startswith(f'{name}.conv_offset.') for name in gone)
+    }
     meta = dict(checkpoint.get('meta') or {})
     provenance = dict(meta.get(META_KEY) or {})
     kept = provenance.get('layers') or {}
@@ -122,17 +132,23 @@ def reverted_config(cfg: Config, model: nn.Module, verdicts: Sequence[LayerVerdi
         light.model.backbone.pop('init_cfg', None)
     with torch.device('meta'):
         built = {key: value.shape for key, value in build_network(light).state_dict().items()}
-    odd = sorted(key for key in {*built, *state_dict}
-                 if key not in built or key not in state_dict or built[key] != state_dict[key].shape)
+    odd = sorted(
+        key
+        for key in {*built, *state_dict}
+        if key not in built or key not in state_dict or built[key] != state_dict[key].shape
+    )
     if odd:
-        raise CheckpointError('no config could be made for what is left, nothing was written; it would differ at '
-                              f'{", ".join(odd[:5])}: revert whole components, or write the config by hand')
+        raise CheckpointError(
+            'no config could be made for what is left, nothing was written; it would differ at '
+            f'{", ".join(odd[:5])}: revert whole components, or write the config by hand'
+        )
     return result
 
 
 def validate(cfg: Config, state_dict: Mapping[str, Tensor], title: str) -> Dict[str, float]:
     """The validation of a config on given weights; it leaves nothing behind."""
     from mmengine.runner import Runner
+
     cfg = copy.deepcopy(cfg)
     hooks = without_upgrade_hooks(cfg).get('custom_hooks')
     with tempfile.TemporaryDirectory() as folder:

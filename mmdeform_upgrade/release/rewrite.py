@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """An upgrade's config without its upgrade, or with fewer layers: pure functions from config to config."""
+
 from __future__ import annotations
 
 import copy
@@ -15,8 +16,15 @@ if TYPE_CHECKING:
 # This package's types in configs: hooks that an upgrade needs, hooks for any training, and parts of networks.
 UPGRADE_HOOKS = ('DeformUpgradeHook', 'ExactResumeHook', 'OffsetLoggerHook', 'OffsetsFirstHook')
 OWN_HOOKS = (*UPGRADE_HOOKS, 'BFloat16Hook', 'CPUHeadHook', 'FiniteCheckHook', 'WorkDirHook')
-OWN_TYPES = (*OWN_HOOKS, BUILDER, 'ZeroOffsetDCN', 'WideSSDNeck', 'PredictableSSDHead', 'ProjectedASPPHead',
-             'ResizeByDirection')
+OWN_TYPES = (
+    *OWN_HOOKS,
+    BUILDER,
+    'ZeroOffsetDCN',
+    'WideSSDNeck',
+    'PredictableSSDHead',
+    'ProjectedASPPHead',
+    'ResizeByDirection',
+)
 _SETTINGS = ('base_type', 'targets', 'exclude', 'deform_groups')
 
 
@@ -100,12 +108,19 @@ def _rewrite(node: Any, prefix: str, layers: Mapping[str, int]) -> None:
         plain = component_without_upgrade(value)
         if plain == dict(value):
             continue
-        inside = {name[len(prefix) + len(key) + 1:]: count for name, count in layers.items()
-                  if name.startswith(f'{prefix}{key}.')}
+        inside = {
+            name[len(prefix) + len(key) + 1 :]: count
+            for name, count in layers.items()
+            if name.startswith(f'{prefix}{key}.')
+        }
         if inside:
             same = len(set(inside.values())) == 1
-            plain = {**plain, 'type': BUILDER, 'base_type': plain['type'],
-                     'targets': list(inside) if same else {re.escape(name): n for name, n in inside.items()},
-                     **({'deform_groups': next(iter(inside.values()))} if same else {})}
+            plain = {
+                **plain,
+                'type': BUILDER,
+                'base_type': plain['type'],
+                'targets': list(inside) if same else {re.escape(name): n for name, n in inside.items()},
+                **({'deform_groups': next(iter(inside.values()))} if same else {}),
+            }
         value.clear()
         value.update(plain)

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Upgraded configs in the words of a stock mmdet or mmseg, where its own ``dcn`` switch can say them."""
+
 from __future__ import annotations
 
 import copy
@@ -49,8 +50,10 @@ def why_not_stock(cfg: Config) -> Tuple[Optional[Config], str]:
         return None, f'the layers have different deform_groups ({sorted(groups)}), and the switch has one number'
     stock = without_plugin(cfg)
     backbone = component_without_upgrade(cfg.model.backbone)
-    backbone.update(dcn=dict(type='DCN', deform_groups=groups.pop(), fallback_on_stride=False),
-                    stage_with_dcn=tuple(stage in stages for stage in range(1, 5))[:backbone.get('num_stages', 4)])
+    backbone.update(
+        dcn=dict(type='DCN', deform_groups=groups.pop(), fallback_on_stride=False),
+        stage_with_dcn=tuple(stage in stages for stage in range(1, 5))[: backbone.get('num_stages', 4)],
+    )
     stock.model.backbone = backbone
     if own := own_types(stock._cfg_dict.to_dict()):
         return None, f'the config needs {", ".join(own)} of mmdeform_upgrade'
@@ -77,8 +80,9 @@ def _verified(stock: Config, network: torch.nn.Module) -> Tuple[Optional[Config]
             built = build_network(_without_downloads(stock))
         except Exception as error:  # whatever a stock backbone says to settings that it does not know
             return None, f'the stock backbone refuses the switch: {type(error).__name__}: {error}'
-    shapes: List[Dict[str, Any]] = [{key: tuple(value.shape) for key, value in model.state_dict().items()}
-                                    for model in (network, built)]
+    shapes: List[Dict[str, Any]] = [
+        {key: tuple(value.shape) for key, value in model.state_dict().items()} for model in (network, built)
+    ]
     if shapes[0] != shapes[1]:
         odd = sorted(key for key in {*shapes[0], *shapes[1]} if shapes[0].get(key) != shapes[1].get(key))
         return None, f'the switch changes whole stages, and the upgrade does not: they differ at {", ".join(odd[:4])}'

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """One run at a time in a work directory."""
+
 from __future__ import annotations
 
 import errno
@@ -46,19 +47,24 @@ def hold(work_dir: str) -> bool:
         os.makedirs(key[1], exist_ok=True)
         handle = os.open(os.path.join(key[1], NAME), os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise ConfigError(f'work_dir={work_dir}: nothing can be written there ({error.strerror}); give another with '
-                          '--work-dir') from error
+        raise ConfigError(
+            f'work_dir={work_dir}: nothing can be written there ({error.strerror}); give another with --work-dir'
+        ) from error
     try:
         fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         owner = os.read(handle, 4096)
         os.close(handle)
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            _warn(f'work_dir={work_dir}: its file system has no locks ({error.strerror}), so nothing keeps a second '
-                  'run out of it')
+            _warn(
+                f'work_dir={work_dir}: its file system has no locks ({error.strerror}), so nothing keeps a second '
+                'run out of it'
+            )
             return False
-        raise ConfigError(f'work_dir={work_dir} is in use by {_described(owner)}: two runs there would overwrite each '
-                          "other's checkpoints. Wait for it, stop it, or give another --work-dir") from None
+        raise ConfigError(
+            f'work_dir={work_dir} is in use by {_described(owner)}: two runs there would overwrite each '
+            "other's checkpoints. Wait for it, stop it, or give another --work-dir"
+        ) from None
     _held[key] = handle
     _sign(handle)
     return True

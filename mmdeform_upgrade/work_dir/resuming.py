@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Which checkpoint of a work directory an interrupted run goes on from."""
+
 from __future__ import annotations
 
 import glob
@@ -44,13 +45,17 @@ def find_resumable(work_dir: str) -> Optional[str]:
     for path in _others(work_dir, named):
         why = why_not_resumable(path, exact=True)
         if why is None:
-            _warn(f'{_listed(problems) or f"{work_dir} has no last_checkpoint"}. Going on from the last checkpoint '
-                  f'that is whole: {path}')
+            _warn(
+                f'{_listed(problems) or f"{work_dir} has no last_checkpoint"}. Going on from the last checkpoint '
+                f'that is whole: {path}'
+            )
             return path
         problems[path] = why
     if problems:
-        raise CheckpointError(f'resume: no checkpoint in {work_dir} is whole: {_listed(problems)}. To start anew from '
-                              'the baseline, run without --resume; to go on from another file, give --resume PATH')
+        raise CheckpointError(
+            f'resume: no checkpoint in {work_dir} is whole: {_listed(problems)}. To start anew from '
+            'the baseline, run without --resume; to go on from another file, give --resume PATH'
+        )
     return None
 
 
@@ -91,8 +96,12 @@ def _others(work_dir: str, named: Optional[str]) -> List[str]:
     By time and not by number: an older run in the same folder may have gone further.
     """
     folders = {os.path.abspath(work_dir): None, **({os.path.dirname(os.path.abspath(named)): None} if named else {})}
-    found = [path for folder in folders for path in glob.glob(os.path.join(glob.escape(folder), '*.pth'))
-             if _NAMES.fullmatch(os.path.basename(path)) and (named is None or path != os.path.abspath(named))]
+    found = [
+        path
+        for folder in folders
+        for path in glob.glob(os.path.join(glob.escape(folder), '*.pth'))
+        if _NAMES.fullmatch(os.path.basename(path)) and (named is None or path != os.path.abspath(named))
+    ]
     namesake = os.path.basename(named) if named else None
     return sorted(found, key=lambda path: (os.path.basename(path) == namesake, os.stat(path).st_mtime_ns), reverse=True)
 

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """A file backend of MMEngine's whose files are there whole or not at all."""
+
 from __future__ import annotations
 
 import errno
@@ -59,8 +60,10 @@ def _why_not_written(path: str, size: int, error: OSError) -> str:
         return f'{what}. Checkpoints that were written before stay; set this right and go on with --resume.'
     folder = os.path.dirname(path)
     free = shutil.disk_usage(folder if os.path.isdir(folder) else os.path.dirname(folder)).free
-    return (f'{what}: it needs {_megabytes(size)}, and {_megabytes(free)} are free. Checkpoints that were written '
-            'before stay; make room, or keep fewer (default_hooks.checkpoint.max_keep_ckpts), and go on with --resume.')
+    return (
+        f'{what}: it needs {_megabytes(size)}, and {_megabytes(free)} are free. Checkpoints that were written '
+        'before stay; make room, or keep fewer (default_hooks.checkpoint.max_keep_ckpts), and go on with --resume.'
+    )
 
 
 def _megabytes(size: int) -> str:

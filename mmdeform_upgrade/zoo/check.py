@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """One config: its model built twice, plain and upgraded through the config, and all outputs compared."""
+
 from __future__ import annotations
 
 import copy
@@ -169,8 +170,7 @@ def _picture_size(backbone: Mapping[str, Any]) -> int:
     return max(size) if isinstance(size, (tuple, list)) else size
 
 
-def _check_part(cfg: Config, original: nn.Module, part: str, runs: List[network.Run],
-                build: Build) -> Record:
+def _check_part(cfg: Config, original: nn.Module, part: str, runs: List[network.Run], build: Build) -> Record:
     """Upgrade one part through the config, give it the original's weights, and compare.
 
     Raises:

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """The configs that a framework's package carries: finding, loading, and telling their models apart."""
+
 from __future__ import annotations
 
 import contextlib
@@ -22,7 +23,7 @@ LIBRARIES = ('mmdet', 'mmseg')
 
 # What a component is called, in the order in which it is looked for.
 BACKBONES = ('backbone', 'image_encoder')
-NECKS = ('neck', )
+NECKS = ('neck',)
 
 
 def config_root(library: str) -> Path:
@@ -40,8 +41,11 @@ def config_names(libraries: Sequence[str] = LIBRARIES) -> List[str]:
         root = config_root(library)
         names += [f'{library}/{path.relative_to(root).as_posix()}' for path in sorted(root.rglob('*.py'))]
         package = root.parents[1]  # pure Python configs are modules in some releases
-        names += [f'{library}/{path.relative_to(package).as_posix()}'
-                  for path in sorted((package / 'configs').rglob('*.py')) if path.name != '__init__.py']
+        names += [
+            f'{library}/{path.relative_to(package).as_posix()}'
+            for path in sorted((package / 'configs').rglob('*.py'))
+            if path.name != '__init__.py'
+        ]
     return names
 
 
@@ -59,6 +63,7 @@ def load_config(name: str) -> Config:
         name: as in :func:`config_names`.
     """
     from mmengine.config import Config
+
     cfg = Config.fromfile(str(config_path(name)))
     if isinstance(cfg.get('model'), Mapping):
         cfg.model = without_downloads(cfg.model)
@@ -105,8 +110,12 @@ def parts_called(model: Mapping[str, Any], names: Sequence[str]) -> List[str]:
     found: List[str] = []
     level: List[Tuple[str, Mapping[str, Any]]] = [('', model)]
     while level:
-        inner = [(f'{path}.{key}'.lstrip('.'), value) for path, node in level for key, value in node.items()
-                 if isinstance(value, Mapping)]
+        inner = [
+            (f'{path}.{key}'.lstrip('.'), value)
+            for path, node in level
+            for key, value in node.items()
+            if isinstance(value, Mapping)
+        ]
         here = [path for path, node in inner if path.rpartition('.')[2] in names and 'type' in node]
         found += here
         level = [(path, node) for path, node in inner if path not in here]

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Parts of a network: finding them, running them on a picture, and comparing what comes out."""
+
 from __future__ import annotations
 
 import copy
@@ -98,9 +99,16 @@ def conv_classes(module: nn.Module) -> Dict[str, int]:
 def spatial_classes(module: nn.Module) -> Dict[str, int]:
     """As :func:`conv_classes`, only those that could be targets: larger than 1x1, trained, no offset predictors."""
     modules = dict(module.named_modules())
-    return dict(Counter(type(child).__name__ for name, child in modules.items() if is_convolution(child)
-                        and max(getattr(child, 'kernel_size', (1, )), default=1) > 1
-                        and not predicts_offsets(name, modules) and _trains(child)).most_common())
+    return dict(
+        Counter(
+            type(child).__name__
+            for name, child in modules.items()
+            if is_convolution(child)
+            and max(getattr(child, 'kernel_size', (1,)), default=1) > 1
+            and not predicts_offsets(name, modules)
+            and _trains(child)
+        ).most_common()
+    )
 
 
 def _trains(module: nn.Module) -> bool:
@@ -157,8 +165,9 @@ def prepare(model: nn.Module, place: str, size: int = 512, channels: int = 3, se
     torch.manual_seed(seed)
     fill = Draws(seed)
     owner = model.get_submodule(place.rpartition('.')[0])
-    parts = nn.ModuleList(part for part in (model.get_submodule(place), getattr(owner, 'neck', None))
-                          if isinstance(part, nn.Module))
+    parts = nn.ModuleList(
+        part for part in (model.get_submodule(place), getattr(owner, 'neck', None)) if isinstance(part, nn.Module)
+    )
     for part in parts:
         randomize(part, fill)
     problems: List[str] = []
@@ -196,8 +205,10 @@ def degenerate(outs: Sequence[Tensor]) -> Optional[str]:
 def difference(outs: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     """Largest difference over all tensors, each relative to the largest value of what was expected there."""
     if [out.shape for out in outs] != [out.shape for out in expected]:
-        raise UpgradeError(f'the outputs have the shapes {[tuple(out.shape) for out in outs]}, expected '
-                           f'{[tuple(out.shape) for out in expected]}')
+        raise UpgradeError(
+            f'the outputs have the shapes {[tuple(out.shape) for out in outs]}, expected '
+            f'{[tuple(out.shape) for out in expected]}'
+        )
     return max(float((out - want).abs().max() / want.abs().max()) for out, want in zip(outs, expected, strict=True))
 
 
@@ -229,8 +240,11 @@ def offsets_moved(model: nn.Module) -> Iterator[None]:
 def counting_runs(model: nn.Module) -> Iterator[List[str]]:
     """Names of the upgraded layers that ran, each once."""
     ran: List[str] = []
-    handles = [module.register_forward_hook(lambda *_, name=name: ran.append(name) if name not in ran else None)
-               for name, module in model.named_modules() if isinstance(module, ZeroOffsetDCN)]
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: ran.append(name) if name not in ran else None)
+        for name, module in model.named_modules()
+        if isinstance(module, ZeroOffsetDCN)
+    ]
     try:
         yield ran
     finally:

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Why a config could not be checked: a fixed set of reasons, and telling errors apart."""
+
 from __future__ import annotations
 
 import os
@@ -41,11 +42,19 @@ MEANING = {
     OURS: 'a bug of this package',
 }
 
-_PACKAGES = (r'mim install ([\w-]+)', r"No module named '([\w.]+)'", r'([\w-]+) is not installed',
-             r'[Pp]lease install (?:the )?(?!required)([\w-]+)', r"custom modules from \{'imports': \[?'([\w.]+)",
-             r'pip install (?:-U )?(-r [\w/.]+|[\w-]+)', r'requires the ([\w-]+) library')
-_NETWORK = re.compile(r'NetworkRefused|huggingface\.co|URLError|HTTPError|ConnectionError|Max retries|offline|'
-                      r'[Cc]hecksum|Failed to (?:download|resolve)')
+_PACKAGES = (
+    r'mim install ([\w-]+)',
+    r"No module named '([\w.]+)'",
+    r'([\w-]+) is not installed',
+    r'[Pp]lease install (?:the )?(?!required)([\w-]+)',
+    r"custom modules from \{'imports': \[?'([\w.]+)",
+    r'pip install (?:-U )?(-r [\w/.]+|[\w-]+)',
+    r'requires the ([\w-]+) library',
+)
+_NETWORK = re.compile(
+    r'NetworkRefused|huggingface\.co|URLError|HTTPError|ConnectionError|Max retries|offline|'
+    r'[Cc]hecksum|Failed to (?:download|resolve)'
+)
 
 
 class NetworkRefusedError(OSError):
@@ -68,11 +77,16 @@ def reason_of(error: BaseException) -> tuple[str, str]:
 
 def short(message: str, length: int = 160) -> str:
     """One line without this machine's folders."""
-    for folder in {sysconfig.get_paths()['purelib'], *site.getsitepackages(), os.path.realpath(os.getcwd()),
-                   os.getcwd(), os.path.expanduser('~')} - {'/'}:
+    for folder in {
+        sysconfig.get_paths()['purelib'],
+        *site.getsitepackages(),
+        os.path.realpath(os.getcwd()),
+        os.getcwd(),
+        os.path.expanduser('~'),
+    } - {'/'}:
         message = message.replace(folder.rstrip('/') + '/', '')
     message = ' '.join(message.split())
-    return message if len(message) <= length else message[:length - 3] + '...'
+    return message if len(message) <= length else message[: length - 3] + '...'
 
 
 @contextmanager

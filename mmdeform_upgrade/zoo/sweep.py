@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """All configs, or a sample of them, through worker processes into a file of JSON lines that can be added to."""
+
 from __future__ import annotations
 
 import fnmatch
@@ -22,8 +23,16 @@ Record = Dict[str, Any]
 _INTERVAL = 0.5 if sys.stderr.isatty() else 60  # seconds between lines of progress
 
 
-def sweep(out: Path, *, only: str = '*', jobs: int = 1, limit: float = 900, sample: Optional[int] = None,
-          seed: int = 0, redo: Sequence[str] = ()) -> List[Record]:
+def sweep(
+    out: Path,
+    *,
+    only: str = '*',
+    jobs: int = 1,
+    limit: float = 900,
+    sample: Optional[int] = None,
+    seed: int = 0,
+    redo: Sequence[str] = (),
+) -> List[Record]:
     """Check the configs of the installed frameworks, except those that ``out`` already has.
 
     Args:
@@ -43,16 +52,19 @@ def sweep(out: Path, *, only: str = '*', jobs: int = 1, limit: float = 900, samp
     """
     names = fnmatch.filter(config_names(), only)
     if not names:
-        raise DataError(f'no config of the installed frameworks is called {only!r}; names are like '
-                        'mmdet/retinanet/retinanet_r50_fpn_1x_coco.py')
+        raise DataError(
+            f'no config of the installed frameworks is called {only!r}; names are like '
+            'mmdet/retinanet/retinanet_r50_fpn_1x_coco.py'
+        )
     done = {record['config']: record for record in read_records(out) if record.get('reason') not in redo}
     tasks = plan(names, sample, seed)
     left = [task for task in tasks if task[0] not in done]
     out.parent.mkdir(parents=True, exist_ok=True)
     _rewrite(out, done.values())
     with open(out, 'a', encoding='utf8') as file:
-        for record in tqdm(run_tasks(left, jobs, limit), total=len(left), desc='configs', unit='',
-                           mininterval=_INTERVAL):
+        for record in tqdm(
+            run_tasks(left, jobs, limit), total=len(left), desc='configs', unit='', mininterval=_INTERVAL
+        ):
             file.write(_line(record))
             file.flush()
             done[record['config']] = record
@@ -118,8 +130,10 @@ def read_records(path: Path) -> List[Record]:
             record = json.loads(line)
             record['config']
         except (ValueError, TypeError, KeyError) as error:
-            raise DataError(f'{path}, line {number}: no record of a sweep ({error}); delete the line, and its config '
-                            'is checked again') from error
+            raise DataError(
+                f'{path}, line {number}: no record of a sweep ({error}); delete the line, and its config '
+                'is checked again'
+            ) from error
         records.append(record)
     return records
 
@@ -131,8 +145,9 @@ def _model_of(name: str) -> Tuple[Optional[str], str, str]:
         if not isinstance(cfg.get('model'), Mapping):
             return None, '', ''
         parts = {part: component(cfg.model, part) for part in parts_called(cfg.model, (*BACKBONES, *NECKS))}
-        backbone = next((type_name(node['type']) for part, node in parts.items()
-                         if part.rpartition('.')[2] in BACKBONES), '')
+        backbone = next(
+            (type_name(node['type']) for part, node in parts.items() if part.rpartition('.')[2] in BACKBONES), ''
+        )
         return config_key(cfg, cfg.model), backbone, config_key(cfg, parts)
     except Exception:  # checking it will say why
         return None, '', ''

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Weights and statistics for a network that nobody trained, so that its outputs are like a trained one's."""
+
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
@@ -29,10 +30,10 @@ class Draws:
 
     def __call__(self, weight: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Fill ``weight`` (O, ...), with the signature of torch's initialisers."""
-        deviation = (2 / max(1, weight[0].numel()))**0.5  # He et al. 2015, eq. 10
+        deviation = (2 / max(1, weight[0].numel())) ** 0.5  # He et al. 2015, eq. 10
         with torch.no_grad():
             for chunk in weight.view(-1).split(_CHUNK):
-                torch.mul(self._pool[self._start:self._start + len(chunk)], deviation, out=chunk)
+                torch.mul(self._pool[self._start : self._start + len(chunk)], deviation, out=chunk)
                 self._start = (self._start + 7919) % _CHUNK
         return weight
 
@@ -67,7 +68,7 @@ def randomize(module: nn.Module, fill: Draws) -> None:
             if predicts_offsets(name, modules):
                 weight.mul_(OFFSETS)
             if isinstance(gamma := getattr(child, 'weight_gamma', None), Tensor):  # mmcv's ConvAWS2d: its deviation
-                gamma.fill_((2 / weight[0].numel())**0.5)
+                gamma.fill_((2 / weight[0].numel()) ** 0.5)
         elif isinstance(child, _NORMS):  # a block's last one often starts at 0, and would hide what is before it
             nn.init.uniform_(weight, 0.5, 1)
             nn.init.uniform_(child.bias, -0.1, 0.1)
@@ -81,8 +82,11 @@ def has_batch_norms(module: nn.Module) -> bool:
 @contextmanager
 def calibrating(module: nn.Module) -> Iterator[None]:
     """Batch norms take the statistics of what passes; everything else stays in evaluation mode."""
-    norms = {m: (m.momentum, m.training) for m in module.modules()
-             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats and m.eps > 0}
+    norms = {
+        m: (m.momentum, m.training)
+        for m in module.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats and m.eps > 0
+    }
     for norm in norms:
         norm.momentum = 1.0
         norm.training = True

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """A process that checks configs one after the other; it may crash or hang without harm to the sweep."""
+
 from __future__ import annotations
 
 import contextlib
@@ -46,8 +47,11 @@ class Worker:
         if not (late or self.connection.poll()):
             return None
         try:
-            record: dict = self.connection.recv() if self.connection.poll() else self._lost(
-                reasons.TOO_LONG, f'no result after {self.limit:.0f} s')
+            record: dict = (
+                self.connection.recv()
+                if self.connection.poll()
+                else self._lost(reasons.TOO_LONG, f'no result after {self.limit:.0f} s')
+            )
         except (EOFError, ConnectionError):
             self._process.join()
             record = self._lost(reasons.OURS, f'its process ended with status {self._process.exitcode}')
@@ -68,7 +72,7 @@ class Worker:
     def _start(self) -> None:
         context = multiprocessing.get_context('spawn')
         self.connection, other = context.Pipe()
-        self._process = context.Process(target=work, args=(other, ), daemon=True)
+        self._process = context.Process(target=work, args=(other,), daemon=True)
         self._process.start()
         other.close()
         self._done = 0
@@ -76,8 +80,12 @@ class Worker:
     def _lost(self, reason: str, detail: str) -> dict:
         assert self.task is not None
         self.stop()
-        return {'config': self.task[0], 'reason': reason, 'detail': detail,
-                'seconds': round(time.monotonic() - self._since, 1)}
+        return {
+            'config': self.task[0],
+            'reason': reason,
+            'detail': detail,
+            'seconds': round(time.monotonic() - self._since, 1),
+        }
 
 
 def work(connection: Connection) -> None:
@@ -87,11 +95,16 @@ def work(connection: Connection) -> None:
     import mmdeform_upgrade  # noqa: F401  registers the builder
 
     from .check import check_config, check_duplicate
+
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)
     warnings.simplefilter('ignore')
-    with open(os.devnull, 'w') as nothing, contextlib.redirect_stdout(nothing), contextlib.redirect_stderr(nothing), \
-            contextlib.suppress(EOFError, BrokenPipeError):  # the sweep was stopped
+    with (
+        open(os.devnull, 'w') as nothing,
+        contextlib.redirect_stdout(nothing),
+        contextlib.redirect_stderr(nothing),
+        contextlib.suppress(EOFError, BrokenPipeError),
+    ):  # the sweep was stopped
         while True:
             name, same_as = connection.recv()
             connection.send(check_duplicate(name, same_as) if same_as else check_config(name))

@@ -5,6 +5,7 @@
 The environment sees the frameworks of this one; MIM and the setuptools that it needs (it imports pkg_resources) are
 put before them. What stands in docs/releases.md under "MIM" runs, on pictures of shapes, for one epoch.
 """
+
 import argparse
 import os
 import re
@@ -16,11 +17,38 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ('openmim==0.3.9', 'setuptools==60.10.0', 'model-index==0.1.11', 'opendatalab==0.0.10', 'ordered-set',
-            'click', 'colorama', 'tabulate', 'rich', 'Markdown', 'markdown-it-py', 'mdurl', 'pygments', 'requests',
-            'urllib3', 'idna', 'certifi', 'charset-normalizer', 'pandas', 'pytz', 'tzdata', 'oss2', 'crcmod',
-            'aliyun-python-sdk-core', 'aliyun-python-sdk-kms', 'jmespath', 'cryptography', 'cffi', 'pycparser',
-            'pycryptodome')
+PACKAGES = (
+    'openmim==0.3.9',
+    'setuptools==60.10.0',
+    'model-index==0.1.11',
+    'opendatalab==0.0.10',
+    'ordered-set',
+    'click',
+    'colorama',
+    'tabulate',
+    'rich',
+    'Markdown',
+    'markdown-it-py',
+    'mdurl',
+    'pygments',
+    'requests',
+    'urllib3',
+    'idna',
+    'certifi',
+    'charset-normalizer',
+    'pandas',
+    'pytz',
+    'tzdata',
+    'oss2',
+    'crcmod',
+    'aliyun-python-sdk-core',
+    'aliyun-python-sdk-kms',
+    'jmespath',
+    'cryptography',
+    'cffi',
+    'pycparser',
+    'pycryptodome',
+)
 SIZES = ('--train', '16', '--val', '8', '--test', '8', '--size', '96')
 
 
@@ -64,8 +92,12 @@ def main():
     work.mkdir(exist_ok=True)
     compose = ROOT / 'tools' / 'dataset_tools' / 'compose_shapes.py'
     if not (work / 'data').is_dir():
-        subprocess.run([python, compose, '--out', 'data/shapes/VOCdevkit', '--seed', '0', *SIZES], check=True, cwd=work,
-                       env={**env, 'PYTHONPATH': str(ROOT)})
+        subprocess.run(
+            [python, compose, '--out', 'data/shapes/VOCdevkit', '--seed', '0', *SIZES],
+            check=True,
+            cwd=work,
+            env={**env, 'PYTHONPATH': str(ROOT)},
+        )
     for arguments in commands():
         if arguments[0] == 'train':
             arguments += ['--cfg-options', 'train_cfg.max_epochs=1', 'train_dataloader.batch_size=4']

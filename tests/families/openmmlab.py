@@ -6,6 +6,7 @@ mmengine, mmdet, mmseg and the Python part of mmcv are those releases; PyTorch, 
 the environment's, since those releases' own PyTorch (2.1 to 2.5) and a build against it are what an environment is for.
 Where you have such an environment, activate it and run `python -m pytest` there instead.
 """
+
 import argparse
 import os
 import shutil
@@ -17,14 +18,20 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-RELEASES = ('mmengine==0.10.7', 'mmdet==3.3.0', 'mmsegmentation==1.2.2', 'numpy==1.26.4',
-            'setuptools==75.8.0')  # mmengine 0.10.7 needs pkg_resources
+RELEASES = (
+    'mmengine==0.10.7',
+    'mmdet==3.3.0',
+    'mmsegmentation==1.2.2',
+    'numpy==1.26.4',
+    'setuptools==75.8.0',
+)  # mmengine 0.10.7 needs pkg_resources
 MMCV = 'mmcv==2.1.0'
 
 
 def pip(*arguments, **env):
-    subprocess.run([sys.executable, '-m', 'pip', '--disable-pip-version-check', *arguments], check=True,
-                   env={**os.environ, **env})
+    subprocess.run(
+        [sys.executable, '-m', 'pip', '--disable-pip-version-check', *arguments], check=True, env={**os.environ, **env}
+    )
 
 
 def install(site):
@@ -34,8 +41,18 @@ def install(site):
     pip('install', '-q', '--no-deps', '--target', str(staging), *RELEASES)
     shutil.rmtree(staging / 'tests', ignore_errors=True)  # mmsegmentation's, which would hide this project's
     with tempfile.TemporaryDirectory() as folder:
-        pip('download', '-q', '--no-deps', '--no-build-isolation', '--no-binary', 'mmcv', '-d', folder, MMCV,
-            PYTHONPATH=str(staging))
+        pip(
+            'download',
+            '-q',
+            '--no-deps',
+            '--no-build-isolation',
+            '--no-binary',
+            'mmcv',
+            '-d',
+            folder,
+            MMCV,
+            PYTHONPATH=str(staging),
+        )
         with tarfile.open(next(Path(folder).glob('*.tar.gz'))) as archive:
             archive.extractall(folder, filter='data')
         shutil.copytree(next(Path(folder).glob('mmcv-*/mmcv')), staging / 'mmcv', ignore=shutil.ignore_patterns('csrc'))
@@ -47,20 +64,27 @@ def install(site):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--site', type=Path, default=ROOT / 'build' / 'openmmlab',
-                        help='where to install (default: %(default)s)')
+    parser = argparse.ArgumentParser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--site', type=Path, default=ROOT / 'build' / 'openmmlab', help='where to install (default: %(default)s)'
+    )
     args, pytest_arguments = parser.parse_known_args()
     site = args.site.resolve()
     if not site.is_dir():
         site.parent.mkdir(parents=True, exist_ok=True)
         install(site)
-    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(site)]),
-           # As PyTorch before 2.6 read by default, and as mmengine 0.10.7 expects. Ours is a safe reader all the same.
-           'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD': '1'}
-    code = ('import mmcv, mmdet, mmengine, mmseg, numpy, torch\n'
-            "print(*(f'{m.__name__} {m.__version__}' for m in (mmengine, mmcv, mmdet, mmseg, numpy, torch)), sep=', ')")
+    env = {
+        **os.environ,
+        'PYTHONPATH': os.pathsep.join([str(ROOT), str(site)]),
+        # As PyTorch before 2.6 read by default, and as mmengine 0.10.7 expects. Ours is a safe reader all the same.
+        'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD': '1',
+    }
+    code = (
+        'import mmcv, mmdet, mmengine, mmseg, numpy, torch\n'
+        "print(*(f'{m.__name__} {m.__version__}' for m in (mmengine, mmcv, mmdet, mmseg, numpy, torch)), sep=', ')"
+    )
     subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT, env=env)
     sys.exit(subprocess.run([sys.executable, '-m', 'pytest', *pytest_arguments], cwd=ROOT, env=env).returncode)
 

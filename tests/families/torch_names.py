@@ -6,6 +6,7 @@ takes that release's wheel for macOS (60 MB; only its Python sources are looked 
 names that it has to torch-2.1.0.txt beside this file, prints the others, and has mypy check the package's calls against
 those sources. tests/test_versions.py holds the package to the list.
 """
+
 import ast
 import os
 import re
@@ -20,7 +21,6 @@ PACKAGE = HERE.parents[1] / 'mmdeform_upgrade'
 
 
 class _Names(ast.NodeVisitor):
-
     def __init__(self):
         self.aliases, self.found = {}, set()
 
@@ -67,27 +67,58 @@ def has_name(sources, name):
     files = [module / '__init__.py', *module.parent.glob(f'{module.name}.py*'), module / 'modules' / '__init__.py']
     if module == sources / 'torch':
         files += [module / 'functional.py', module / '_C' / '__init__.pyi', module / '_C' / '_VariableFunctions.pyi']
-    pattern = re.compile(rf'^\s*(?:(?:def|class)\s+{parts[0]}\b|{parts[0]}\s*[:=,]|.*\bimport\b.*\b{parts[0]}\b|'
-                         rf'{parts[0]}$|{parts[0]} as |.*["\']{parts[0]}["\'])', re.M)
+    pattern = re.compile(
+        rf'^\s*(?:(?:def|class)\s+{parts[0]}\b|{parts[0]}\s*[:=,]|.*\bimport\b.*\b{parts[0]}\b|'
+        rf'{parts[0]}$|{parts[0]} as |.*["\']{parts[0]}["\'])',
+        re.M,
+    )
     return any(pattern.search(file.read_text(encoding='utf8')) for file in files if file.is_file())
 
 
 def main(version):
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--only-binary=:all:', '--platform',
-                        'macosx_11_0_arm64', '--python-version', '3.11', '-d', folder, f'torch=={version}'], check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                '-m',
+                'pip',
+                'download',
+                '-q',
+                '--no-deps',
+                '--only-binary=:all:',
+                '--platform',
+                'macosx_11_0_arm64',
+                '--python-version',
+                '3.11',
+                '-d',
+                folder,
+                f'torch=={version}',
+            ],
+            check=True,
+        )
         sources = Path(folder) / 'sources'
         with zipfile.ZipFile(next(Path(folder).glob('*.whl'))) as wheel:
             wheel.extractall(sources, [name for name in wheel.namelist() if name.endswith(('.py', '.pyi'))])
         used = sorted(names_used())
         known = [name for name in used if has_name(sources, name)]
         (HERE / f'torch-{version}.txt').write_text('\n'.join(known) + '\n', encoding='utf8')
-        print(f'PyTorch {version} has {len(known)} of {len(used)} names; it lacks:',
-              *(name for name in used if name not in known), sep='\n  ')
-        result = subprocess.run([sys.executable, '-m', 'mypy', '--cache-dir', f'{folder}/cache'], cwd=PACKAGE.parent,
-                                env={**os.environ, 'MYPYPATH': str(sources)}, capture_output=True, text=True)
-        print("mypy on the package's calls:", *(line for line in result.stdout.splitlines()
-                                                if line.startswith(PACKAGE.name)), sep='\n  ')
+        print(
+            f'PyTorch {version} has {len(known)} of {len(used)} names; it lacks:',
+            *(name for name in used if name not in known),
+            sep='\n  ',
+        )
+        result = subprocess.run(
+            [sys.executable, '-m', 'mypy', '--cache-dir', f'{folder}/cache'],
+            cwd=PACKAGE.parent,
+            env={**os.environ, 'MYPYPATH': str(sources)},
+            capture_output=True,
+            text=True,
+        )
+        print(
+            "mypy on the package's calls:",
+            *(line for line in result.stdout.splitlines() if line.startswith(PACKAGE.name)),
+            sep='\n  ',
+        )
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 """What the sweeps share: tools/train.py in processes of its own, and what they compare."""
+
 import argparse
 import json
 import os
@@ -20,8 +21,9 @@ def start(config, work_dir, *args, log=None, launcher=(), env=None):
     """tools/train.py, started; its output goes to the end of ``log``."""
     command = [sys.executable, *launcher, str(ROOT / 'tools' / 'train.py'), config, '--work-dir', work_dir, *args]
     with open(log or os.devnull, 'ab') as output:
-        return subprocess.Popen(list(map(str, command)), stdout=output, stderr=subprocess.STDOUT, cwd=ROOT,
-                                env={**ENV, **(env or {})})
+        return subprocess.Popen(
+            list(map(str, command)), stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, env={**ENV, **(env or {})}
+        )
 
 
 def finished(process, log, timeout=600):
@@ -32,8 +34,9 @@ def finished(process, log, timeout=600):
 
 def differences(one, other, parts=('state_dict', 'optimizer', 'param_schedulers')):
     """Names of everything that is not the same, to the bit, in two checkpoints."""
-    return [name for part in parts
-            for name in _differences(*(read_checkpoint(path)[part] for path in (one, other)), part)]
+    return [
+        name for part in parts for name in _differences(*(read_checkpoint(path)[part] for path in (one, other)), part)
+    ]
 
 
 def _differences(a, b, name):
@@ -57,9 +60,12 @@ def arguments(description, **options):
 
 def report(args, name, begun, figures):
     """Print the figures, and write them with their conditions."""
-    figures = {**figures, 'seconds': round(time.monotonic() - begun),
-               'conditions': f'Python {platform.python_version()}, torch {torch.__version__}, {platform.system()}, '
-                             f'{os.cpu_count()} cores'}
+    figures = {
+        **figures,
+        'seconds': round(time.monotonic() - begun),
+        'conditions': f'Python {platform.python_version()}, torch {torch.__version__}, {platform.system()}, '
+        f'{os.cpu_count()} cores',
+    }
     print(json.dumps(figures, indent=2), flush=True)
     Path(args.out).mkdir(parents=True, exist_ok=True)
     (Path(args.out) / f'{name}.json').write_text(json.dumps(figures, indent=2) + '\n')

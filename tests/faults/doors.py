@@ -2,6 +2,7 @@
 
 A door is a function of a hostile file that has to end in the package's error, with nothing loaded.
 """
+
 import contextlib
 import io
 import itertools
@@ -27,6 +28,7 @@ _mains, _number = {}, itertools.count()
 def plain_config_texts():
     """Configs are written without yapf's layout, which takes most of the time of a runner that is refused."""
     from yapf.yapflib import yapf_api
+
     before = yapf_api.FormatCode
     yapf_api.FormatCode = lambda text, **kwargs: (text, True)
     try:
@@ -85,24 +87,35 @@ class Doors:
 
     def _options(self, *options):
         number = next(_number)
-        return ['--work-dir', self.folder / f'work{number}', '--cfg-options', f'experiment_name=door{number}',
-                'log_level=ERROR', *options]
+        return [
+            '--work-dir',
+            self.folder / f'work{number}',
+            '--cfg-options',
+            f'experiment_name=door{number}',
+            'log_level=ERROR',
+            *options,
+        ]
 
     def cheap(self):
         """Names to calls ``(path) -> (status, message)``; each takes milliseconds."""
         return {
             'upgrade.py --inspect': lambda path: call_tool('upgrade.py', '--inspect', path),
-            'import_baseline.py': lambda path: call_tool('model_converters/import_baseline.py', path,
-                                                         self._out('.pth')),
+            'import_baseline.py': lambda path: call_tool(
+                'model_converters/import_baseline.py', path, self._out('.pth')
+            ),
             'publish_model.py': lambda path: call_tool('model_converters/publish_model.py', path, self._out('')),
-            'delta.py make, baseline': lambda path: call_tool('model_converters/delta.py', 'make', path, self.good,
-                                                              self._out('.safetensors')),
-            'delta.py make, upgrade': lambda path: call_tool('model_converters/delta.py', 'make', self.good, path,
-                                                             self._out('.safetensors')),
-            'delta.py apply, baseline': lambda path: call_tool('model_converters/delta.py', 'apply', path, self.delta,
-                                                               self._out('.pth')),
-            'delta.py apply, delta': lambda path: call_tool('model_converters/delta.py', 'apply', self.good, path,
-                                                            self._out('.pth')),
+            'delta.py make, baseline': lambda path: call_tool(
+                'model_converters/delta.py', 'make', path, self.good, self._out('.safetensors')
+            ),
+            'delta.py make, upgrade': lambda path: call_tool(
+                'model_converters/delta.py', 'make', self.good, path, self._out('.safetensors')
+            ),
+            'delta.py apply, baseline': lambda path: call_tool(
+                'model_converters/delta.py', 'apply', path, self.delta, self._out('.pth')
+            ),
+            'delta.py apply, delta': lambda path: call_tool(
+                'model_converters/delta.py', 'apply', self.good, path, self._out('.pth')
+            ),
             'load_baseline': self._python(lambda path: load_baseline(path)),
             'baseline://': self._python(lambda path: CheckpointLoader.load_checkpoint(f'baseline://{path}')),
             'safe://': self._python(lambda path: CheckpointLoader.load_checkpoint(f'safe://{path}')),
@@ -114,19 +127,28 @@ class Doors:
         return {
             'upgrade.py': lambda path: call_tool('upgrade.py', self.baseline, path, '--out', self._out('.py')),
             'revert.py': lambda path: call_tool('model_converters/revert.py', self.upgraded, path, self._out('.pth')),
-            'export_onnx.py': lambda path: call_tool('deployment/export_onnx.py', self.upgraded, path,
-                                                     self._out('.onnx'), '--size', 96, 96),
-            'show_offsets.py': lambda path: call_tool('analysis_tools/show_offsets.py', self.image, self.upgraded,
-                                                      path, '--out', self._out('.png')),
+            'export_onnx.py': lambda path: call_tool(
+                'deployment/export_onnx.py', self.upgraded, path, self._out('.onnx'), '--size', 96, 96
+            ),
+            'show_offsets.py': lambda path: call_tool(
+                'analysis_tools/show_offsets.py', self.image, self.upgraded, path, '--out', self._out('.png')
+            ),
             'train.py': lambda path: call_tool(train, self.upgraded, *self._options(f'load_from={path}')),
             'train.py --resume': lambda path: call_tool(train, self.upgraded, '--resume', path, *self._options()),
-            'train.py, FlexibleRunner': lambda path: call_tool(train, self.upgraded, '--resume', path, *self._options(
-                'runner_type=FlexibleRunner', 'strategy.type=SingleDeviceStrategy')),
+            'train.py, FlexibleRunner': lambda path: call_tool(
+                train,
+                self.upgraded,
+                '--resume',
+                path,
+                *self._options('runner_type=FlexibleRunner', 'strategy.type=SingleDeviceStrategy'),
+            ),
             'train.py, no hook': lambda path: call_tool(train, self.baseline, *self._options(f'load_from={path}')),
-            'train.py --resume, no hook': lambda path: call_tool(train, self.baseline, '--resume', path,
-                                                                 *self._options()),
-            'train.py, init_cfg': lambda path: call_tool(train, self.pretrained, *self._options(
-                f'model.backbone.init_cfg.checkpoint={path}')),
+            'train.py --resume, no hook': lambda path: call_tool(
+                train, self.baseline, '--resume', path, *self._options()
+            ),
+            'train.py, init_cfg': lambda path: call_tool(
+                train, self.pretrained, *self._options(f'model.backbone.init_cfg.checkpoint={path}')
+            ),
             'test.py': lambda path: call_tool(test, self.upgraded, path, *self._options()),
             'test.py, no hook': lambda path: call_tool(test, self.baseline, path, *self._options()),
             "the user's own runner": self._python(self._run),
@@ -136,12 +158,17 @@ class Doors:
     def _run(self, path):
         cfg = Config.fromfile(self.upgraded)
         number = next(_number)
-        cfg.update(load_from=str(path), work_dir=str(self.folder / f'work{number}'), experiment_name=f'door{number}',
-                   log_level='ERROR')
+        cfg.update(
+            load_from=str(path),
+            work_dir=str(self.folder / f'work{number}'),
+            experiment_name=f'door{number}',
+            log_level='ERROR',
+        )
         Runner.from_cfg(cfg).train()
 
     def _init_detector(self, path):
         from mmdet.apis import init_detector
+
         init_detector(str(self.upgraded), f'baseline://{path}', device='cpu')
 
     @staticmethod

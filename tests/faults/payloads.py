@@ -2,6 +2,7 @@
 
 Every program creates the file ``marker``. ``detonate`` loads a file the usual way, to show that it would.
 """
+
 import copyreg
 import io
 import os
@@ -32,6 +33,7 @@ def _reduced(function, *arguments):
     class Payload:
         def __reduce__(self):
             return function, arguments
+
     return pickle.dumps(Payload(), 2)[2:-1]  # without PROTO and STOP
 
 
@@ -62,8 +64,12 @@ def programs(marker):
         'inst': b'(' + command + b'ios\nsystem\n',
         'obj': b'(' + system + command + b'o',
         'build': b'ccollections\nOrderedDict\n)R}' + _text('__setstate__') + system + b'sb' + command + b'b',
-        'build of a class': b'cmmengine.logging.history_buffer\nHistoryBuffer\n)\x81}' + _text('__setstate__') + system
-                            + b'sb' + command + b'b',
+        'build of a class': b'cmmengine.logging.history_buffer\nHistoryBuffer\n)\x81}'
+        + _text('__setstate__')
+        + system
+        + b'sb'
+        + command
+        + b'b',
         'newobj': b'cbuiltins\nbytes\n(' + lazily + b'\x81t\x81',
         'newobj_ex': b'cbuiltins\nbytes\n(' + lazily + b'}\x92t}\x92',
         'ext1': b'\x82' + bytes([EXTENSION]) + b'(' + command + b'tR',
@@ -115,7 +121,8 @@ def _legacy(data):
 CONTAINERS = {
     'torch zip': lambda program: _zip(_checkpoint(program)),
     'torch zip, weights': lambda program: _zip(
-        _proto(program) + b'}(' + _text('state_dict') + b'}' + _text('a') + program + b'su.'),
+        _proto(program) + b'}(' + _text('state_dict') + b'}' + _text('a') + program + b'su.'
+    ),
     'torch legacy': lambda program: _legacy(_checkpoint(program)),
     'Detectron2 pickle': lambda program: _model(program),
     'bare pickle': lambda program: _proto(program) + program + b'.',

@@ -2,6 +2,7 @@
 
 On a small tmpfs, which needs root: once for each number of epochs before the disk is full, with one checkpoint kept.
 """
+
 import shutil
 import subprocess
 import sys
@@ -52,8 +53,9 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         baseline = save_tiny_baseline(folder / 'baseline.pth', channels=256)
-        cfg = tiny_config(folder / 'unused', baseline, **{'model.backbone.channels': 256,
-                                                          'train_cfg.max_epochs': EPOCHS})
+        cfg = tiny_config(
+            folder / 'unused', baseline, **{'model.backbone.channels': 256, 'train_cfg.max_epochs': EPOCHS}
+        )
         cfg.dump(folder / 'config.py')
         finished(start(folder / 'config.py', folder / 'whole', log=folder / 'log'), folder / 'log')
         for epoch in range(1, EPOCHS - 1):
@@ -74,8 +76,16 @@ def attempt(config, disk, epoch, whole, room, figures):
     (disk / 'filler').unlink()
     finished(start(config, work_dir, '--resume', log=log), log)
     found = differences(work_dir / f'epoch_{EPOCHS}.pth', whole / f'epoch_{EPOCHS}.pth')
-    figures['attempts'].append(dict(full_after_epoch=epoch, status=status, said=said.replace(str(disk), 'DISK'),
-                                    kept=Path(left).name if left else None, broken=broken, differences=found))
+    figures['attempts'].append(
+        dict(
+            full_after_epoch=epoch,
+            status=status,
+            said=said.replace(str(disk), 'DISK'),
+            kept=Path(left).name if left else None,
+            broken=broken,
+            differences=found,
+        )
+    )
     if status != 2 or not left or broken or found:
         sys.exit(f'not as it should be: {figures["attempts"][-1]}')
 

@@ -4,6 +4,7 @@
 
 Some 2600 calls, about ten minutes of one core. Ends with status 1 where a door opened.
 """
+
 import argparse
 import subprocess
 import sys
@@ -20,11 +21,27 @@ from mmengine.config import Config
 def small_config(folder):
     """A baseline's config on eight generated pictures."""
     data = folder / 'VOCdevkit'
-    subprocess.run([sys.executable, ROOT / 'tools/dataset_tools/compose_shapes.py', '--out', data, '--train', '4',
-                    '--val', '2', '--test', '2', '--size', '96'], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [
+            sys.executable,
+            ROOT / 'tools/dataset_tools/compose_shapes.py',
+            '--out',
+            data,
+            '--train',
+            '4',
+            '--val',
+            '2',
+            '--test',
+            '2',
+            '--size',
+            '96',
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
     cfg = Config.fromfile(ROOT / 'configs/demo/ssd96_r18_shapes.py')
     cfg.model.backbone.base_channels = 8
-    cfg.model.neck.update(in_channels=(16, 32, 64), out_channels=(32, ), min_channels=16)
+    cfg.model.neck.update(in_channels=(16, 32, 64), out_channels=(32,), min_channels=16)
     cfg.model.bbox_head.in_channels = (16, 32, 64, 32)
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.update(batch_size=2, num_workers=0, persistent_workers=False)
@@ -58,11 +75,14 @@ def main():
                         try_door(call, path, marker)
                     except Let as error:
                         wrong.append(f'{door}: {error}')
-            print(f'{container}: {sum(tried.values())} calls, {len(wrong)} wrong, {time.time() - start:.0f} s',
-                  flush=True)
+            print(
+                f'{container}: {sum(tried.values())} calls, {len(wrong)} wrong, {time.time() - start:.0f} s', flush=True
+            )
     print(*wrong[:40], sep='\n')
-    print(f'{len(tried)} doors, {len(payloads.CONTAINERS) * len(payloads.NAMES)} files, {sum(tried.values())} calls: '
-          f'{len(wrong)} wrong')
+    print(
+        f'{len(tried)} doors, {len(payloads.CONTAINERS) * len(payloads.NAMES)} files, {sum(tried.values())} calls: '
+        f'{len(wrong)} wrong'
+    )
     return 1 if wrong else 0
 
 

@@ -3,6 +3,7 @@
 Every attempt is a process of its own, tools/train.py --resume, and ends by SIGKILL at a random moment, some of them
 while a checkpoint is being written. After each, every checkpoint under its own name has to be whole.
 """
+
 import json
 import random
 import shutil
@@ -19,8 +20,12 @@ from tests.faults.tiny import save_tiny_baseline, tiny_config
 
 CHANNELS = 256
 BY_ITERATION = {
-    'train_cfg.by_epoch': False, 'train_cfg.max_epochs': None, 'train_cfg.max_iters': 160, 'train_cfg.val_interval': 8,
-    'train_dataloader.sampler.type': 'InfiniteSampler', 'default_hooks.checkpoint.by_epoch': False,
+    'train_cfg.by_epoch': False,
+    'train_cfg.max_epochs': None,
+    'train_cfg.max_iters': 160,
+    'train_cfg.val_interval': 8,
+    'train_dataloader.sampler.type': 'InfiniteSampler',
+    'default_hooks.checkpoint.by_epoch': False,
     'default_hooks.checkpoint.interval': 3,
 }
 
@@ -58,8 +63,12 @@ def kill_once(config, work_dir, log, chance):
 
 def has_stepped(work_dir, before):
     """Whether a run without a folder among ``before`` has logged a step."""
-    return any('(train)' in log.read_text(errors='replace') for folder in work_dir.glob('2*') if folder not in before
-               for log in folder.glob('*.log'))
+    return any(
+        '(train)' in log.read_text(errors='replace')
+        for folder in work_dir.glob('2*')
+        if folder not in before
+        for log in folder.glob('*.log')
+    )
 
 
 def has(work_dir, pid):

@@ -6,6 +6,7 @@ Outputs and gradients of each have to be those of the specification in float64, 
 interpreted, and may touch nothing but their tensors. mmcv is compared, and given a NaN offset in a process of
 its own. Ends with status 1 where something differs.
 """
+
 import os
 import subprocess
 import sys
@@ -24,13 +25,13 @@ from tests.test_ops.cases import CASES, Case, grad_like_output, results  # noqa:
 from tests.test_ops.extremes import MANY, TALL, VALUES, WIDE, agree, only_own_memory, planted  # noqa: E402
 from tests.test_ops.oracles import mmcv_op  # noqa: E402
 
-MMCV_WITH_NAN = '''
+MMCV_WITH_NAN = """
 import torch
 from mmcv.ops import deform_conv2d
 offset = torch.zeros(1, 18, 64, 64)
 offset[0, 3, 5, 5] = torch.nan
 deform_conv2d(torch.ones(1, 2, 64, 64, requires_grad=True), offset, torch.ones(2, 2, 3, 3), 1, 1).sum().backward()
-'''
+"""
 
 
 NO_NEWS = (-1e4, 3e38, -3e38, float('inf'))  # the interpreter takes seconds a call, and these are as their neighbours
@@ -54,14 +55,23 @@ def checks():
                 for backend in backends(dtype):
                     if backend == 'triton' and (dtype != torch.float32 or value in NO_NEWS):
                         continue
-                    yield f'{name}, {value}, {dtype}, {backend}', backend, (
-                        lambda case=case, value=value, dtype=dtype, backend=backend:
-                        agree(case, planted(case, value, dtype), backend))
+                    yield (
+                        f'{name}, {value}, {dtype}, {backend}',
+                        backend,
+                        (
+                            lambda case=case, value=value, dtype=dtype, backend=backend: agree(
+                                case, planted(case, value, dtype), backend
+                            )
+                        ),
+                    )
     for name, case in (('wide', WIDE), ('tall', TALL), ('10 000 maps', MANY)):
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             for backend in backends(dtype):
-                yield f'{name}, {dtype}, {backend}', backend, (
-                    lambda case=case, dtype=dtype, backend=backend: agree(case, case.tensors(dtype), backend))
+                yield (
+                    f'{name}, {dtype}, {backend}',
+                    backend,
+                    (lambda case=case, dtype=dtype, backend=backend: agree(case, case.tensors(dtype), backend)),
+                )
     for value in VALUES[:-1]:
         yield f'mmcv, {value}', 'mmcv', lambda value=value: compare_mmcv(value)
 
@@ -87,8 +97,10 @@ def main():
             except Exception as error:
                 wrong.append(f'{name}: {type(error).__name__}: {str(error)[:300]}')
     print(*wrong[:40], sep='\n')
-    print(f'{sum(done.values())} checks ({", ".join(f"{name} {count}" for name, count in done.items())}), {len(wrong)} '
-          f'wrong; {touched[0]} accesses of interpreted kernels, all inside; {time.time() - start:.0f} s')
+    print(
+        f'{sum(done.values())} checks ({", ".join(f"{name} {count}" for name, count in done.items())}), {len(wrong)} '
+        f'wrong; {touched[0]} accesses of interpreted kernels, all inside; {time.time() - start:.0f} s'
+    )
     nan = subprocess.run([sys.executable, '-c', MMCV_WITH_NAN], capture_output=True, text=True, check=False)
     print(f'mmcv with a NaN offset on a CPU: exit status {nan.returncode} (below 0: killed by that signal)')
     return 1 if wrong else 0

@@ -2,6 +2,7 @@
 
 With gloo on CPUs, under torchrun and without it, and env_cfg.dist_cfg.timeout as given.
 """
+
 import os
 import re
 import signal
@@ -33,9 +34,19 @@ def launch(config, work_dir, log, torchrun):
         launcher = ['-m', 'torch.distributed.run', f'--master-port={free_port()}', '--nproc_per_node=2']
         return [start(config, work_dir, '--launcher', 'pytorch', log=log, launcher=launcher)]
     port = free_port()
-    return [start(config, work_dir, '--launcher', 'pytorch', log=log.with_suffix(f'.{rank}'), env=dict(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)))
-            for rank in (0, 1)]
+    return [
+        start(
+            config,
+            work_dir,
+            '--launcher',
+            'pytorch',
+            log=log.with_suffix(f'.{rank}'),
+            env=dict(
+                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)
+            ),
+        )
+        for rank in (0, 1)
+    ]
 
 
 def pid_of_rank_1(work_dir):
@@ -74,12 +85,15 @@ def main():
         folder = Path(name)
         baseline = save_tiny_baseline(folder / 'baseline.pth')
         cfg = tiny_config(folder / 'unused', baseline, **{'train_cfg.max_epochs': 999})
-        cfg.update(env_cfg=dict(dist_cfg=dict(backend='gloo', timeout=args.timeout)),
-                   model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None))
+        cfg.update(
+            env_cfg=dict(dist_cfg=dict(backend='gloo', timeout=args.timeout)),
+            model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None),
+        )
         cfg.custom_hooks.append(dict(type='SignRank'))
         cfg.dump(folder / 'config.py')
-        figures = {name: measure(folder / 'config.py', folder, name, *case, args.timeout)
-                   for name, case in CASES.items()}
+        figures = {
+            name: measure(folder / 'config.py', folder, name, *case, args.timeout) for name, case in CASES.items()
+        }
     report(args, 'ranks', begun, dict(timeout=args.timeout, **figures))
 
 

@@ -4,6 +4,7 @@
 
 Some ten minutes of one core. Ends with status 1 where a call did anything else.
 """
+
 import argparse
 import logging
 import sys
@@ -21,8 +22,14 @@ def run(name, examples, number):
     calls = [0]
 
     @seed(number)
-    @settings(max_examples=examples, deadline=None, database=None, print_blob=False,
-              phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        print_blob=False,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(st.data())
     def check(data):
         calls[0] += 1

@@ -3,6 +3,7 @@
 Two convolutions regress a picture's mean; data are numbers that depend on their index alone. As a config's
 ``custom_imports`` it also serves tools/train.py, in which several processes may run on a CPU-only PyTorch.
 """
+
 import os
 from pathlib import Path
 
@@ -22,7 +23,6 @@ torch.cuda.set_device = lambda device: None  # MMEngine's launcher sets one what
 
 @MODELS.register_module(force=True)
 class TinyBackbone(nn.Module):
-
     def __init__(self, channels=4):
         super().__init__()
         self.first = nn.Conv2d(3, channels, 3, padding=1)
@@ -49,7 +49,6 @@ class TinyModel(BaseModel):
 
 @DATASETS.register_module(force=True)
 class TinyData(Dataset):
-
     def __init__(self, length=8):
         self.length = length
 
@@ -63,7 +62,6 @@ class TinyData(Dataset):
 
 @METRICS.register_module(force=True)
 class TinyError(BaseMetric):
-
     default_prefix = 'tiny'
 
     def process(self, data_batch, data_samples):
@@ -89,18 +87,29 @@ def tiny_config(work_dir, baseline=None, **changes):
         backbone = dict(type='DeformUpgrade', base_type='TinyBackbone', targets='last:1')
         extra = dict(load_from=str(baseline), custom_hooks=[dict(type='DeformUpgradeHook')])
     loader = dict(batch_size=2, num_workers=0, dataset=dict(type='TinyData'), collate_fn=dict(type='default_collate'))
-    cfg = Config(dict(
-        model=dict(type='TinyModel', backbone=backbone), work_dir=str(work_dir), log_level='INFO',
-        randomness=dict(seed=0),
-        train_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=True)),
-        val_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=False)),
-        train_cfg=dict(by_epoch=True, max_epochs=6, val_interval=1), val_cfg=dict(),
-        val_evaluator=dict(type='TinyError'),
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.005, momentum=0.9)),
-        param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=6)],
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=1, save_best='tiny/error',
-                                           rule='less'), logger=dict(type='LoggerHook', interval=1)),
-        custom_imports=dict(imports=['tests.faults.tiny'], allow_failed_imports=False), **extra))
+    cfg = Config(
+        dict(
+            model=dict(type='TinyModel', backbone=backbone),
+            work_dir=str(work_dir),
+            log_level='INFO',
+            randomness=dict(seed=0),
+            train_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=True)),
+            val_dataloader=dict(loader, sampler=dict(type='DefaultSampler', shuffle=False)),
+            train_cfg=dict(by_epoch=True, max_epochs=6, val_interval=1),
+            val_cfg=dict(),
+            val_evaluator=dict(type='TinyError'),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.005, momentum=0.9)),
+            param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=6)],
+            default_hooks=dict(
+                checkpoint=dict(
+                    type='CheckpointHook', interval=1, max_keep_ckpts=1, save_best='tiny/error', rule='less'
+                ),
+                logger=dict(type='LoggerHook', interval=1),
+            ),
+            custom_imports=dict(imports=['tests.faults.tiny'], allow_failed_imports=False),
+            **extra,
+        )
+    )
     cfg.merge_from_dict(changes)
     return cfg
 

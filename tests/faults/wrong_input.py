@@ -4,6 +4,7 @@ Each check draws its arguments, makes one call, and accepts either a result that
 ``UpgradeError``. Model, config, files and the state of the process have to be as before in the second case.
 ``tests/test_wrong_input.py`` runs some examples of each, ``sweep_wrong_input.py`` thousands.
 """
+
 import contextlib
 import copy
 import io
@@ -39,24 +40,67 @@ register_all_modules(init_default_scope=False)  # what is built registers the re
 
 NAN, INF = float('nan'), float('inf')
 # What a variable holds by accident.
-JUNK = st.sampled_from([None, True, -1, 0, 1, 2, 3, 7, 99, 2**70, 0.25, 1.5, -0.5, NAN, INF, '', 'x', b'x', (), [],
-                        [None], ['a', 3], {}, {'a': None}, {1: 1}, object(), int, torch.ones(2), np.float32(0.5)])
+JUNK = st.sampled_from(
+    [
+        None,
+        True,
+        -1,
+        0,
+        1,
+        2,
+        3,
+        7,
+        99,
+        2**70,
+        0.25,
+        1.5,
+        -0.5,
+        NAN,
+        INF,
+        '',
+        'x',
+        b'x',
+        (),
+        [],
+        [None],
+        ['a', 3],
+        {},
+        {'a': None},
+        {1: 1},
+        object(),
+        int,
+        torch.ones(2),
+        np.float32(0.5),
+    ]
+)
 
 
 def process_state():
     """Everything of the process that a call has no business with."""
-    return (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_rng_state().tolist(),
-            str(np.random.get_state()), random.getstate(), torch.are_deterministic_algorithms_enabled(),
-            torch.backends.cudnn.benchmark, torch.get_num_threads(), os.getcwd(), dict(os.environ),
-            *(sorted(registry._module_dict) for registry in (MODELS, HOOKS, TRANSFORMS)),
-            list(CheckpointLoader._schemes), list(DefaultScope._instance_dict))
+    return (
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+        torch.get_rng_state().tolist(),
+        str(np.random.get_state()),
+        random.getstate(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+        torch.get_num_threads(),
+        os.getcwd(),
+        dict(os.environ),
+        *(sorted(registry._module_dict) for registry in (MODELS, HOOKS, TRANSFORMS)),
+        list(CheckpointLoader._schemes),
+        list(DefaultScope._instance_dict),
+    )
 
 
 def fingerprint(model):
     """Classes, settings, parameters and training flags of a model, by identity and by value."""
     modules = [(name, id(m), type(m), m.training, m.extra_repr()) for name, m in model.named_modules()]
-    tensors = [(name, id(p), p.requires_grad, p.detach().clone().flatten().tolist())
-               for name, p in (*model.named_parameters(), *model.named_buffers())]
+    tensors = [
+        (name, id(p), p.requires_grad, p.detach().clone().flatten().tolist())
+        for name, p in (*model.named_parameters(), *model.named_buffers())
+    ]
     return modules, tensors
 
 
@@ -68,7 +112,6 @@ def nothing_else_changes():
 
 
 class Block(nn.Module):
-
     def __init__(self, channels, frozen=False):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 1)
@@ -95,12 +138,48 @@ class Network(nn.Module):
 
 
 ENTRY = st.one_of(
-    st.sampled_from(['layer4.0.conv2', '0.conv2', 'conv2', 'conv1', 'layer4', 'last', 'weird', 'layer1.0.conv2', 'res5',
-                     'res5a', 'res5a,b', 'res5c', 'res4b20-22', 'in:layer4', 'in:nothing', 'in:', 'layer4.9.conv2',
-                     'backbone.layer4.0.conv2', r'layer4\..*', '.*', '(', '*', '[a', '', ' ', 'last:', '\x00', 'é']),
-    st.integers(-3, 200).map(lambda number: f'last:{number}'), st.text('layer41.conv2:*+', max_size=8))
-TARGETS = st.one_of(ENTRY, st.lists(ENTRY, max_size=3), st.lists(ENTRY, max_size=2).map(tuple),
-                    st.dictionaries(ENTRY, st.one_of(st.integers(-1, 5), JUNK), max_size=2), JUNK)
+    st.sampled_from(
+        [
+            'layer4.0.conv2',
+            '0.conv2',
+            'conv2',
+            'conv1',
+            'layer4',
+            'last',
+            'weird',
+            'layer1.0.conv2',
+            'res5',
+            'res5a',
+            'res5a,b',
+            'res5c',
+            'res4b20-22',
+            'in:layer4',
+            'in:nothing',
+            'in:',
+            'layer4.9.conv2',
+            'backbone.layer4.0.conv2',
+            r'layer4\..*',
+            '.*',
+            '(',
+            '*',
+            '[a',
+            '',
+            ' ',
+            'last:',
+            '\x00',
+            'é',
+        ]
+    ),
+    st.integers(-3, 200).map(lambda number: f'last:{number}'),
+    st.text('layer41.conv2:*+', max_size=8),
+)
+TARGETS = st.one_of(
+    ENTRY,
+    st.lists(ENTRY, max_size=3),
+    st.lists(ENTRY, max_size=2).map(tuple),
+    st.dictionaries(ENTRY, st.one_of(st.integers(-1, 5), JUNK), max_size=2),
+    JUNK,
+)
 GROUPS = st.one_of(st.integers(-1, 5), JUNK)
 
 
@@ -116,8 +195,11 @@ def check_find_targets(data):
 
 def check_upgrade(data):
     model = Network()
-    arguments = dict(exclude=data.draw(st.one_of(st.just(()), TARGETS)), deform_groups=data.draw(GROUPS),
-                     allow_frozen=data.draw(st.booleans()))
+    arguments = dict(
+        exclude=data.draw(st.one_of(st.just(()), TARGETS)),
+        deform_groups=data.draw(GROUPS),
+        allow_frozen=data.draw(st.booleans()),
+    )
     targets, picture = data.draw(TARGETS), torch.randn(1, 3, 5, 6)
     before, output = fingerprint(model), model(picture)
     try:
@@ -155,12 +237,19 @@ SIZE = st.one_of(st.integers(0, 4), st.tuples(st.integers(0, 3), st.integers(0, 
 
 
 def check_layer(data):
-    arguments = dict(in_channels=data.draw(st.one_of(st.integers(0, 6), JUNK)),
-                     out_channels=data.draw(st.one_of(st.integers(0, 6), JUNK)), kernel_size=data.draw(SIZE))
-    for name, values in (('stride', SIZE), ('padding', st.one_of(SIZE, st.sampled_from(['same', 'valid', 'Same']))),
-                         ('dilation', SIZE), ('groups', st.one_of(st.integers(0, 3), JUNK)),
-                         ('padding_mode', st.sampled_from(['zeros', 'reflect', 'circular', 'replicate', 'x', None])),
-                         ('deform_groups', GROUPS)):
+    arguments = dict(
+        in_channels=data.draw(st.one_of(st.integers(0, 6), JUNK)),
+        out_channels=data.draw(st.one_of(st.integers(0, 6), JUNK)),
+        kernel_size=data.draw(SIZE),
+    )
+    for name, values in (
+        ('stride', SIZE),
+        ('padding', st.one_of(SIZE, st.sampled_from(['same', 'valid', 'Same']))),
+        ('dilation', SIZE),
+        ('groups', st.one_of(st.integers(0, 3), JUNK)),
+        ('padding_mode', st.sampled_from(['zeros', 'reflect', 'circular', 'replicate', 'x', None])),
+        ('deform_groups', GROUPS),
+    ):
         if data.draw(st.integers(0, 2)) == 0:
             arguments[name] = data.draw(values)
     try:
@@ -182,20 +271,29 @@ def check_layer(data):
 
 
 SHAPE = st.lists(st.integers(0, 5), min_size=0, max_size=5).map(tuple)
-DTYPE = st.sampled_from([torch.float32] * 5 + [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool,
-                                               torch.complex64])
+DTYPE = st.sampled_from(
+    [torch.float32] * 5 + [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64]
+)
 
 
 def check_operator(data):
-    n, c, height, width, o, groups = (data.draw(st.integers(low, high)) for low, high in
-                                      ((0, 2), (1, 4), (1, 5), (1, 5), (1, 3), (1, 2)))
+    n, c, height, width, o, groups = (
+        data.draw(st.integers(low, high)) for low, high in ((0, 2), (1, 4), (1, 5), (1, 5), (1, 3), (1, 2))
+    )
     kernel = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
-    options = {name: data.draw(st.one_of(st.integers(1, 2), SIZE)) for name in ('stride', 'padding', 'dilation')
-               if data.draw(st.integers(0, 3)) == 0}
+    options = {
+        name: data.draw(st.one_of(st.integers(1, 2), SIZE))
+        for name in ('stride', 'padding', 'dilation')
+        if data.draw(st.integers(0, 3)) == 0
+    }
     taps = kernel[0] * kernel[1]
-    shapes = dict(input=(n, c, height, width), offset=(n, 2 * taps, height - kernel[0] + 1, width - kernel[1] + 1),
-                  weight=(o, max(1, c // groups), *kernel), bias=(o, ), mask=(n, taps, height - kernel[0] + 1,
-                                                                          width - kernel[1] + 1))
+    shapes = dict(
+        input=(n, c, height, width),
+        offset=(n, 2 * taps, height - kernel[0] + 1, width - kernel[1] + 1),
+        weight=(o, max(1, c // groups), *kernel),
+        bias=(o,),
+        mask=(n, taps, height - kernel[0] + 1, width - kernel[1] + 1),
+    )
     tensors = {}
     for name, shape in shapes.items():
         odd = data.draw(st.integers(0, 9))
@@ -214,32 +312,61 @@ def check_operator(data):
         assert output.isfinite().all()
 
 
-SCHEDULER = st.fixed_dictionaries(dict(type=st.sampled_from(['MultiStepLR', 'StepLR', 'LinearLR', 'CosineAnnealingLR',
-                                                             'PolyLR', 'ExponentialLR', 'OneCycleLR'])), optional=dict(
-    begin=st.one_of(st.integers(0, 30), JUNK), end=st.one_of(st.integers(0, 60), JUNK),
-    by_epoch=st.one_of(st.booleans(), JUNK), milestones=st.one_of(st.lists(st.integers(0, 40), max_size=3), JUNK),
-    T_max=st.one_of(st.integers(0, 60), JUNK), step_size=st.one_of(st.integers(0, 30), JUNK),
-    gamma=st.one_of(st.floats(0, 1), JUNK), convert_to_iter_based=st.booleans()))
-HOOK = st.one_of(JUNK, st.fixed_dictionaries({}, optional=dict(
-    type=st.sampled_from(['CheckpointHook', 'EMAHook', 'PipelineSwitchHook', 'DeformUpgradeHook', 3, None]),
-    interval=st.one_of(st.integers(-1, 30), JUNK), switch_epoch=st.one_of(st.integers(-1, 30), JUNK),
-    by_epoch=st.booleans())))
-PART = st.fixed_dictionaries({}, optional=dict(
-    type=st.one_of(st.sampled_from(['ResNet', 'mmdet.ResNet', 'DeformUpgrade', '']), JUNK), depth=st.just(18),
-    init_cfg=st.one_of(st.just(dict(type='Pretrained', checkpoint='x.pth')), JUNK), base_type=st.just('ResNet')))
+SCHEDULER = st.fixed_dictionaries(
+    dict(
+        type=st.sampled_from(
+            ['MultiStepLR', 'StepLR', 'LinearLR', 'CosineAnnealingLR', 'PolyLR', 'ExponentialLR', 'OneCycleLR']
+        )
+    ),
+    optional=dict(
+        begin=st.one_of(st.integers(0, 30), JUNK),
+        end=st.one_of(st.integers(0, 60), JUNK),
+        by_epoch=st.one_of(st.booleans(), JUNK),
+        milestones=st.one_of(st.lists(st.integers(0, 40), max_size=3), JUNK),
+        T_max=st.one_of(st.integers(0, 60), JUNK),
+        step_size=st.one_of(st.integers(0, 30), JUNK),
+        gamma=st.one_of(st.floats(0, 1), JUNK),
+        convert_to_iter_based=st.booleans(),
+    ),
+)
+HOOK = st.one_of(
+    JUNK,
+    st.fixed_dictionaries(
+        {},
+        optional=dict(
+            type=st.sampled_from(['CheckpointHook', 'EMAHook', 'PipelineSwitchHook', 'DeformUpgradeHook', 3, None]),
+            interval=st.one_of(st.integers(-1, 30), JUNK),
+            switch_epoch=st.one_of(st.integers(-1, 30), JUNK),
+            by_epoch=st.booleans(),
+        ),
+    ),
+)
+PART = st.fixed_dictionaries(
+    {},
+    optional=dict(
+        type=st.one_of(st.sampled_from(['ResNet', 'mmdet.ResNet', 'DeformUpgrade', '']), JUNK),
+        depth=st.just(18),
+        init_cfg=st.one_of(st.just(dict(type='Pretrained', checkpoint='x.pth')), JUNK),
+        base_type=st.just('ResNet'),
+    ),
+)
 
 
 @st.composite
 def configs(draw):
     """A training config, with up to two of its settings made of junk or taken away."""
     cfg = dict(
-        model=dict(type='RetinaNet', backbone=draw(PART), neck=dict(type='FPN', in_channels=[8], out_channels=8,
-                                                                    num_outs=1)),
-        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=draw(st.integers(1, 60)),
-                       val_interval=draw(st.integers(1, 60))),
+        model=dict(
+            type='RetinaNet', backbone=draw(PART), neck=dict(type='FPN', in_channels=[8], out_channels=8, num_outs=1)
+        ),
+        train_cfg=dict(
+            type='EpochBasedTrainLoop', max_epochs=draw(st.integers(1, 60)), val_interval=draw(st.integers(1, 60))
+        ),
         optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.01)),
         param_scheduler=draw(st.one_of(st.lists(SCHEDULER, max_size=2), SCHEDULER)),
-        default_hooks=dict(checkpoint=draw(HOOK)), custom_hooks=draw(st.lists(HOOK, max_size=2)))
+        default_hooks=dict(checkpoint=draw(HOOK)),
+        custom_hooks=draw(st.lists(HOOK, max_size=2)),
+    )
     for _ in range(draw(st.integers(0, 2))):
         key = draw(st.sampled_from(sorted(cfg) or ['model']))
         if key not in cfg:
@@ -291,10 +418,14 @@ def check_config(data):
     if cfg is None:
         return
     before = copy.deepcopy(cfg._cfg_dict.to_dict())
-    arguments = dict(load_from=data.draw(st.one_of(st.just('x.pth'), JUNK)), targets=data.draw(TARGETS),
-                     epoch_ratio=data.draw(RATIO), exclude=data.draw(st.one_of(st.just(()), TARGETS)),
-                     part=data.draw(st.one_of(st.sampled_from(['backbone', 'neck', 'head', 'backbone.x', '.']), JUNK)),
-                     deform_groups=data.draw(GROUPS))
+    arguments = dict(
+        load_from=data.draw(st.one_of(st.just('x.pth'), JUNK)),
+        targets=data.draw(TARGETS),
+        epoch_ratio=data.draw(RATIO),
+        exclude=data.draw(st.one_of(st.just(()), TARGETS)),
+        part=data.draw(st.one_of(st.sampled_from(['backbone', 'neck', 'head', 'backbone.x', '.']), JUNK)),
+        deform_groups=data.draw(GROUPS),
+    )
     with nothing_else_changes(), contextlib.suppress(UpgradeError):
         upgraded = upgrade_config(cfg, **arguments)
         part = upgraded.model
@@ -306,12 +437,18 @@ def check_config(data):
 
 
 def check_builder(data):
-    settings = dict(base_type=data.draw(st.one_of(st.sampled_from(['mmdet.ResNet', 'ResNet', 'mmdet.Nothing', '',
-                                                                   'builtins.dict', 'no.such']), JUNK)),
-                    targets=data.draw(TARGETS), exclude=data.draw(st.one_of(st.just(()), TARGETS)),
-                    deform_groups=data.draw(GROUPS))
+    settings = dict(
+        base_type=data.draw(
+            st.one_of(
+                st.sampled_from(['mmdet.ResNet', 'ResNet', 'mmdet.Nothing', '', 'builtins.dict', 'no.such']), JUNK
+            )
+        ),
+        targets=data.draw(TARGETS),
+        exclude=data.draw(st.one_of(st.just(()), TARGETS)),
+        deform_groups=data.draw(GROUPS),
+    )
     settings = {name: value for name, value in settings.items() if data.draw(st.integers(0, 5))}
-    settings.update(depth=18, base_channels=4, num_stages=1, strides=(1, ), dilations=(1, ), out_indices=(0, ))
+    settings.update(depth=18, base_channels=4, num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,))
     if data.draw(st.booleans()):
         settings['frozen_stages'] = data.draw(st.integers(-1, 1))
     with nothing_but_random_numbers(), contextlib.suppress(UpgradeError):
@@ -341,8 +478,11 @@ def good_files(model):
         yield Path(f'{folder}/a').read_bytes()
 
 
-STATE = st.dictionaries(st.sampled_from(['conv.weight', 'conv.bias', 'module.conv.weight', 'x', '', 3, None]),
-                        st.one_of(JUNK, SHAPE.map(torch.zeros)), max_size=3)
+STATE = st.dictionaries(
+    st.sampled_from(['conv.weight', 'conv.bias', 'module.conv.weight', 'x', '', 3, None]),
+    st.one_of(JUNK, SHAPE.map(torch.zeros)),
+    max_size=3,
+)
 SMALL = nn.Sequential()
 SMALL.add_module('conv', nn.Conv2d(2, 2, 3))
 FILES = tuple(good_files(SMALL))
@@ -355,8 +495,17 @@ def files(draw):
     if kind == 0:
         return draw(st.binary(max_size=200))
     if kind == 1:
-        buffer, value = io.BytesIO(), draw(st.one_of(JUNK, STATE, STATE.map(lambda state: {'state_dict': state}),
-                                                     STATE.map(lambda state: {'state_dict': state, 'meta': 3})))
+        buffer, value = (
+            io.BytesIO(),
+            draw(
+                st.one_of(
+                    JUNK,
+                    STATE,
+                    STATE.map(lambda state: {'state_dict': state}),
+                    STATE.map(lambda state: {'state_dict': state, 'meta': 3}),
+                )
+            ),
+        )
         try:
             torch.save(value, buffer)
         except Exception:  # of an object that cannot be pickled
@@ -368,7 +517,7 @@ def files(draw):
         if kind == 2:
             data[at] = draw(st.integers(0, 255))
         elif len(data) > 300:
-            del data[at:at + draw(st.sampled_from([1, 8, 100]))]
+            del data[at : at + draw(st.sampled_from([1, 8, 100]))]
     return bytes(data)
 
 
@@ -383,14 +532,23 @@ def check_load_baseline(data):
         path.write_bytes(content)
         with nothing_else_changes(), contextlib.suppress(UpgradeError):
             state = load_baseline(data.draw(st.sampled_from([path, str(path)])), model)
-            assert state and all(isinstance(key, str) and isinstance(value, torch.Tensor)
-                                 for key, value in state.items())
+            assert state and all(
+                isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+            )
             if model is not None:
                 assert all(state[name].shape == value.shape for name, value in SMALL.state_dict().items())
         assert [p.name for p in Path(folder).iterdir()] == ['a.pth'] and path.read_bytes() == content
     assert model is None or fingerprint(model) == before
 
 
-CHECKS = dict(find_targets=check_find_targets, upgrade_=check_upgrade, revert_=check_revert, ZeroOffsetDCN=check_layer,
-              deform_conv2d=check_operator, shorten_schedule=check_schedule, upgrade_config=check_config,
-              DeformUpgrade=check_builder, load_baseline=check_load_baseline)
+CHECKS = dict(
+    find_targets=check_find_targets,
+    upgrade_=check_upgrade,
+    revert_=check_revert,
+    ZeroOffsetDCN=check_layer,
+    deform_conv2d=check_operator,
+    shorten_schedule=check_schedule,
+    upgrade_config=check_config,
+    DeformUpgrade=check_builder,
+    load_baseline=check_load_baseline,
+)

@@ -2,6 +2,7 @@
 
 ``conftest.py`` imports it, and has every Python process that a test starts import it, too.
 """
+
 import ipaddress
 import socket
 

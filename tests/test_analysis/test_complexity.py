@@ -1,4 +1,5 @@
 """Parameters and FLOPs as MMEngine's own tool counts them."""
+
 import pytest
 from mmengine.analysis import get_model_complexity_info
 from torch import nn
@@ -11,11 +12,13 @@ def _count(network, channels, size):
     return found['params'], found['flops']
 
 
-@pytest.mark.parametrize('k,M,N,stride,size,groups', [(3, 16, 24, 1, 10, 1), (3, 16, 24, 2, 11, 2), (5, 8, 6, 1, 9, 1),
-                                                      (3, 64, 64, 1, 80, 1)])
+@pytest.mark.parametrize(
+    'k,M,N,stride,size,groups',
+    [(3, 16, 24, 1, 10, 1), (3, 16, 24, 2, 11, 2), (5, 8, 6, 1, 9, 1), (3, 64, 64, 1, 80, 1)],
+)
 def test_counts_follow_the_papers_formula(k, M, N, stride, size, groups):
     network = nn.Sequential(nn.Conv2d(M, N, k, stride, k // 2))
-    positions = ((size - 1) // stride + 1)**2
+    positions = ((size - 1) // stride + 1) ** 2
     assert _count(network, M, size) == (k * k * M * N + N, k * k * M * N * positions)
     upgrade_(network, 'last:1', deform_groups=groups)
     offsets = 2 * groups * k * k
@@ -34,6 +37,7 @@ def test_a_whole_detector_counts_more_after_an_upgrade(tiny_config, tiny_upgrade
     from mmengine.config import Config
 
     from ..conftest import build
+
     plain, upgraded = (_count(build(Config.fromfile(path)).backbone, 3, 96) for path in (tiny_config, tiny_upgrade))
     # layer4 has 64 channels at 3x3 positions; its first convolution sees 32 channels.
     added = [(18 * M * 9 + 18, (18 * M * 9 + 4 * 9 * M) * 9) for M in (64, 64, 64)]

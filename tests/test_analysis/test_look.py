@@ -1,4 +1,5 @@
 """The pictures of where an upgrade looks, through the real inference of mmdet."""
+
 from dataclasses import replace
 
 import mmcv
@@ -33,8 +34,9 @@ def test_the_picture_is_what_the_network_saw(upgraded):
     original = mmcv.imread(image, channel_order='rgb')
     assert seen.picture.shape == original.shape
     assert np.abs(seen.picture.astype(int) - original).max() <= 1
-    assert [record.layer for record in seen.records] == [f'backbone.layer4.{i}' for i in
-                                                         ('0.conv2', '1.conv1', '1.conv2')]
+    assert [record.layer for record in seen.records] == [
+        f'backbone.layer4.{i}' for i in ('0.conv2', '1.conv1', '1.conv2')
+    ]
     points = object_points(seen, 2)
     assert len(points) == 2 and all(-50 <= coordinate < 150 for point in points for coordinate in point)
 
@@ -51,8 +53,18 @@ def test_the_fields_differ_once_offsets_have_moved(upgraded):
 def test_the_tool_draws_and_says_the_statistics(upgraded, tmp_path):
     config, checkpoint, image = upgraded
     out = tmp_path / 'offsets.png'
-    text = run_tool('analysis_tools/show_offsets.py', image, config, checkpoint, '--out', out, '--points',
-                    '48,48', '--layer', '1.conv2').stdout
+    text = run_tool(
+        'analysis_tools/show_offsets.py',
+        image,
+        config,
+        checkpoint,
+        '--out',
+        out,
+        '--points',
+        '48,48',
+        '--layer',
+        '1.conv2',
+    ).stdout
     assert 'backbone.layer4.1.conv2: mean' in text and 'outside the map' in text
     assert mmcv.imread(str(out)).shape[1] > 1000
 

@@ -1,4 +1,5 @@
 """Recorded offsets, their statistics and the points that they lead to."""
+
 import math
 
 import pytest
@@ -35,12 +36,12 @@ def test_recorded_positions_are_those_that_the_operator_samples():
     images = torch.randn(2, 4, 7, 8)
     with OffsetRecorder(layer) as recorder:
         layer(images)
-    record, = recorder.records.values()
+    (record,) = recorder.records.values()
     # A map that holds its own coordinates, sampled by a kernel of one tap, gives back where it was sampled.
-    coordinate = torch.stack(torch.meshgrid(torch.arange(60.), torch.arange(60.), indexing='ij')).unsqueeze(0)
+    coordinate = torch.stack(torch.meshgrid(torch.arange(60.0), torch.arange(60.0), indexing='ij')).unsqueeze(0)
     where = record.positions()[0, 1, 3] + 20  # (2, Ho, Wo), inside the map
     ho, wo = where.shape[1:]
-    grid = torch.stack(torch.meshgrid(torch.arange(60.), torch.arange(60.), indexing='ij'))[:, :ho, :wo]
+    grid = torch.stack(torch.meshgrid(torch.arange(60.0), torch.arange(60.0), indexing='ij'))[:, :ho, :wo]
     full = torch.zeros(1, 2, 60, 60)
     full[0, :, :ho, :wo] = where - grid
     found = deform_conv2d(coordinate, full, torch.eye(2).view(2, 2, 1, 1))[0, :, :ho, :wo]
@@ -48,24 +49,28 @@ def test_recorded_positions_are_those_that_the_operator_samples():
 
 
 def test_statistics_of_known_offsets():
-    _, (record, ) = _stack(1, bias=(3.0, -4.0))
+    _, (record,) = _stack(1, bias=(3.0, -4.0))
     found = statistics(record)
     assert (found.mean, found.percentile95, found.largest) == pytest.approx((5.0, 5.0, 5.0))
     y, x = torch.meshgrid(torch.arange(-1, 2), torch.arange(-1, 2), indexing='ij')
-    inside = sum(int(0 <= i + dy + 3 <= 8 and 0 <= j + dx - 4 <= 8) for i in range(9) for j in range(9)
-                 for dy, dx in zip(y.flatten(), x.flatten(), strict=True))
+    inside = sum(
+        int(0 <= i + dy + 3 <= 8 and 0 <= j + dx - 4 <= 8)
+        for i in range(9)
+        for j in range(9)
+        for dy, dx in zip(y.flatten(), x.flatten(), strict=True)
+    )
     assert found.outside == pytest.approx(1 - inside / (81 * 9))
 
 
 def test_zero_offsets_leave_only_the_padding_outside():
-    _, (record, ) = _stack(1)
+    _, (record,) = _stack(1)
     assert statistics(record).largest == 0
     # Of 27 taps in each direction, 25 are on one of the 9 pixels.
-    assert statistics(record).outside == pytest.approx(1 - (25 / 27)**2)
+    assert statistics(record).outside == pytest.approx(1 - (25 / 27) ** 2)
 
 
 def test_an_offset_that_is_not_finite_shows():
-    _, (record, ) = _stack(1, bias=(math.nan, 0.0))
+    _, (record,) = _stack(1, bias=(math.nan, 0.0))
     assert math.isnan(statistics(record).largest)
 
 

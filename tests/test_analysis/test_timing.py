@@ -1,4 +1,5 @@
 """Random batches for whole networks, and the two benchmarks as a user runs them."""
+
 import json
 
 import pytest
@@ -52,8 +53,21 @@ def test_scattered_offsets_have_the_spread_that_was_asked_for():
 
 def test_the_cost_of_upgrades_stands_beside_the_baselines(tiny_config, tmp_path):
     out = tmp_path / 'cost'
-    run_tool('analysis_tools/cost.py', tiny_config, '--targets', 'last:1', 'last:3', '--size', 96,
-             '--repetitions', 1, '--threads', 1, '--out', out)
+    run_tool(
+        'analysis_tools/cost.py',
+        tiny_config,
+        '--targets',
+        'last:1',
+        'last:3',
+        '--size',
+        96,
+        '--repetitions',
+        1,
+        '--threads',
+        1,
+        '--out',
+        out,
+    )
     report = json.loads(out.with_suffix('.json').read_text())
     assert list(report['results']) == ['baseline', 'last:1', 'last:3']
     assert all(row[kind]['fastest'] > 0 for row in report['results'].values() for kind in ('train_ms', 'inference_ms'))
@@ -65,9 +79,8 @@ def test_the_cost_of_upgrades_stands_beside_the_baselines(tiny_config, tmp_path)
 
 def test_the_benchmark_of_the_operator_gates_every_candidate(tmp_path):
     out = tmp_path / 'op'
-    run_tool('analysis_tools/benchmark_op.py', '--shapes', '1x16x6x7', '--repetitions', 1, '--threads', 1,
-             '--out', out)
-    run, = json.loads(out.with_suffix('.json').read_text())['runs']
+    run_tool('analysis_tools/benchmark_op.py', '--shapes', '1x16x6x7', '--repetitions', 1, '--threads', 1, '--out', out)
+    (run,) = json.loads(out.with_suffix('.json').read_text())['runs']
     assert {'conv', 'eager'} <= set(run['results'])
     assert run['results']['eager']['error_over_conv'] <= 2
     assert out.with_suffix('.png').stat().st_size > 1000

@@ -62,9 +62,7 @@ def cutouts(tmp_path_factory):
     root = tmp_path_factory.mktemp('cutouts')
     material = write_material(root)
     out = root / 'VOCdevkit'
-    compose_cutouts(
-        out, material.cutouts, material.backgrounds, distractors=material.distractors, **IMAGES
-    )
+    compose_cutouts(out, material.cutouts, material.backgrounds, distractors=material.distractors, **IMAGES)
     return out
 
 

@@ -1,4 +1,5 @@
 """The exporter logs whole programs; pytest would show them with every failure."""
+
 import logging
 
 import pytest

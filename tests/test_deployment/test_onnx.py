@@ -1,4 +1,5 @@
 """Exported files, run by ONNX Runtime, against PyTorch's own outputs."""
+
 import copy
 import io
 import sys
@@ -99,13 +100,13 @@ def test_swapped_axes_or_groups_would_be_seen(tmp_path):
     N, _, Ho, Wo = offset.shape
     by_tap = offset.view(N, 3, 6, 2, Ho, Wo)
     for wrong in (by_tap.flip(3), by_tap.roll(1, 1), by_tap.flip(2), by_tap.transpose(2, 3)):
-        result = deform_conv2d(maps, wrong.reshape(offset.shape), layer.weight, layer.bias, layer.stride, layer.padding,
-                               layer.dilation)
+        result = deform_conv2d(
+            maps, wrong.reshape(offset.shape), layer.weight, layer.bias, layer.stride, layer.padding, layer.dilation
+        )
         assert np.abs(outputs[list(LAYERS).index('all')] - result.detach().numpy()).max() > 0.01
 
 
 class Modulated(nn.Module):
-
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
@@ -129,8 +130,15 @@ def test_the_older_exporter_writes_the_same_node(model):
     model = scatter_(model().eval())
     content = io.BytesIO()
     with torch.no_grad():
-        torch.onnx.export(model, (torch.randn(2, 3, 11, 14), ), content, dynamo=False, opset_version=19,
-                          input_names=['input'], dynamic_axes={'input': [0]})
+        torch.onnx.export(
+            model,
+            (torch.randn(2, 3, 11, 14),),
+            content,
+            dynamo=False,
+            opset_version=19,
+            input_names=['input'],
+            dynamic_axes={'input': [0]},
+        )
     proto = onnx.load_model_from_string(content.getvalue())
     onnx.checker.check_model(proto)
     assert [entry.domain for entry in proto.opset_import] == ['']
@@ -143,6 +151,7 @@ def test_the_older_exporter_writes_the_same_node(model):
 @pytest.fixture(scope='module')
 def resnet():
     from mmdet.models import ResNet
+
     net = ResNet(18, base_channels=8)
     net.eval()  # returns nothing
     upgrade_(net, 'last:3')
@@ -172,8 +181,18 @@ def test_the_tool_exports_a_whole_ssd(tiny_upgrade, tmp_path):
     model = scatter_(build(cfg))
     torch.save({'meta': {}, 'state_dict': model.state_dict()}, tmp_path / 'x.pth')
     out = tmp_path / 'x.onnx'
-    text = run_tool('deployment/export_onnx.py', tiny_upgrade, tmp_path / 'x.pth', out, '--size', 96, 96,
-                    '--opset', 22, '--dynamic-batch').stdout
+    text = run_tool(
+        'deployment/export_onnx.py',
+        tiny_upgrade,
+        tmp_path / 'x.pth',
+        out,
+        '--size',
+        96,
+        96,
+        '--opset',
+        22,
+        '--dynamic-batch',
+    ).stdout
     names = [output.name for output in onnx.load(out).graph.output]
     assert names == [f'{kind}_{i}' for kind in ('cls_score', 'bbox_pred') for i in range(4)]
     assert ', '.join(names) in text and kinds(out).count('DeformConv') == 3
@@ -184,6 +203,7 @@ def test_the_tool_exports_a_whole_ssd(tiny_upgrade, tmp_path):
 
 def test_a_whole_yolov3_computes_the_same(tmp_path, monkeypatch):
     from mmdet.models import Darknet
+
     widths = [(32, 8), (8, 16), (16, 32), (32, 64), (64, 128)]
     monkeypatch.setattr(Darknet, 'arch_settings', {53: ((1, 1, 2, 2, 2), widths)})
     cfg = Config.fromfile(ROOT / 'configs/yolov3/yolov3_d53-320_200e_voc0712.py')
@@ -200,15 +220,18 @@ def test_a_whole_yolov3_computes_the_same(tmp_path, monkeypatch):
     check(run(tmp_path / 'x.onnx', input), model._forward(input)[0])
 
 
-@pytest.mark.parametrize('change,message', [
-    (dict(opset=18), 'it is in ONNX since opset 19; use one of'),
-    (dict(opset=21), 'opset 21 was not tried'),
-    (dict(size=(0, 4)), 'expected height and width'),
-    (dict(size=(1, 1)), 'does not run on pictures of'),
-    (dict(part='network'), r'Layers cannot be exported as a whole.*--part backbone'),
-    (dict(part='neck'), 'part .neck. is unknown'),
-    (dict(path='nowhere/x.onnx'), 'there is no folder'),
-])
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        (dict(opset=18), 'it is in ONNX since opset 19; use one of'),
+        (dict(opset=21), 'opset 21 was not tried'),
+        (dict(size=(0, 4)), 'expected height and width'),
+        (dict(size=(1, 1)), 'does not run on pictures of'),
+        (dict(part='network'), r'Layers cannot be exported as a whole.*--part backbone'),
+        (dict(part='neck'), 'part .neck. is unknown'),
+        (dict(path='nowhere/x.onnx'), 'there is no folder'),
+    ],
+)
 def test_what_cannot_be_exported_is_refused_and_nothing_is_written(change, message, tmp_path):
     settings = {**dict(path='x.onnx', size=(11, 14), part='backbone'), **change}
     with pytest.raises(ExportError, match=message):

@@ -1,4 +1,5 @@
 """PyTorch's own exchange formats."""
+
 import io
 
 import pytest
@@ -12,8 +13,11 @@ from ..conftest import relative_error
 
 @pytest.fixture
 def network():
-    layers = ZeroOffsetDCN(3, 6, 3, padding=1, stride=2), nn.ReLU(), ZeroOffsetDCN(6, 4, (1, 3), groups=2,
-                                                                                   deform_groups=3)
+    layers = (
+        ZeroOffsetDCN(3, 6, 3, padding=1, stride=2),
+        nn.ReLU(),
+        ZeroOffsetDCN(6, 4, (1, 3), groups=2, deform_groups=3),
+    )
     for layer in (layers[0], layers[2]):
         nn.init.normal_(layer.conv_offset.bias, std=1.5)
         nn.init.normal_(layer.conv_offset.weight, std=0.2)
@@ -32,7 +36,7 @@ def saved_and_loaded(save, load, program):
 def test_torch_export_keeps_the_operator_and_computes_the_same(network, dynamic):
     batch = {0: torch.export.Dim('N', max=64)} if dynamic else None
     with torch.no_grad():
-        program = torch.export.export(network, (torch.randn(2, 3, 12, 15), ), dynamic_shapes=(batch, ))
+        program = torch.export.export(network, (torch.randn(2, 3, 12, 15),), dynamic_shapes=(batch,))
     program = saved_and_loaded(torch.export.save, torch.export.load, program)
     operators = [str(node.target) for node in program.graph.nodes]
     assert sum('mmdeform_upgrade.deform_conv2d' in name for name in operators) == 2

@@ -1,4 +1,5 @@
 """Recipes of a fine-tune: reading, running, choosing."""
+
 from pathlib import Path
 
 import pytest
@@ -14,18 +15,25 @@ from ..conftest import ROOT
 
 
 def _result(seed, score, *curve, length=2, metric='pascal_voc/mAP'):
-    return Result('upgraded', seed, score, list(curve), length, 'epochs', 60.0, 'epoch_2.pth', '0' * 64,
-                  {'metric': metric})
+    return Result(
+        'upgraded', seed, score, list(curve), length, 'epochs', 60.0, 'epoch_2.pth', '0' * 64, {'metric': metric}
+    )
 
 
 FOUND = {
-    'paper': {0: _result(0, .50, (0, .40), (2, .50)), 1: _result(1, .52, (0, .42), (2, .51)),
-              2: _result(2, .51, (0, .41), (2, .52))},
-    'low': {0: _result(0, .55, (0, .40), (1, .53), (2, .54)), 1: _result(1, .50, (0, .42), (1, .50), (2, .52)),
-            2: _result(2, .51, (0, .41), (1, .52), (2, .53))},
-    'once': {0: _result(0, .70, (0, .40), (1, .90), length=1)},
+    'paper': {
+        0: _result(0, 0.50, (0, 0.40), (2, 0.50)),
+        1: _result(1, 0.52, (0, 0.42), (2, 0.51)),
+        2: _result(2, 0.51, (0, 0.41), (2, 0.52)),
+    },
+    'low': {
+        0: _result(0, 0.55, (0, 0.40), (1, 0.53), (2, 0.54)),
+        1: _result(1, 0.50, (0, 0.42), (1, 0.50), (2, 0.52)),
+        2: _result(2, 0.51, (0, 0.41), (1, 0.52), (2, 0.53)),
+    },
+    'once': {0: _result(0, 0.70, (0, 0.40), (1, 0.90), length=1)},
 }
-RETRAINED = {0: _result(0, .56, (12, .53)), 1: _result(1, .54, (12, .53))}
+RETRAINED = {0: _result(0, 0.56, (12, 0.53)), 1: _result(1, 0.54, (12, 0.53))}
 
 
 def test_recipes_are_ranked_by_their_last_validation_score():
@@ -45,8 +53,9 @@ def test_the_choice_is_made_by_validation_and_needs_three_seeds():
 
 
 def test_percentages_stay_percentages():
-    results = [Result('baseline', 0, 29.82, [(400, 28.5)], 400, 'iters', 60., 'iter_400.pth', '0' * 64,
-                      {'metric': 'mIoU'})]
+    results = [
+        Result('baseline', 0, 29.82, [(400, 28.5)], 400, 'iters', 60.0, 'iter_400.pth', '0' * 64, {'metric': 'mIoU'})
+    ]
     assert '| baseline | 400 iters | 0 | 29.82 | 1.0 |' in summarise(results)
 
 
@@ -67,7 +76,11 @@ def test_a_recipe_reaches_the_config_and_the_controls_share_what_concerns_them(t
     assert made['rate_x03'].optim_wrapper.optimizer.lr == pytest.approx(0.0012)
     assert made['offsets_x10'].optim_wrapper.paramwise_cfg.custom_keys.conv_offset.lr_mult == 10
     assert [hook.type for hook in made['averaged'].custom_hooks] == [
-        'BFloat16Hook', 'ExactResumeHook', 'DeformUpgradeHook', 'EMAHook']
+        'BFloat16Hook',
+        'ExactResumeHook',
+        'DeformUpgradeHook',
+        'EMAHook',
+    ]
     assert made['decays_late'].param_scheduler[1].milestones == [135, 143]
     assert made['batch_norm_trained'].model.backbone.norm_eval is False
     assert [made[name].train_cfg.max_epochs for name in ('paper', 'sixth', 'twelfth')] == [3, 2, 1]
@@ -78,18 +91,28 @@ def _pretend_a_baseline(experiment):
     from dataclasses import asdict
 
     from mmengine.fileio import dump
+
     folder = Path(experiment.work_dir) / 'seed0' / 'baseline'
     folder.mkdir(parents=True, exist_ok=True)
-    dump({**asdict(_result(0, .5, (12, .5), length=12)), 'settings': experiment.settings('baseline')},
-         str(folder / 'result.json'))
+    dump(
+        {**asdict(_result(0, 0.5, (12, 0.5), length=12)), 'settings': experiment.settings('baseline')},
+        str(folder / 'result.json'),
+    )
 
 
-@pytest.mark.parametrize('text,only,message', [
-    ('recipes = dict()', [], r'expected recipes = dict\(NAME=dict\(\.\.\.\)'),
-    ('other = 1', [], 'expected recipes = dict'),
-    ('recipes = dict(paper=dict(), a=dict(learning_rate=1))', [], "recipe 'a' has learning_rate; known are targets"),
-    ('recipes = dict(paper=dict())', ['paper', 'b'], 'has no recipe b; it has paper'),
-])
+@pytest.mark.parametrize(
+    'text,only,message',
+    [
+        ('recipes = dict()', [], r'expected recipes = dict\(NAME=dict\(\.\.\.\)'),
+        ('other = 1', [], 'expected recipes = dict'),
+        (
+            'recipes = dict(paper=dict(), a=dict(learning_rate=1))',
+            [],
+            "recipe 'a' has learning_rate; known are targets",
+        ),
+        ('recipes = dict(paper=dict())', ['paper', 'b'], 'has no recipe b; it has paper'),
+    ],
+)
 def test_a_file_of_recipes_that_says_something_else_is_refused(tmp_path, text, only, message):
     path = tmp_path / 'recipes.py'
     path.write_text(text + '\n')

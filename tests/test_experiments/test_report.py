@@ -1,4 +1,5 @@
 """Numbers of finished runs, on hand-made results."""
+
 import pytest
 
 from mmdeform_upgrade.analysis import plots
@@ -13,10 +14,14 @@ def _result(arm, seed, score, curve, length=4):
 
 
 RESULTS = [
-    _result('control', 0, 0.52, [(1, 0.50)], 1), _result('control', 1, 0.50, [(1, 0.48)], 1),
-    _result('upgraded', 0, 0.55, [(0, 0.49), (1, 0.54)], 1), _result('upgraded', 1, 0.54, [(0, 0.47), (1, 0.50)], 1),
-    _result('baseline', 0, 0.51, [(2, 0.3), (4, 0.49)]), _result('baseline', 1, 0.49, [(2, 0.4), (4, 0.47)]),
-    _result('retrained', 0, 0.56, [(2, 0.4), (4, 0.53)]), _result('retrained', 1, 0.53, [(2, 0.4), (4, 0.52)]),
+    _result('control', 0, 0.52, [(1, 0.50)], 1),
+    _result('control', 1, 0.50, [(1, 0.48)], 1),
+    _result('upgraded', 0, 0.55, [(0, 0.49), (1, 0.54)], 1),
+    _result('upgraded', 1, 0.54, [(0, 0.47), (1, 0.50)], 1),
+    _result('baseline', 0, 0.51, [(2, 0.3), (4, 0.49)]),
+    _result('baseline', 1, 0.49, [(2, 0.4), (4, 0.47)]),
+    _result('retrained', 0, 0.56, [(2, 0.4), (4, 0.53)]),
+    _result('retrained', 1, 0.53, [(2, 0.4), (4, 0.52)]),
 ]
 
 
@@ -64,13 +69,19 @@ def test_fine_tunes_are_drawn_from_where_their_baseline_ended(tmp_path):
 
 
 def test_the_depth_study_compares_each_depth_with_none(tmp_path):
-    results = {0: {0: _result('control', 0, 0.50, []), 1: _result('control', 1, 0.52, [])},
-               3: {0: _result('upgraded', 0, 0.53, []), 1: _result('upgraded', 1, 0.54, [])}}
+    results = {
+        0: {0: _result('control', 0, 0.50, []), 1: _result('control', 1, 0.52, [])},
+        3: {0: _result('upgraded', 0, 0.53, []), 1: _result('upgraded', 1, 0.54, [])},
+    }
     times = {'train_ms': {'fastest': 10.0}, 'inference_ms': {'fastest': 4.0}}
-    costs = {'baseline': {'parameters': 100, 'flops': 50, **times},
-             '3': {'parameters': 102, 'flops': 53, 'train_ms': {'fastest': 11.0}, 'inference_ms': {'fastest': 5.0}}}
+    costs = {
+        'baseline': {'parameters': 100, 'flops': 50, **times},
+        '3': {'parameters': 102, 'flops': 53, 'train_ms': {'fastest': 11.0}, 'inference_ms': {'fastest': 5.0}},
+    }
     rows = depth_table(results, costs).splitlines()[2:]
-    assert rows == ['| 0 | 51.00 ± 1.41 |  | 1.000 | 1.000 | 1.000 | 1.000 |',
-                    '| 3 | 53.50 ± 0.71 | +2.50 ± 0.71 | 1.020 | 1.060 | 1.100 | 1.250 |']
+    assert rows == [
+        '| 0 | 51.00 ± 1.41 |  | 1.000 | 1.000 | 1.000 | 1.000 |',
+        '| 3 | 53.50 ± 0.71 | +2.50 ± 0.71 | 1.020 | 1.060 | 1.100 | 1.250 |',
+    ]
     plots.draw_depths({0: [0.5, 0.52], 3: [0.53]}, tmp_path / 'x.png', ylabel='mAP', title='2 seeds')
     assert (tmp_path / 'x.png').stat().st_size > 5000

@@ -1,4 +1,5 @@
 """Two arms of the experiment through the real tools."""
+
 import json
 import re
 import shutil
@@ -26,16 +27,35 @@ METRIC = 'pascal_voc/mAP'
 def done(tiny_config, tmp_path_factory):
     work_dir = tmp_path_factory.mktemp('arms')
     out = work_dir / 'report' / 'four'
-    entry = dict(config=str(tiny_config), work_dir=str(work_dir), metric=METRIC, epoch_ratio=0.5, options=OPTIONS,
-                 seeds=[3])
+    entry = dict(
+        config=str(tiny_config), work_dir=str(work_dir), metric=METRIC, epoch_ratio=0.5, options=OPTIONS, seeds=[3]
+    )
     broken = {**entry, 'config': str(work_dir / 'nowhere.py'), 'work_dir': str(work_dir / 'broken')}
     plan = work_dir / 'plan.py'
     plan.write_text(f"plan = [dict(**{broken}, arms=['baseline', 'control']), dict(**{entry}, arms=['baseline'])]\n")
     side = run_tool('experiments/side_by_side.py', plan, '--at-once', 2, check=False)
     (work_dir / 'side.txt').write_text(f'{side.returncode}\n{side.stdout}')
-    text = run_tool('experiments/four_arms.py', tiny_config, '--metric', METRIC, '--work-dir', work_dir, '--seeds', 3,
-                    '--arms', 'upgraded', 'baseline', '--repeats', 2, '--epoch-ratio', 0.5, '--options', *OPTIONS,
-                    '--out', out).stdout
+    text = run_tool(
+        'experiments/four_arms.py',
+        tiny_config,
+        '--metric',
+        METRIC,
+        '--work-dir',
+        work_dir,
+        '--seeds',
+        3,
+        '--arms',
+        'upgraded',
+        'baseline',
+        '--repeats',
+        2,
+        '--epoch-ratio',
+        0.5,
+        '--options',
+        *OPTIONS,
+        '--out',
+        out,
+    ).stdout
     experiment = Experiment(str(tiny_config), str(work_dir), METRIC, epoch_ratio=0.5, options=OPTIONS)
     return experiment, out, text
 
@@ -68,8 +88,14 @@ def test_side_by_side_runs_what_can_run_and_says_what_became_of_the_rest(done):
 
 def test_side_by_side_tells_how_many_at_a_time_pay(done, tiny_config, tmp_path):
     plan = tmp_path / 'plan.py'
-    entry = dict(config=str(tiny_config), work_dir=str(tmp_path / 'arms'), metric=METRIC, arms=['baseline'], seeds=[3],
-                 options=OPTIONS)
+    entry = dict(
+        config=str(tiny_config),
+        work_dir=str(tmp_path / 'arms'),
+        metric=METRIC,
+        arms=['baseline'],
+        seeds=[3],
+        options=OPTIONS,
+    )
     plan.write_text(f'plan = [{entry}]\n')
     text = run_tool('experiments/side_by_side.py', plan, '--try', 1, '--seconds', 300).stdout  # it ends before that
     assert re.search(r'^1 at a time: \d+\.\d\d steps a second$', text, re.M)
@@ -82,19 +108,24 @@ def test_a_plan_puts_shared_runs_once_and_recipes_after_their_baseline(tmp_path)
     recipes = tmp_path / 'recipes.py'
     recipes.write_text('recipes = dict(paper=dict(), slow=dict(lr_mult=0.1), last=dict(targets="last:1"))\n')
     plan = tmp_path / 'plan.py'
-    plan.write_text("main = dict(config='a.py', work_dir='w', metric='mIoU')\n"
-                    f"tuned = dict(**main, seeds=[0, 1], recipes={str(recipes)!r})\n"
-                    "plan = [dict(**main, seeds=[0, 1]), dict(**tuned, only=['last']), tuned]\n")
+    plan.write_text(
+        "main = dict(config='a.py', work_dir='w', metric='mIoU')\n"
+        f'tuned = dict(**main, seeds=[0, 1], recipes={str(recipes)!r})\n'
+        "plan = [dict(**main, seeds=[0, 1]), dict(**tuned, only=['last']), tuned]\n"
+    )
     assert [str(job.place) for job in read_plan(str(plan))] == [
         f'w/seed{seed}/{arm}' for seed in (0, 1) for arm in ('baseline', 'retrained', 'upgraded', 'control')
     ] + [f'w/seed{seed}/upgraded-{name}' for name in ('last', 'slow') for seed in (0, 1)]
 
 
-@pytest.mark.parametrize('text,message', [
-    ('other = 1', r'expected plan = \[dict\(config='),
-    ("plan = [dict(config='a.py', work_dir='w', metric='mIoU', epochs=3)]", "'epochs'; an entry takes seeds, arms"),
-    ("plan = [dict(config='a.py')]", "'work_dir'.*; an entry takes seeds, arms"),
-])
+@pytest.mark.parametrize(
+    'text,message',
+    [
+        ('other = 1', r'expected plan = \[dict\(config='),
+        ("plan = [dict(config='a.py', work_dir='w', metric='mIoU', epochs=3)]", "'epochs'; an entry takes seeds, arms"),
+        ("plan = [dict(config='a.py')]", "'work_dir'.*; an entry takes seeds, arms"),
+    ],
+)
 def test_a_plan_that_says_something_else_is_refused(tmp_path, text, message):
     plan = tmp_path / 'plan.py'
     plan.write_text(text + '\n')
@@ -141,8 +172,14 @@ def test_the_retrained_arm_has_the_schedule_of_the_baseline_and_the_layers_of_th
 
 def test_variants_share_the_baseline_and_have_settings_of_their_own(done):
     experiment, *_ = done
-    other = Experiment(**{**vars(experiment), 'targets': 'last:1', 'variant': 'one',
-                          'tune_options': ['optim_wrapper.optimizer.lr=0.5']})
+    other = Experiment(
+        **{
+            **vars(experiment),
+            'targets': 'last:1',
+            'variant': 'one',
+            'tune_options': ['optim_wrapper.optimizer.lr=0.5'],
+        }
+    )
     assert read_result(other, 3, 'baseline') == read_result(experiment, 3, 'baseline')
     assert read_result(other, 3, 'upgraded') is None
     path = write_config(other, 3, 'upgraded')
@@ -154,9 +191,30 @@ def test_variants_share_the_baseline_and_have_settings_of_their_own(done):
 def test_the_depth_study_trains_and_measures(done, tiny_config, tmp_path):
     experiment, *_ = done
     out = tmp_path / 'depth'
-    text = run_tool('analysis_tools/depth_study.py', tiny_config, '--metric', METRIC, '--work-dir', experiment.work_dir,
-                    '--seeds', 3, '--depths', 1, '--epoch-ratio', 0.5, '--options', *OPTIONS, '--size', 96,
-                    '--repetitions', 1, '--threads', 1, '--out', out).stdout
+    text = run_tool(
+        'analysis_tools/depth_study.py',
+        tiny_config,
+        '--metric',
+        METRIC,
+        '--work-dir',
+        experiment.work_dir,
+        '--seeds',
+        3,
+        '--depths',
+        1,
+        '--epoch-ratio',
+        0.5,
+        '--options',
+        *OPTIONS,
+        '--size',
+        96,
+        '--repetitions',
+        1,
+        '--threads',
+        1,
+        '--out',
+        out,
+    ).stdout
     assert re.search(r'^\| 1 \| \d+\.\d\d \|', text, re.M)
     assert out.with_suffix('.png').is_file() and out.with_suffix('.md').is_file()
 
@@ -180,8 +238,23 @@ def test_recipes_are_reported_beside_what_was_trained(done, tiny_config, tmp_pat
     shutil.copytree(experiment.work_dir, work_dir)
     (work_dir / 'seed3' / 'upgraded').rename(work_dir / 'seed3' / 'upgraded-half')
     recipes.write_text('recipes = dict(low=dict(epoch_ratio=0.5, lr_mult=0.1), half=dict(epoch_ratio=0.5))\n')
-    command = ['experiments/recipes.py', tiny_config, recipes, '--metric', METRIC, '--work-dir', work_dir, '--seeds', 3,
-               '--options', *OPTIONS, '--summary-only', '--out', out, '--reference']
+    command = [
+        'experiments/recipes.py',
+        tiny_config,
+        recipes,
+        '--metric',
+        METRIC,
+        '--work-dir',
+        work_dir,
+        '--seeds',
+        3,
+        '--options',
+        *OPTIONS,
+        '--summary-only',
+        '--out',
+        out,
+        '--reference',
+    ]
     assert '--reference low has no result yet; there are those of half' in run_tool(*command, 'low', check=False).stderr
     text = run_tool(*command, 'half').stdout
     assert re.search(r'^\| half \| 1 epochs \| 3 \| \d+\.\d\d \|', text, re.M) and '| low |' not in text

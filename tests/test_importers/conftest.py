@@ -1,4 +1,5 @@
 """Networks of stock configs, built once a session (no test changes one), and a tiny network in foreign names."""
+
 import functools
 
 import pytest
@@ -41,19 +42,48 @@ def tiny_retinanet(tiny_config, tmp_path_factory):
     cfg = Config.fromfile(tiny_config)
     cfg.model = dict(
         type='RetinaNet',
-        data_preprocessor=dict(type='DetDataPreprocessor', mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375],
-                               bgr_to_rgb=True, pad_size_divisor=32),
+        data_preprocessor=dict(
+            type='DetDataPreprocessor',
+            mean=[123.675, 116.28, 103.53],
+            std=[58.395, 57.12, 57.375],
+            bgr_to_rgb=True,
+            pad_size_divisor=32,
+        ),
         backbone=dict(type='ResNet', depth=18, base_channels=8, norm_cfg=dict(type='BN'), norm_eval=True),
-        neck=dict(type='FPN', in_channels=[8, 16, 32, 64], out_channels=16, start_level=1, num_outs=5,
-                  add_extra_convs='on_output', relu_before_extra_convs=True),
-        bbox_head=dict(type='RetinaHead', num_classes=CLASSES, in_channels=16, stacked_convs=4, feat_channels=16,
-                       anchor_generator=dict(type='AnchorGenerator', octave_base_scale=4, scales_per_octave=3,
-                                             ratios=[0.5, 1.0, 2.0], strides=[8, 16, 32, 64, 128]),
-                       loss_bbox=dict(type='L1Loss')),
-        train_cfg=dict(assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0),
-                       sampler=dict(type='PseudoSampler'), allowed_border=-1, pos_weight=-1),
-        test_cfg=dict(nms_pre=100, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5),
-                      max_per_img=10))
+        neck=dict(
+            type='FPN',
+            in_channels=[8, 16, 32, 64],
+            out_channels=16,
+            start_level=1,
+            num_outs=5,
+            add_extra_convs='on_output',
+            relu_before_extra_convs=True,
+        ),
+        bbox_head=dict(
+            type='RetinaHead',
+            num_classes=CLASSES,
+            in_channels=16,
+            stacked_convs=4,
+            feat_channels=16,
+            anchor_generator=dict(
+                type='AnchorGenerator',
+                octave_base_scale=4,
+                scales_per_octave=3,
+                ratios=[0.5, 1.0, 2.0],
+                strides=[8, 16, 32, 64, 128],
+            ),
+            loss_bbox=dict(type='L1Loss'),
+        ),
+        train_cfg=dict(
+            assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.4, min_pos_iou=0),
+            sampler=dict(type='PseudoSampler'),
+            allowed_border=-1,
+            pos_weight=-1,
+        ),
+        test_cfg=dict(
+            nms_pre=100, min_bbox_size=0, score_thr=0.05, nms=dict(type='nms', iou_threshold=0.5), max_per_img=10
+        ),
+    )
     cfg.train_cfg.update(max_epochs=1, val_interval=1)
     path = tmp_path_factory.mktemp('retinanet') / 'retinanet.py'
     cfg.dump(path)
@@ -76,8 +106,11 @@ def _torchvision_name(name):
     if parts[1] == 'lateral_convs':
         return f'backbone.fpn.inner_blocks.{level}.0.{parts[-1]}'
     if parts[1] == 'fpn_convs':
-        return 'backbone.fpn.' + (f'layer_blocks.{level}.0' if level < 3 else f'extra_blocks.p{level + 3}') \
+        return (
+            'backbone.fpn.'
+            + (f'layer_blocks.{level}.0' if level < 3 else f'extra_blocks.p{level + 3}')
             + f'.{parts[-1]}'
+        )
     head = 'classification' if 'cls' in parts[1] else 'regression'
     if parts[1].endswith('convs'):
         return f'head.{head}_head.conv.{parts[2]}.0.{parts[-1]}'

@@ -1,4 +1,5 @@
 """Names and shapes of foreign checkpoints, written down from the libraries' public sources, with random values."""
+
 import torch
 
 BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
@@ -13,24 +14,24 @@ def random_of(shapes):
             values[name] = torch.tensor(7)
             continue
         fan_in = max(1, torch.Size(shape[1:]).numel())
-        values[name] = torch.rand(shape, generator=generator).sub_(0.5).mul_((12 / fan_in)**0.5)
+        values[name] = torch.rand(shape, generator=generator).sub_(0.5).mul_((12 / fan_in) ** 0.5)
         if name.endswith(('running_var', '_bn_riv')) or (len(shape) == 1 and name.endswith(('.weight', '_bn_s'))):
             values[name] = values[name].abs() * 0.2 + 0.6
     return values
 
 
 def norm(name, width, counter=True):
-    shapes = {f'{name}.{part}': (width, ) for part in ('weight', 'bias', 'running_mean', 'running_var')}
+    shapes = {f'{name}.{part}': (width,) for part in ('weight', 'bias', 'running_mean', 'running_var')}
     return {**shapes, **({f'{name}.num_batches_tracked': ()} if counter else {})}
 
 
 def conv(name, out, inner, kernel=1, bias=True):
     shapes = {f'{name}.weight': (out, inner, kernel, kernel)}
-    return {**shapes, **({f'{name}.bias': (out, )} if bias else {})}
+    return {**shapes, **({f'{name}.bias': (out,)} if bias else {})}
 
 
 def linear(name, out, inner):
-    return {f'{name}.weight': (out, inner), f'{name}.bias': (out, )}
+    return {f'{name}.weight': (out, inner), f'{name}.bias': (out,)}
 
 
 def torchvision_resnet(depth=50, prefix='', counter=True, fc=True):
@@ -65,13 +66,17 @@ def torchvision_fpn(channels, nested):
 
 
 def torchvision_rcnn(outputs=91, nested=True, mask=False):
-    shapes = {**torchvision_resnet(50, 'backbone.body.', False, False),
-              **torchvision_fpn((256, 512, 1024, 2048), nested),
-              **conv('rpn.head.conv.0.0' if nested else 'rpn.head.conv', 256, 256, 3),
-              **conv('rpn.head.cls_logits', 3, 256), **conv('rpn.head.bbox_pred', 12, 256),
-              **linear('roi_heads.box_head.fc6', 1024, 256 * 49), **linear('roi_heads.box_head.fc7', 1024, 1024),
-              **linear('roi_heads.box_predictor.cls_score', outputs, 1024),
-              **linear('roi_heads.box_predictor.bbox_pred', outputs * 4, 1024)}
+    shapes = {
+        **torchvision_resnet(50, 'backbone.body.', False, False),
+        **torchvision_fpn((256, 512, 1024, 2048), nested),
+        **conv('rpn.head.conv.0.0' if nested else 'rpn.head.conv', 256, 256, 3),
+        **conv('rpn.head.cls_logits', 3, 256),
+        **conv('rpn.head.bbox_pred', 12, 256),
+        **linear('roi_heads.box_head.fc6', 1024, 256 * 49),
+        **linear('roi_heads.box_head.fc7', 1024, 1024),
+        **linear('roi_heads.box_predictor.cls_score', outputs, 1024),
+        **linear('roi_heads.box_predictor.bbox_pred', outputs * 4, 1024),
+    }
     if mask:
         for i in range(4):
             name = f'roi_heads.mask_head.{i}.0' if nested else f'roi_heads.mask_head.mask_fcn{i + 1}'
@@ -82,29 +87,46 @@ def torchvision_rcnn(outputs=91, nested=True, mask=False):
 
 
 def torchvision_retinanet(outputs=91, nested=True):
-    shapes = {**torchvision_resnet(50, 'backbone.body.', False, False),
-              **torchvision_fpn((512, 1024, 2048), nested),
-              **conv('backbone.fpn.extra_blocks.p6', 256, 256, 3), **conv('backbone.fpn.extra_blocks.p7', 256, 256, 3)}
+    shapes = {
+        **torchvision_resnet(50, 'backbone.body.', False, False),
+        **torchvision_fpn((512, 1024, 2048), nested),
+        **conv('backbone.fpn.extra_blocks.p6', 256, 256, 3),
+        **conv('backbone.fpn.extra_blocks.p7', 256, 256, 3),
+    }
     for head in ('classification', 'regression'):
         for i in range(4):
             name = f'head.{head}_head.conv.{i}.0' if nested else f'head.{head}_head.conv.{2 * i}'
             shapes.update(conv(name, 256, 256, 3))
-    return {**shapes, **conv('head.classification_head.cls_logits', 9 * outputs, 256, 3),
-            **conv('head.regression_head.bbox_reg', 36, 256, 3)}
+    return {
+        **shapes,
+        **conv('head.classification_head.cls_logits', 9 * outputs, 256, 3),
+        **conv('head.regression_head.bbox_reg', 36, 256, 3),
+    }
 
 
 def torchvision_ssd(outputs=91):
-    shapes = {'backbone.scale_weight': (512, )}
-    vgg = ((0, 64, 3), (2, 64, 64), (5, 128, 64), (7, 128, 128), (10, 256, 128), (12, 256, 256), (14, 256, 256),
-           (17, 512, 256), (19, 512, 512), (21, 512, 512))
+    shapes = {'backbone.scale_weight': (512,)}
+    vgg = (
+        (0, 64, 3),
+        (2, 64, 64),
+        (5, 128, 64),
+        (7, 128, 128),
+        (10, 256, 128),
+        (12, 256, 256),
+        (14, 256, 256),
+        (17, 512, 256),
+        (19, 512, 512),
+        (21, 512, 512),
+    )
     for index, out, inner in vgg:
         shapes.update(conv(f'backbone.features.{index}', out, inner, 3))
     for index in (1, 3, 5):
         shapes.update(conv(f'backbone.extra.0.{index}', 512, 512, 3))
     shapes.update(conv('backbone.extra.0.7.1', 1024, 512, 3))
     shapes.update(conv('backbone.extra.0.7.3', 1024, 1024, 1))
-    for level, (inner, middle, out) in enumerate(((1024, 256, 512), (512, 128, 256), (256, 128, 256),
-                                                  (256, 128, 256)), 1):
+    for level, (inner, middle, out) in enumerate(
+        ((1024, 256, 512), (512, 128, 256), (256, 128, 256), (256, 128, 256)), 1
+    ):
         shapes.update(conv(f'backbone.extra.{level}.0', middle, inner, 1))
         shapes.update(conv(f'backbone.extra.{level}.2', out, middle, 3))
     for level, (inner, cells) in enumerate(zip((512, 1024, 512, 256, 256, 256), (4, 6, 6, 6, 4, 4), strict=True)):
@@ -118,12 +140,20 @@ def torchvision_deeplab(depth=50, classes=21):
     for branch, kernel in enumerate((1, 3, 3, 3)):
         shapes.update(conv(f'classifier.0.convs.{branch}.0', 256, 2048, kernel, False))
         shapes.update(norm(f'classifier.0.convs.{branch}.1', 256))
-    shapes.update({**conv('classifier.0.convs.4.1', 256, 2048, 1, False), **norm('classifier.0.convs.4.2', 256),
-                   **conv('classifier.0.project.0', 256, 1280, 1, False), **norm('classifier.0.project.1', 256),
-                   **conv('classifier.1', 256, 256, 3, False), **norm('classifier.2', 256),
-                   **conv('classifier.4', classes, 256),
-                   **conv('aux_classifier.0', 256, 1024, 3, False), **norm('aux_classifier.1', 256),
-                   **conv('aux_classifier.4', classes, 256)})
+    shapes.update(
+        {
+            **conv('classifier.0.convs.4.1', 256, 2048, 1, False),
+            **norm('classifier.0.convs.4.2', 256),
+            **conv('classifier.0.project.0', 256, 1280, 1, False),
+            **norm('classifier.0.project.1', 256),
+            **conv('classifier.1', 256, 256, 3, False),
+            **norm('classifier.2', 256),
+            **conv('classifier.4', classes, 256),
+            **conv('aux_classifier.0', 256, 1024, 3, False),
+            **norm('aux_classifier.1', 256),
+            **conv('aux_classifier.4', classes, 256),
+        }
+    )
     return shapes
 
 
@@ -152,14 +182,20 @@ def detectron2_fpn(levels):
 
 
 def detectron2_rcnn(classes=80, mask=True):
-    shapes = {'pixel_mean': (3, 1, 1), 'pixel_std': (3, 1, 1), **detectron2_resnet(), **detectron2_fpn((2, 3, 4, 5)),
-              **conv('proposal_generator.rpn_head.conv', 256, 256, 3),
-              **conv('proposal_generator.rpn_head.objectness_logits', 3, 256),
-              **conv('proposal_generator.rpn_head.anchor_deltas', 12, 256),
-              **{f'proposal_generator.anchor_generator.cell_anchors.{i}': (3, 4) for i in range(5)},
-              **linear('roi_heads.box_head.fc1', 1024, 256 * 49), **linear('roi_heads.box_head.fc2', 1024, 1024),
-              **linear('roi_heads.box_predictor.cls_score', classes + 1, 1024),
-              **linear('roi_heads.box_predictor.bbox_pred', classes * 4, 1024)}
+    shapes = {
+        'pixel_mean': (3, 1, 1),
+        'pixel_std': (3, 1, 1),
+        **detectron2_resnet(),
+        **detectron2_fpn((2, 3, 4, 5)),
+        **conv('proposal_generator.rpn_head.conv', 256, 256, 3),
+        **conv('proposal_generator.rpn_head.objectness_logits', 3, 256),
+        **conv('proposal_generator.rpn_head.anchor_deltas', 12, 256),
+        **{f'proposal_generator.anchor_generator.cell_anchors.{i}': (3, 4) for i in range(5)},
+        **linear('roi_heads.box_head.fc1', 1024, 256 * 49),
+        **linear('roi_heads.box_head.fc2', 1024, 1024),
+        **linear('roi_heads.box_predictor.cls_score', classes + 1, 1024),
+        **linear('roi_heads.box_predictor.bbox_pred', classes * 4, 1024),
+    }
     if mask:
         for i in range(1, 5):
             shapes.update(conv(f'roi_heads.mask_head.mask_fcn{i}', 256, 256, 3))
@@ -169,8 +205,12 @@ def detectron2_rcnn(classes=80, mask=True):
 
 
 def detectron2_retinanet(classes=80):
-    shapes = {**detectron2_resnet(), **detectron2_fpn((3, 4, 5)), **conv('backbone.top_block.p6', 256, 2048, 3),
-              **conv('backbone.top_block.p7', 256, 256, 3)}
+    shapes = {
+        **detectron2_resnet(),
+        **detectron2_fpn((3, 4, 5)),
+        **conv('backbone.top_block.p6', 256, 2048, 3),
+        **conv('backbone.top_block.p7', 256, 256, 3),
+    }
     for tower in ('cls_subnet', 'bbox_subnet'):
         for i in (0, 2, 4, 6):
             shapes.update(conv(f'head.{tower}.{i}', 256, 256, 3))
@@ -186,7 +226,7 @@ def msra_pixels(state):
 
 def caffe2_resnet(depth=50, affine_only=True):
     parts = ('s', 'b') if affine_only else ('s', 'b', 'rm', 'riv')
-    shapes = {'conv1_w': (64, 3, 7, 7), 'conv1_b': (64, ), **{f'res_conv1_bn_{part}': (64, ) for part in parts}}
+    shapes = {'conv1_w': (64, 3, 7, 7), 'conv1_b': (64,), **{f'res_conv1_bn_{part}': (64,) for part in parts}}
     inner = 64
     for stage, count in enumerate(BLOCKS[depth]):
         width = 64 * 2**stage
@@ -196,7 +236,7 @@ def caffe2_resnet(depth=50, affine_only=True):
             layers += [('1', width * 4, inner, 1)] if block == 0 else []
             for layer, out, last, kernel in layers:
                 shapes[f'{name}{layer}_w'] = (out, last, kernel, kernel)
-                shapes.update({f'{name}{layer}_bn_{part}': (out, ) for part in parts})
+                shapes.update({f'{name}{layer}_bn_{part}': (out,) for part in parts})
             inner = width * 4
     return shapes
 
@@ -207,31 +247,61 @@ def caffe2_rcnn(classes=80):
     for level, block in ((5, 2), (4, 5), (3, 3), (2, 2)):
         lateral = '' if level == 5 else '_lateral'
         shapes[f'fpn_inner_res{level}_{block}_sum{lateral}_w'] = (256, 64 * 2**level, 1, 1)
-        shapes[f'fpn_inner_res{level}_{block}_sum{lateral}_b'] = (256, )
+        shapes[f'fpn_inner_res{level}_{block}_sum{lateral}_b'] = (256,)
         shapes[f'fpn_res{level}_{block}_sum_w'] = (256, 256, 3, 3)
-        shapes[f'fpn_res{level}_{block}_sum_b'] = (256, )
-    pairs = {'conv_rpn_fpn2': (256, 256, 3, 3), 'rpn_cls_logits_fpn2': (3, 256, 1, 1),
-             'rpn_bbox_pred_fpn2': (12, 256, 1, 1), 'fc6': (1024, 256 * 49), 'fc7': (1024, 1024),
-             'cls_score': (classes + 1, 1024), 'bbox_pred': (4 * (classes + 1), 1024),
-             **{f'_[mask]_fcn{i}': (256, 256, 3, 3) for i in range(1, 5)}, 'conv5_mask': (256, 256, 2, 2),
-             'mask_fcn_logits': (classes + 1, 256, 1, 1)}
+        shapes[f'fpn_res{level}_{block}_sum_b'] = (256,)
+    pairs = {
+        'conv_rpn_fpn2': (256, 256, 3, 3),
+        'rpn_cls_logits_fpn2': (3, 256, 1, 1),
+        'rpn_bbox_pred_fpn2': (12, 256, 1, 1),
+        'fc6': (1024, 256 * 49),
+        'fc7': (1024, 1024),
+        'cls_score': (classes + 1, 1024),
+        'bbox_pred': (4 * (classes + 1), 1024),
+        **{f'_[mask]_fcn{i}': (256, 256, 3, 3) for i in range(1, 5)},
+        'conv5_mask': (256, 256, 2, 2),
+        'mask_fcn_logits': (classes + 1, 256, 1, 1),
+    }
     for name, shape in pairs.items():
-        shapes.update({f'{name}_w': shape, f'{name}_b': (256, ) if name == 'conv5_mask' else (shape[0], )})
+        shapes.update({f'{name}_w': shape, f'{name}_b': (256,) if name == 'conv5_mask' else (shape[0],)})
     return shapes
 
 
 def old_ssd(classes=20):
     """mmdet's SSD300 of 2.0 to 2.13."""
     shapes = {}
-    for index, out, inner in ((0, 64, 3), (2, 64, 64), (5, 128, 64), (7, 128, 128), (10, 256, 128), (12, 256, 256),
-                              (14, 256, 256), (17, 512, 256), (19, 512, 512), (21, 512, 512), (24, 512, 512),
-                              (26, 512, 512), (28, 512, 512), (31, 1024, 512)):
+    for index, out, inner in (
+        (0, 64, 3),
+        (2, 64, 64),
+        (5, 128, 64),
+        (7, 128, 128),
+        (10, 256, 128),
+        (12, 256, 256),
+        (14, 256, 256),
+        (17, 512, 256),
+        (19, 512, 512),
+        (21, 512, 512),
+        (24, 512, 512),
+        (26, 512, 512),
+        (28, 512, 512),
+        (31, 1024, 512),
+    ):
         shapes.update(conv(f'backbone.features.{index}', out, inner, 3))
     shapes.update(conv('backbone.features.33', 1024, 1024, 1))
-    for index, (out, inner, kernel) in enumerate(((256, 1024, 1), (512, 256, 3), (128, 512, 1), (256, 128, 3),
-                                                  (128, 256, 1), (256, 128, 3), (128, 256, 1), (256, 128, 3))):
+    for index, (out, inner, kernel) in enumerate(
+        (
+            (256, 1024, 1),
+            (512, 256, 3),
+            (128, 512, 1),
+            (256, 128, 3),
+            (128, 256, 1),
+            (256, 128, 3),
+            (128, 256, 1),
+            (256, 128, 3),
+        )
+    ):
         shapes.update(conv(f'backbone.extra.{index}', out, inner, kernel))
-    shapes['backbone.l2_norm.weight'] = (512, )
+    shapes['backbone.l2_norm.weight'] = (512,)
     for level, (inner, cells) in enumerate(zip((512, 1024, 512, 256, 256, 256), (4, 6, 6, 6, 4, 4), strict=True)):
         shapes.update(conv(f'bbox_head.cls_convs.{level}', cells * (classes + 1), inner, 3))
         shapes.update(conv(f'bbox_head.reg_convs.{level}', cells * 4, inner, 3))

@@ -3,6 +3,7 @@
 Written from descriptions of gluoncv/model_zoo, of MXNet's operators and of the public symbol file of
 ssd_512_resnet50_v1_voc; shares no code with the package or with mmdet.
 """
+
 from pathlib import Path
 
 import cv2
@@ -56,8 +57,10 @@ def ssd_maps(tensors, x):
             x = walk.conv(x, f'{name}_conv{level}_', stride, padding)
             x = F.relu(walk.norm(x, f'{name}_bn{level}_', 1e-3, fix_gamma=True, stats='moving'))
         features.append(x)
-    return [tuple(walk.conv(x, f'convpredictor{2 * level + part}_conv0_', 1, 1) for part in (0, 1))
-            for level, x in enumerate(features)]
+    return [
+        tuple(walk.conv(x, f'convpredictor{2 * level + part}_conv0_', 1, 1) for part in (0, 1))
+        for level, x in enumerate(features)
+    ]
 
 
 def ssd_decode(maps, anchors, classes):
@@ -66,7 +69,7 @@ def ssd_decode(maps, anchors, classes):
     for (class_map, box_map), grid in zip(maps, anchors, strict=True):
         height, width = class_map.shape[-2:]
         logits = class_map[0].permute(1, 2, 0).reshape(-1, classes + 1)
-        x, y, w, h = (box_map[0].permute(1, 2, 0).reshape(-1, 4) * box_map.new_tensor([.1, .1, .2, .2])).unbind(1)
+        x, y, w, h = (box_map[0].permute(1, 2, 0).reshape(-1, 4) * box_map.new_tensor([0.1, 0.1, 0.2, 0.2])).unbind(1)
         cx, cy, aw, ah = grid[0, 0, :height, :width].to(x).reshape(-1, 4).unbind(1)
         boxes.append(_corners(cx + x * aw, cy + y * ah, aw * w.exp(), ah * h.exp()))
         scores.append(logits.softmax(1)[:, 1:])
@@ -127,7 +130,7 @@ def _corners(cx, cy, w, h):
     return torch.stack([cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2], -1)
 
 
-def box_nms(boxes, scores, threshold=.45, valid=.01, topk=400, keep=100):
+def box_nms(boxes, scores, threshold=0.45, valid=0.01, topk=400, keep=100):
     """MXNet's box_nms over all pairs of a box and a class, suppression within a class: (class, score, x1 .. y2)."""
     index, label = torch.nonzero(scores > valid, as_tuple=True)
     score, order = scores[index, label].sort(descending=True)
@@ -140,7 +143,7 @@ def box_nms(boxes, scores, threshold=.45, valid=.01, topk=400, keep=100):
     overlap = overlap / (area[:, None] + area[None] - overlap)
     for i in range(len(score)):
         if alive[i]:
-            alive[i + 1:] &= ~((overlap[i, i + 1:] > threshold) & (label[i + 1:] == label[i]))
+            alive[i + 1 :] &= ~((overlap[i, i + 1 :] > threshold) & (label[i + 1 :] == label[i]))
     rows = torch.cat([label[:, None].to(boxes), score[:, None], boxes], 1)
     return rows[alive][:keep]
 
@@ -150,7 +153,7 @@ def photo(size, interpolation):
     picture = cv2.imread(str(PHOTO))[:, :, ::-1]
     resized = cv2.resize(picture, (size, size), interpolation=interpolation)
     x = torch.from_numpy(resized.copy()).permute(2, 0, 1)[None].float() / 255
-    mean, std = torch.tensor([.485, .456, .406]), torch.tensor([.229, .224, .225])
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     return (x - mean[:, None, None]) / std[:, None, None], picture.shape[1::-1]
 
 
@@ -163,13 +166,13 @@ def spread_outputs(tensors, outputs):
     changed = dict(tensors)
     for name, (found, mean, std) in outputs.items():
         flat = found[0].flatten(1)
-        factor = std / flat.std(1, correction=0).clamp(min=.1)
+        factor = std / flat.std(1, correction=0).clamp(min=0.1)
         changed[f'{name}weight'] = tensors[f'{name}weight'] * factor[:, None, None, None]
         changed[f'{name}bias'] = (tensors[f'{name}bias'] - flat.mean(1)) * factor + mean
     return changed
 
 
-def assert_same_detections(found, expected, pixels=.02, score=1e-4):
+def assert_same_detections(found, expected, pixels=0.02, score=1e-4):
     """``found``: what an mmdet model predicts, best first; it may go on after GluonCV's list, below its last score."""
     found = torch.cat([found.labels[:, None].float(), found.scores[:, None], found.bboxes], 1)
     assert len(expected) > 20 and len(expected[:, 0].unique()) > 4, 'a test without detections shows nothing'

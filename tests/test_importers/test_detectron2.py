@@ -1,4 +1,5 @@
 """Detectron2's and Caffe2's checkpoints in mmdet's networks. Neither library is needed."""
+
 import re
 
 import pytest
@@ -12,10 +13,16 @@ from mmdeform_upgrade.importers import import_state_dict, matching_formats
 from . import foreign
 from .test_torchvision import FASTER, MASK, RETINA, close, everything_is_accounted_for, resnet
 
-MSRA = {'backbone.style': 'caffe', 'data_preprocessor.mean': [103.53, 116.28, 123.675],
-        'data_preprocessor.std': [1.0, 1.0, 1.0], 'data_preprocessor.bgr_to_rgb': False}
-ROI = {f'roi_head.{name}_roi_extractor.roi_layer': dict(type='RoIAlign', output_size=size, sampling_ratio=2,
-                                                       aligned=False) for name, size in (('bbox', 7), ('mask', 14))}
+MSRA = {
+    'backbone.style': 'caffe',
+    'data_preprocessor.mean': [103.53, 116.28, 123.675],
+    'data_preprocessor.std': [1.0, 1.0, 1.0],
+    'data_preprocessor.bgr_to_rgb': False,
+}
+ROI = {
+    f'roi_head.{name}_roi_extractor.roi_layer': dict(type='RoIAlign', output_size=size, sampling_ratio=2, aligned=False)
+    for name, size in (('bbox', 7), ('mask', 14))
+}
 
 
 def _empty(shapes):
@@ -56,11 +63,21 @@ def test_backbone_and_fpn_compute_in_mmdet_what_detectron2_computes(stock):
         maps = resnet(renamed, x, stride_in=1)
         above, outs = None, []
         for level in (5, 4, 3, 2):
-            lateral = F.conv2d(maps[level - 2], source[f'backbone.fpn_lateral{level}.weight'],
-                               source[f'backbone.fpn_lateral{level}.bias'])
+            lateral = F.conv2d(
+                maps[level - 2],
+                source[f'backbone.fpn_lateral{level}.weight'],
+                source[f'backbone.fpn_lateral{level}.bias'],
+            )
             above = lateral if above is None else lateral + F.interpolate(above, scale_factor=2, mode='nearest')
-            outs.insert(0, F.conv2d(above, source[f'backbone.fpn_output{level}.weight'],
-                                    source[f'backbone.fpn_output{level}.bias'], padding=1))
+            outs.insert(
+                0,
+                F.conv2d(
+                    above,
+                    source[f'backbone.fpn_output{level}.weight'],
+                    source[f'backbone.fpn_output{level}.bias'],
+                    padding=1,
+                ),
+            )
         for ours, theirs in zip(model.extract_feat(x), [*outs, F.max_pool2d(outs[-1], 1, 2)], strict=True):
             close(ours, theirs)
 
@@ -73,9 +90,9 @@ def test_retinanet_keeps_every_anchor_with_its_outputs(stock):
     model.load_state_dict(fit_baseline(imported, model).state_dict, strict=True)
     # Detectron2 lists, for each size, all ratios.
     theirs = []
-    for size in (32, 32 * 2**(1 / 3), 32 * 2**(2 / 3)):
+    for size in (32, 32 * 2 ** (1 / 3), 32 * 2 ** (2 / 3)):
         for ratio in (0.5, 1.0, 2.0):
-            w = (size**2 / ratio)**0.5
+            w = (size**2 / ratio) ** 0.5
             theirs.append((w, ratio * w))
     base = model.bbox_head.prior_generator.base_anchors[0]
     for rows, name in ((80, 'retina_cls'), (4, 'retina_reg')):
@@ -83,7 +100,7 @@ def test_retinanet_keeps_every_anchor_with_its_outputs(stock):
         ours = imported.state_dict[f'bbox_head.{name}.weight']
         for anchor, (x1, y1, x2, y2) in enumerate(base.tolist()):
             index = next(i for i, (w, h) in enumerate(theirs) if abs(w - x2 + x1) < 0.1 and abs(h - y2 + y1) < 0.1)
-            assert torch.equal(ours[anchor * rows:(anchor + 1) * rows], weight[index * rows:(index + 1) * rows])
+            assert torch.equal(ours[anchor * rows : (anchor + 1) * rows], weight[index * rows : (index + 1) * rows])
 
 
 def test_backbones_of_imagenet_are_imported_under_either_prefix():
@@ -92,7 +109,8 @@ def test_backbones_of_imagenet_are_imported_under_either_prefix():
         imported = import_state_dict(source)
         everything_is_accounted_for(imported, source)
         assert {k.removeprefix('backbone.') for k in imported.state_dict} == set(
-            foreign.torchvision_resnet(50, counter=False, fc=False))
+            foreign.torchvision_resnet(50, counter=False, fc=False)
+        )
 
 
 def test_caffe2_rcnn_loads_strictly_with_the_background_moved(stock):
@@ -112,6 +130,7 @@ def test_caffe2_rcnn_loads_strictly_with_the_background_moved(stock):
 @pytest.mark.parametrize('affine_only', [True, False])
 def test_caffe2_backbone_computes_the_same_norms_and_biases(affine_only):
     from mmdet.models import ResNet
+
     source = foreign.random_of(foreign.caffe2_resnet(affine_only=affine_only))
     imported = import_state_dict(source)
     everything_is_accounted_for(imported, source)
@@ -139,8 +158,10 @@ def _norm(y, p, name):
 def test_settings_that_change_the_numbers_are_named(stock):
     source = foreign.msra_pixels(_empty(foreign.detectron2_rcnn()))
     problems = '\n'.join(import_state_dict(source).problems(stock(FASTER)))
-    for text in ("backbone.style='caffe'", 'the weights need mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], '
-                 'bgr_to_rgb=False'):
+    for text in (
+        "backbone.style='caffe'",
+        'the weights need mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False',
+    ):
         assert text in problems, problems
     problems = '\n'.join(import_state_dict(_empty(foreign.caffe2_rcnn())).problems(stock(MASK)))
     for text in ("style='caffe'", 'aligned=False, sampling_ratio=2: set model.roi_head.mask_roi_extractor'):
@@ -159,6 +180,11 @@ def test_networks_that_mmdet_cannot_hold_are_refused():
 
 
 def test_every_family_is_recognised_as_one_format():
-    for shapes in (foreign.detectron2_rcnn, foreign.detectron2_retinanet, foreign.detectron2_resnet,
-                   foreign.caffe2_rcnn, foreign.caffe2_resnet):
+    for shapes in (
+        foreign.detectron2_rcnn,
+        foreign.detectron2_retinanet,
+        foreign.detectron2_resnet,
+        foreign.caffe2_rcnn,
+        foreign.caffe2_resnet,
+    ):
         assert len(matching_formats(_empty(shapes()))) == 1, shapes

@@ -1,4 +1,5 @@
 """From a file of GluonCV's SSD512 to a fine-tuned and tested upgrade, through the tools alone."""
+
 import re
 
 import pytest
@@ -9,7 +10,7 @@ from mmdeform_upgrade.readers import read_checkpoint
 from ..conftest import ROOT, run_tool
 from .gluoncv_files import write_ssd
 
-CONFIG = '''
+CONFIG = """
 _base_ = '{base}'
 classes = ('star', 'ring', 'cross', 'worm', 'crescent', 'arrow', *(f'unused{{i}}' for i in range(14)))
 dataset = dict(
@@ -28,7 +29,7 @@ val_dataloader = dict(
     dataset=dict(dataset, ann_file=lists + 'val.txt', test_mode=True, pipeline=[*load, meta]))
 test_dataloader = val_dataloader
 train_cfg = dict(max_epochs=4)
-'''
+"""
 
 
 @pytest.fixture(scope='module')

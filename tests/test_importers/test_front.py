@@ -1,4 +1,5 @@
 """A foreign baseline all the way into a run: recognised, checked, loaded, recorded."""
+
 import copy
 import zipfile
 
@@ -97,9 +98,13 @@ def test_settings_and_keys_are_refused_in_one_error(tiny_retinanet, torchvision_
     torch.save(state, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError) as error:
         load_baseline(tmp_path / 'a.pth', build(cfg))
-    for text in ('a.pth: it was recognised as torchvision RetinaNet', 'relu_before_extra_convs=True',
-                 'bgr_to_rgb=False', 'missing in the checkpoint (1): bbox_head.retina_reg.bias',
-                 'conv1.weight: the checkpoint has (8, 3, 5'):
+    for text in (
+        'a.pth: it was recognised as torchvision RetinaNet',
+        'relu_before_extra_convs=True',
+        'bgr_to_rgb=False',
+        'missing in the checkpoint (1): bbox_head.retina_reg.bias',
+        'conv1.weight: the checkpoint has (8, 3, 5',
+    ):
         assert text in str(error.value), text
 
 
@@ -124,6 +129,7 @@ def test_formats_have_names_of_their_own():
 
 def test_mmengine_loads_through_the_scheme_without_the_hook(tiny_retinanet, torchvision_file, trained, tmp_path):
     from mmdet.apis import init_detector
+
     address = f'baseline://{torchvision_file}'
     _same(init_detector(str(tiny_retinanet), address, device='cpu').state_dict(), trained)
     cfg = Config.fromfile(tiny_retinanet)
@@ -136,10 +142,12 @@ def test_mmengine_loads_through_the_scheme_without_the_hook(tiny_retinanet, torc
 
 def test_init_cfg_takes_a_backbone_through_the_scheme(tmp_path):
     from mmdet.models import ResNet
+
     source = foreign.random_of(foreign.torchvision_resnet(18))
     torch.save(source, tmp_path / 'resnet18.pth')
-    backbone = ResNet(18, init_cfg=dict(type='Pretrained', checkpoint=f'baseline://{tmp_path}/resnet18.pth',
-                                        prefix='backbone.'))
+    backbone = ResNet(
+        18, init_cfg=dict(type='Pretrained', checkpoint=f'baseline://{tmp_path}/resnet18.pth', prefix='backbone.')
+    )
     backbone.init_weights()
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, source[name]), name
@@ -152,8 +160,9 @@ def _runner(cfg, work_dir, **options):
     return Runner.from_cfg(cfg)
 
 
-def test_a_run_starts_from_a_foreign_baseline_and_resumes_without_importing(tiny_retinanet, torchvision_file, trained,
-                                                                           tmp_path):
+def test_a_run_starts_from_a_foreign_baseline_and_resumes_without_importing(
+    tiny_retinanet, torchvision_file, trained, tmp_path
+):
     cfg = _upgraded(tiny_retinanet)
     cfg.load_from = str(torchvision_file)
     runner = _runner(cfg, tmp_path / 'a', **{'optim_wrapper.optimizer.lr': 0.0})
@@ -162,8 +171,11 @@ def test_a_run_starts_from_a_foreign_baseline_and_resumes_without_importing(tiny
     provenance = saved['meta']['deform_upgrade']
     assert provenance['baseline'] == 'weights.bin' and 'pascal_voc/mAP' in provenance['before_training']
     assert provenance['imported'] == dict(
-        format='torchvision RetinaNet with FPN', tensors=len([name for name in trained if 'num_batches' not in name]),
-        changed={'rows of the classes alone': 2}, dropped={})
+        format='torchvision RetinaNet with FPN',
+        tensors=len([name for name in trained if 'num_batches' not in name]),
+        changed={'rows of the classes alone': 2},
+        dropped={},
+    )
     _same(saved['state_dict'], trained)
 
     resumed = _runner(cfg, tmp_path / 'b', load_from=str(tmp_path / 'a' / 'epoch_1.pth'), resume=True)

@@ -1,4 +1,5 @@
 """ssd_512_resnet50_v1: an import computes what GluonCV's network computes."""
+
 import cv2
 import pytest
 import torch
@@ -61,13 +62,13 @@ def _error(model, small):
             found = model.bbox_head(model.extract_feat(x))
     finally:
         model.float()
-    worst = 0.
+    worst = 0.0
     for cls, box, (expected_cls, expected_box) in zip(*found, expected, strict=True):
         expected_cls = expected_cls.unflatten(1, (-1, 21))
         expected_cls = torch.cat([expected_cls[:, :, 1:], expected_cls[:, :, :1]], 2).flatten(1, 2)
         for a, b in ((cls, expected_cls), (box, expected_box)):
             assert a.shape == b.shape
-            assert .2 < b.std() < 4, 'values are of order one'
+            assert 0.2 < b.std() < 4, 'values are of order one'
             worst = max(worst, float((a - b).abs().max()))
     return worst
 
@@ -111,8 +112,18 @@ def _stride_in_the_3x3(model, tensors):
     block.conv1.stride, block.conv2.stride = (1, 1), (2, 2)
 
 
-@pytest.mark.parametrize('mistake', [_missed_fold, _wrong_eps, _wrong_backbone_eps, _stored_gamma, _missed_roll,
-                                     _roll_the_other_way, _stride_in_the_3x3])
+@pytest.mark.parametrize(
+    'mistake',
+    [
+        _missed_fold,
+        _wrong_eps,
+        _wrong_backbone_eps,
+        _stored_gamma,
+        _missed_roll,
+        _roll_the_other_way,
+        _stride_in_the_3x3,
+    ],
+)
 def test_each_mistake_shows_in_the_raw_maps(model, imported, tensors, small, mistake):
     eps = {module: module.eps for module in model.modules() if hasattr(module, 'eps')}
     block = model.backbone.layer4[0]
@@ -127,20 +138,29 @@ def test_each_mistake_shows_in_the_raw_maps(model, imported, tensors, small, mis
 
 
 def _lively(tensors, x):
-    rows = [torch.tensor([3.] + [0.] * 20).repeat(anchors) for anchors in (4, 6, 6, 6, 4, 4)]
+    rows = [torch.tensor([3.0] + [0.0] * 20).repeat(anchors) for anchors in (4, 6, 6, 6, 4, 4)]
     maps = oracles.ssd_maps(tensors, x)
-    return oracles.spread_outputs(tensors, {
-        f'convpredictor{2 * level + part}_conv0_': (found, (rows[level], 0.)[part], (1.5, .5)[part])
-        for level, pair in enumerate(maps) for part, found in enumerate(pair)})
+    return oracles.spread_outputs(
+        tensors,
+        {
+            f'convpredictor{2 * level + part}_conv0_': (found, (rows[level], 0.0)[part], (1.5, 0.5)[part])
+            for level, pair in enumerate(maps)
+            for part, found in enumerate(pair)
+        },
+    )
 
 
 def test_detections_on_a_photograph_are_gluoncvs(model, imported, cfg, tensors):
     from mmdet.apis import inference_detector
+
     x, (width, height) = oracles.photo(512, cv2.INTER_LINEAR)  # 512 x 600: not smaller on both sides
     with torch.no_grad():
         tensors = _lively(tensors, x)
-        boxes, scores = oracles.ssd_decode(oracles.ssd_maps(tensors, x), [
-            tensors[f'ssdanchorgenerator{level}_anchor_{level}'] for level in range(6)], 20)
+        boxes, scores = oracles.ssd_decode(
+            oracles.ssd_maps(tensors, x),
+            [tensors[f'ssdanchorgenerator{level}_anchor_{level}'] for level in range(6)],
+            20,
+        )
     expected = oracles.box_nms(boxes, scores)
     expected[:, 2:] *= torch.tensor([width, height, width, height]) / 512
     init_default_scope('mmdet')
@@ -165,8 +185,14 @@ def test_all_four_ways_of_naming_mean_the_same(tensors, imported, dialect):
 
 def test_the_record_says_what_was_done(imported):
     text = str(imported)
-    for words in ('353 tensors renamed', '14 dropped', "the convolution's bias subtracted", 'set to 1 (fix_gamma)',
-                  'the background moved from the first place to the last', 'compared with it'):
+    for words in (
+        '353 tensors renamed',
+        '14 dropped',
+        "the convolution's bias subtracted",
+        'set to 1 (fix_gamma)',
+        'the background moved from the first place to the last',
+        'compared with it',
+    ):
         assert words in text
     assert imported.renamed['resnetv10_stage1_conv0_bias'] == 'backbone.layer1.0.bn1.running_mean'
     assert imported.changed['backbone.layer1.0.bn1.running_mean'] == "the convolution's bias subtracted"
@@ -190,21 +216,31 @@ def test_the_coco_file_fits_the_coco_config_and_no_other(model):
 
 def test_a_network_that_computes_something_else_is_told(imported, cfg):
     changed = cfg.copy()
-    changed.merge_from_dict({'model.data_preprocessor.bgr_to_rgb': False, 'model.backbone.style': 'pytorch',
-                             'model.neck.norm_cfg': dict(type='BN', eps=1e-5),
-                             'model.bbox_head.bbox_coder.target_stds': [1., 1., 1., 1.],
-                             'model.bbox_head.anchor_generator.min_sizes': [51.2, 102.4, 189.4, 276.4, 363.52, 451]})
+    changed.merge_from_dict(
+        {
+            'model.data_preprocessor.bgr_to_rgb': False,
+            'model.backbone.style': 'pytorch',
+            'model.neck.norm_cfg': dict(type='BN', eps=1e-5),
+            'model.bbox_head.bbox_coder.target_stds': [1.0, 1.0, 1.0, 1.0],
+            'model.bbox_head.anchor_generator.min_sizes': [51.2, 102.4, 189.4, 276.4, 363.52, 451],
+        }
+    )
     problems = imported.problems(build(changed))
     assert len(problems) == 5
-    for words in ('8 batch norms of neck have another eps than the 0.001', "style='caffe'", 'anchors of level 5',
-                  'target_means, target_stds', 'bgr_to_rgb=False; the file was trained with'):
+    for words in (
+        '8 batch norms of neck have another eps than the 0.001',
+        "style='caffe'",
+        'anchors of level 5',
+        'target_means, target_stds',
+        'bgr_to_rgb=False; the file was trained with',
+    ):
         assert sum(words in problem for problem in problems) == 1, words
 
 
 def test_the_papers_own_preprocessing_is_told(imported):
     cfg = Config.fromfile(ROOT / 'configs/ssd/ssd512_r50_240e_voc0712.py')
     cfg.model.backbone.init_cfg = None
-    problem, = imported.problems(build(cfg))
+    (problem,) = imported.problems(build(cfg))
     assert 'mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False; the file was trained with' in problem
 
 
@@ -235,10 +271,16 @@ def test_all_problems_are_told_at_once(tensors):
     named['expand_bn1_beta'] = named['expand_bn1_beta'].to(torch.int8)
     with pytest.raises(CheckpointError, match='looks like a GluonCV SSD512') as error:
         GLUONCV_SSD.convert(named)
-    for words in ('missing (2): resnetv1_stage4_conv2_weight, anchor_generators.0.anchors', 'network (1): surplus',
-                  'resnetv10_stage1_conv0_bias has the shape (3,)', 'level 1 has 125 class and 24 box outputs',
-                  'level 2 has 126 class and 22 box outputs', 'different numbers of classes: [20, 29]',
-                  'expand_bn0_beta and ssd1_expand_bn0_beta are the same', 'expand_bn1_beta is torch.int8'):
+    for words in (
+        'missing (2): resnetv1_stage4_conv2_weight, anchor_generators.0.anchors',
+        'network (1): surplus',
+        'resnetv10_stage1_conv0_bias has the shape (3,)',
+        'level 1 has 125 class and 24 box outputs',
+        'level 2 has 126 class and 22 box outputs',
+        'different numbers of classes: [20, 29]',
+        'expand_bn0_beta and ssd1_expand_bn0_beta are the same',
+        'expand_bn1_beta is torch.int8',
+    ):
         assert words in str(error.value), words
 
 

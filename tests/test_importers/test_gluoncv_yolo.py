@@ -1,4 +1,5 @@
 """yolo3_darknet53: an import computes what GluonCV's network computes."""
+
 import cv2
 import pytest
 import torch
@@ -57,12 +58,12 @@ def _error(model, small):
     model.double()
     try:
         with torch.no_grad():
-            found, = model.bbox_head(model.extract_feat(x))
+            (found,) = model.bbox_head(model.extract_feat(x))
     finally:
         model.float()
     for a, b in zip(found, expected, strict=True):
         assert a.shape == b.shape
-        assert .2 < b.std() < 4, 'values are of order one'
+        assert 0.2 < b.std() < 4, 'values are of order one'
     return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
 
 
@@ -83,13 +84,17 @@ def _swapped_convolutions(model):
 
 
 def _wrong_slope(model):
-    model.bbox_head.convs_bridge[0].activate.negative_slope = .11
+    model.bbox_head.convs_bridge[0].activate.negative_slope = 0.11
 
 
 @pytest.mark.parametrize('mistake', [_wrong_eps, _swapped_convolutions, _wrong_slope])
 def test_each_mistake_shows_in_the_raw_maps(model, imported, small, mistake):
-    kept = [(module, key, getattr(module, key)) for module in model.modules() for key in ('eps', 'negative_slope')
-            if hasattr(module, key)]
+    kept = [
+        (module, key, getattr(module, key))
+        for module in model.modules()
+        for key in ('eps', 'negative_slope')
+        if hasattr(module, key)
+    ]
     try:
         mistake(model)
         assert _error(model, small) > 20 * TOLERANCE
@@ -100,19 +105,26 @@ def test_each_mistake_shows_in_the_raw_maps(model, imported, small, mistake):
 
 
 def _lively(tensors, x):
-    mean = torch.tensor([0., 0., 0., 0., -1.] + [-4.] * 20).repeat(3)
-    std = torch.tensor([1., 1., .1, .1, 1.5] + [1.5] * 20).repeat(3)
-    return oracles.spread_outputs(tensors, {f'yolo_outputs.{level}.prediction.': (found, mean, std)
-                                            for level, found in enumerate(oracles.yolo_maps(tensors, x))})
+    mean = torch.tensor([0.0, 0.0, 0.0, 0.0, -1.0] + [-4.0] * 20).repeat(3)
+    std = torch.tensor([1.0, 1.0, 0.1, 0.1, 1.5] + [1.5] * 20).repeat(3)
+    return oracles.spread_outputs(
+        tensors,
+        {
+            f'yolo_outputs.{level}.prediction.': (found, mean, std)
+            for level, found in enumerate(oracles.yolo_maps(tensors, x))
+        },
+    )
 
 
 def test_detections_on_a_photograph_are_gluoncvs(model, imported, cfg, tensors):
     from mmdet.apis import inference_detector
+
     x, (width, height) = oracles.photo(416, cv2.INTER_AREA)
     with torch.no_grad():
         tensors = _lively(tensors, x)
-        boxes, scores = oracles.yolo_decode(oracles.yolo_maps(tensors, x), [
-            tensors[f'yolo_outputs.{level}.anchors'] for level in range(3)], 20)
+        boxes, scores = oracles.yolo_decode(
+            oracles.yolo_maps(tensors, x), [tensors[f'yolo_outputs.{level}.anchors'] for level in range(3)], 20
+        )
     expected = oracles.box_nms(boxes, scores)
     expected[:, 2:] *= torch.tensor([width, height, width, height]) / 416
     init_default_scope('mmdet')
@@ -121,7 +133,7 @@ def test_detections_on_a_photograph_are_gluoncvs(model, imported, cfg, tensors):
     found = inference_detector(model, str(oracles.PHOTO)).pred_instances
     model.load_state_dict(imported.state_dict)
     # mmdet thresholds the two factors of a score, GluonCV their product
-    oracles.assert_same_detections(found[found.scores > .01], expected)
+    oracles.assert_same_detections(found[found.scores > 0.01], expected)
 
 
 @pytest.mark.parametrize('dialect', files.DIALECTS)
@@ -140,7 +152,7 @@ def test_the_coco_file_fits_the_coco_config_and_no_other(model):
     coco = build(Config.fromfile(CONFIGS / 'yolov3_d53-416_coco.py'))
     coco.load_state_dict(imported.state_dict, strict=True)
     assert imported.problems(coco) == []
-    problem, = imported.problems(model)
+    (problem,) = imported.problems(model)
     assert problem.startswith('the file was trained on 80 classes, the network has 20: set num_classes=80')
 
 
@@ -158,16 +170,26 @@ def test_other_sizes_change_the_resize_alone(size, data):
 
 def test_a_network_that_computes_something_else_is_told(imported):
     cfg = Config.fromfile(CONFIGS / 'yolov3_d53-416_voc.py')
-    cfg.merge_from_dict({'model.data_preprocessor.std': [255., 255., 255.],
-                         'model.neck.norm_cfg': dict(type='BN', eps=1e-3),
-                         'model.backbone.act_cfg': dict(type='LeakyReLU', negative_slope=.2),
-                         'model.bbox_head.anchor_generator.base_sizes': [
-                             [(116, 90), (156, 198), (373, 326)], [(30, 61), (62, 45), (59, 119)],
-                             [(10, 13), (33, 23), (16, 30)]]})
+    cfg.merge_from_dict(
+        {
+            'model.data_preprocessor.std': [255.0, 255.0, 255.0],
+            'model.neck.norm_cfg': dict(type='BN', eps=1e-3),
+            'model.backbone.act_cfg': dict(type='LeakyReLU', negative_slope=0.2),
+            'model.bbox_head.anchor_generator.base_sizes': [
+                [(116, 90), (156, 198), (373, 326)],
+                [(30, 61), (62, 45), (59, 119)],
+                [(10, 13), (33, 23), (16, 30)],
+            ],
+        }
+    )
     problems = imported.problems(build(cfg))
     assert len(problems) == 4
-    for words in ('17 batch norms of neck have another eps than the 1e-05', 'LeakyReLUs of slope [0.2]',
-                  'the file has the anchors', 'std=[255.0, 255.0, 255.0]'):
+    for words in (
+        '17 batch norms of neck have another eps than the 1e-05',
+        'LeakyReLUs of slope [0.2]',
+        'the file has the anchors',
+        'std=[255.0, 255.0, 255.0]',
+    ):
         assert sum(words in problem for problem in problems) == 1, words
 
 
@@ -185,6 +207,10 @@ def test_all_problems_are_told_at_once(tensors):
     named['transitions.0.2.weight'] = torch.zeros(1)
     with pytest.raises(CheckpointError, match='looks like a GluonCV YOLOv3') as error:
         GLUONCV_YOLO.convert(named)
-    for words in ('missing (2): stages.0.0.0.weight, yolo_outputs.1.offsets', 'network (1): transitions.0.2.weight',
-                  'anchors of level 0 have the shape (6,)', '[75, 75, 76] outputs'):
+    for words in (
+        'missing (2): stages.0.0.0.weight, yolo_outputs.1.offsets',
+        'network (1): transitions.0.2.weight',
+        'anchors of level 0 have the shape (6,)',
+        '[75, 75, 76] outputs',
+    ):
         assert words in str(error.value), words

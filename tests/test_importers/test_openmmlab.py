@@ -1,4 +1,5 @@
 """Checkpoints of older OpenMMLab releases, and of today's."""
+
 import pytest
 import torch
 
@@ -40,6 +41,7 @@ def test_a_faster_rcnn_keeps_its_rpn(stock):
 
 def test_todays_checkpoints_pass_untouched(tiny_baseline):
     from mmdeform_upgrade.readers import read_checkpoint
+
     saved = read_checkpoint(tiny_baseline)
     imported = import_state_dict(saved['state_dict'], saved['meta'])
     assert imported.format == PLAIN and not imported.changed and not imported.dropped
@@ -52,16 +54,19 @@ def test_classes_of_version_two_become_dataset_meta():
     assert dataset_meta(meta) == dict(classes=('a', 'b'), palette=[[0, 0, 0]])
     imported = import_state_dict({'backbone.conv1.weight': torch.ones(1)}, meta)
     assert imported.classes == ('a', 'b') and imported.format == 'MMDetection 2 or MMSegmentation 0'
-    today = dict(dataset_meta=dict(classes=('x', )), CLASSES=('y', ))
-    assert dataset_meta(today) == dict(classes=('x', )) and dataset_meta(None) == {}
+    today = dict(dataset_meta=dict(classes=('x',)), CLASSES=('y',))
+    assert dataset_meta(today) == dict(classes=('x',)) and dataset_meta(None) == {}
 
 
-@pytest.mark.parametrize('source,meta', [
-    ({'bbox_head.fc_cls.weight': (81, 1024)}, None),
-    ({'bbox_head.2.fc_cls.weight': (81, 1024)}, None),
-    ({'backbone.conv1.weight': (64, 3, 7, 7)}, dict(mmdet_version='1.2.0+c3f5')),
-    ({'backbone.conv1.weight': (64, 3, 7, 7)}, dict(mmdet_version='0.6.0')),
-])
+@pytest.mark.parametrize(
+    'source,meta',
+    [
+        ({'bbox_head.fc_cls.weight': (81, 1024)}, None),
+        ({'bbox_head.2.fc_cls.weight': (81, 1024)}, None),
+        ({'backbone.conv1.weight': (64, 3, 7, 7)}, dict(mmdet_version='1.2.0+c3f5')),
+        ({'backbone.conv1.weight': (64, 3, 7, 7)}, dict(mmdet_version='0.6.0')),
+    ],
+)
 def test_version_one_is_refused_with_the_reason(source, meta):
     with pytest.raises(CheckpointError, match='MMDetection 1 or older, which had the background as its first class'):
         import_state_dict(_empty(source), meta)

@@ -1,4 +1,5 @@
 """tools/model_converters/import_baseline.py."""
+
 import importlib.util
 import pickle
 
@@ -45,11 +46,16 @@ def test_classes_are_written_where_they_are_known(main, torchvision_state, tmp_p
     for part in ('weight', 'bias'):
         name = f'head.classification_head.cls_logits.{part}'
         coco[name] = torch.randn(9 * 91, *coco[name].shape[1:])
-    old = {'meta': dict(mmdet_version='2.20.0', CLASSES=('a', 'b'), epoch=3, iter=9),
-           'state_dict': {'backbone.conv1.weight': torch.ones(1)}, 'optimizer': {}}
-    for name, checkpoint, classes, what in (('coco', coco, CLASSES, '80 of 91 rows selected'),
-                                            ('old', old, ('a', 'b'), 'MMDetection 2'),
-                                            ('unknown', torchvision_state, None, 'torchvision RetinaNet')):
+    old = {
+        'meta': dict(mmdet_version='2.20.0', CLASSES=('a', 'b'), epoch=3, iter=9),
+        'state_dict': {'backbone.conv1.weight': torch.ones(1)},
+        'optimizer': {},
+    }
+    for name, checkpoint, classes, what in (
+        ('coco', coco, CLASSES, '80 of 91 rows selected'),
+        ('old', old, ('a', 'b'), 'MMDetection 2'),
+        ('unknown', torchvision_state, None, 'torchvision RetinaNet'),
+    ):
         torch.save(checkpoint, tmp_path / f'{name}.pth')
         main(tmp_path / f'{name}.pth', tmp_path / 'new.pth', '--force')
         saved = read_checkpoint(tmp_path / 'new.pth')
@@ -91,14 +97,16 @@ def test_errors_are_one_message(tmp_path):
     (tmp_path / 'page.pth').write_text('<html>')
     result = run_tool('model_converters/import_baseline.py', tmp_path / 'page.pth', tmp_path / 'out.pth', check=False)
     assert result.returncode == 2 and result.stderr.strip().endswith(
-        '(a login or error page was saved); download it again')
+        '(a login or error page was saved); download it again'
+    )
     assert 'Traceback' not in result.stderr and not (tmp_path / 'out.pth').exists()
 
 
 def test_an_upgrade_and_its_control_start_from_a_foreign_file(tiny_retinanet, torchvision_file, trained, tmp_path):
     up, control = tmp_path / 'up.py', tmp_path / 'control.py'
-    plan = run_tool('upgrade.py', tiny_retinanet, torchvision_file, '--out', up, '--control', control,
-                    '--epoch-ratio', 1).stdout
+    plan = run_tool(
+        'upgrade.py', tiny_retinanet, torchvision_file, '--out', up, '--control', control, '--epoch-ratio', 1
+    ).stdout
     assert 'imported torchvision RetinaNet with FPN: ' in plan and '6 offset tensors start at zero' in plan
     for path in (up, control):
         cfg = Config.fromfile(path)

@@ -1,4 +1,5 @@
 """torchvision's checkpoints in mmdet's and mmseg's networks. torchvision itself is not needed."""
+
 import math
 import re
 
@@ -39,8 +40,9 @@ def resnet(p, x, prefix='', stride_in=2, dilations=(1, 1, 1, 1)):
     """A bottleneck ResNet on parameters named by torchvision; all four stages."""
 
     def norm(x, name):
-        return F.batch_norm(x, p[f'{name}.running_mean'], p[f'{name}.running_var'], p[f'{name}.weight'],
-                            p[f'{name}.bias'])
+        return F.batch_norm(
+            x, p[f'{name}.running_mean'], p[f'{name}.running_var'], p[f'{name}.weight'], p[f'{name}.bias']
+        )
 
     x = F.relu(norm(F.conv2d(x, p[f'{prefix}conv1.weight'], stride=2, padding=3), f'{prefix}bn1'))
     x = F.max_pool2d(x, 3, 2, 1)
@@ -54,8 +56,13 @@ def resnet(p, x, prefix='', stride_in=2, dilations=(1, 1, 1, 1)):
             dilation = max(1, dilation // 2) if block == 0 else dilation
             y = F.conv2d(x, p[f'{name}.conv1.weight'], stride=stride if stride_in == 1 else 1)
             y = F.relu(norm(y, f'{name}.bn1'))
-            y = F.conv2d(y, p[f'{name}.conv2.weight'], stride=stride if stride_in == 2 else 1, padding=dilation,
-                         dilation=dilation)
+            y = F.conv2d(
+                y,
+                p[f'{name}.conv2.weight'],
+                stride=stride if stride_in == 2 else 1,
+                padding=dilation,
+                dilation=dilation,
+            )
             y = F.relu(norm(y, f'{name}.bn2'))
             y = norm(F.conv2d(y, p[f'{name}.conv3.weight']), f'{name}.bn3')
             if f'{name}.downsample.0.weight' in p:
@@ -74,6 +81,7 @@ def close(result, expected):
 
 def test_resnet_50_computes_in_mmdet_what_torchvision_computes():
     from mmdet.models import ResNet
+
     source = foreign.random_of(foreign.torchvision_resnet())
     imported = import_state_dict(source)
     everything_is_accounted_for(imported, source)
@@ -106,8 +114,11 @@ def _ssd_maps(p, x):
         return F.conv2d(x, p[f'{name}.weight'], p[f'{name}.bias'], **options)
 
     for index in (0, 2, 'p', 5, 7, 'p', 10, 12, 14, 'c', 17, 19, 21):
-        x = (F.max_pool2d(x, 2, ceil_mode=index == 'c') if isinstance(index, str)
-             else F.relu(conv(x, f'backbone.features.{index}', padding=1)))
+        x = (
+            F.max_pool2d(x, 2, ceil_mode=index == 'c')
+            if isinstance(index, str)
+            else F.relu(conv(x, f'backbone.features.{index}', padding=1))
+        )
     maps = [p['backbone.scale_weight'].view(1, -1, 1, 1) * F.normalize(x)]
     x = F.max_pool2d(x, 2)
     for index in (1, 3, 5):
@@ -118,15 +129,17 @@ def _ssd_maps(p, x):
         x = F.relu(conv(maps[-1], f'backbone.extra.{level}.0'))
         options = dict(stride=2, padding=1) if level < 3 else {}
         maps.append(F.relu(conv(x, f'backbone.extra.{level}.2', **options)))
-    return [[conv(x, f'head.{head}_head.module_list.{i}', padding=1) for i, x in enumerate(maps)]
-            for head in ('classification', 'regression')]
+    return [
+        [conv(x, f'head.{head}_head.module_list.{i}', padding=1) for i, x in enumerate(maps)]
+        for head in ('classification', 'regression')
+    ]
 
 
 def _torchvision_boxes(level, deltas):
     """Decoded boxes of a level's middle cell, (A, 4), with torchvision's clipped default boxes."""
     scales = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
-    ratios, step = ((2, ), (2, 3), (2, 3), (2, 3), (2, ), (2, ))[level], (8, 16, 32, 64, 100, 300)[level]
-    sides = [(scales[level], ) * 2, (math.sqrt(scales[level] * scales[level + 1]), ) * 2]
+    ratios, step = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))[level], (8, 16, 32, 64, 100, 300)[level]
+    sides = [(scales[level],) * 2, (math.sqrt(scales[level] * scales[level + 1]),) * 2]
     for ratio in ratios:
         w, h = scales[level] * math.sqrt(ratio), scales[level] / math.sqrt(ratio)
         sides += [(w, h), (h, w)]
@@ -201,18 +214,43 @@ def test_deeplab_computes_in_mmseg_what_torchvision_computes():
     from mmengine.config import Config
 
     from ..conftest import build
+
     norm_cfg = dict(type='BN')
     head = dict(num_classes=21, norm_cfg=norm_cfg, align_corners=False, loss_decode=dict(type='CrossEntropyLoss'))
-    cfg = Config(dict(default_scope='mmseg', model=dict(
-        type='EncoderDecoder',
-        data_preprocessor=dict(type='SegDataPreProcessor', mean=[123.675, 116.28, 103.53],
-                               std=[58.395, 57.12, 57.375], bgr_to_rgb=True),
-        backbone=dict(type='ResNet', depth=50, dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1), style='pytorch',
-                      contract_dilation=True, norm_cfg=norm_cfg),
-        decode_head=dict(type='ProjectedASPPHead', in_channels=2048, in_index=3, channels=256,
-                         dilations=(1, 12, 24, 36), **head),
-        auxiliary_head=dict(type='FCNHead', in_channels=1024, in_index=2, channels=256, num_convs=1,
-                            concat_input=False, **head))))
+    cfg = Config(
+        dict(
+            default_scope='mmseg',
+            model=dict(
+                type='EncoderDecoder',
+                data_preprocessor=dict(
+                    type='SegDataPreProcessor',
+                    mean=[123.675, 116.28, 103.53],
+                    std=[58.395, 57.12, 57.375],
+                    bgr_to_rgb=True,
+                ),
+                backbone=dict(
+                    type='ResNet',
+                    depth=50,
+                    dilations=(1, 1, 2, 4),
+                    strides=(1, 2, 1, 1),
+                    style='pytorch',
+                    contract_dilation=True,
+                    norm_cfg=norm_cfg,
+                ),
+                decode_head=dict(
+                    type='ProjectedASPPHead',
+                    in_channels=2048,
+                    in_index=3,
+                    channels=256,
+                    dilations=(1, 12, 24, 36),
+                    **head,
+                ),
+                auxiliary_head=dict(
+                    type='FCNHead', in_channels=1024, in_index=2, channels=256, num_convs=1, concat_input=False, **head
+                ),
+            ),
+        )
+    )
     p = foreign.random_of(foreign.torchvision_deeplab())
     imported = import_state_dict(p)
     everything_is_accounted_for(imported, p)
@@ -221,8 +259,9 @@ def test_deeplab_computes_in_mmseg_what_torchvision_computes():
 
     def unit(x, conv, norm, **options):
         x = F.conv2d(x, p[f'{conv}.weight'], **options)
-        return F.relu(F.batch_norm(x, *(p[f'{norm}.{key}'] for key in ('running_mean', 'running_var', 'weight',
-                                                                       'bias'))))
+        return F.relu(
+            F.batch_norm(x, *(p[f'{norm}.{key}'] for key in ('running_mean', 'running_var', 'weight', 'bias')))
+        )
 
     x = torch.randn(1, 3, 65, 65)
     with torch.no_grad():
@@ -231,8 +270,10 @@ def test_deeplab_computes_in_mmseg_what_torchvision_computes():
         for one, two in zip(ours, maps, strict=True):
             close(one, two)
         branches = [unit(maps[3], 'classifier.0.convs.0.0', 'classifier.0.convs.0.1')]
-        branches += [unit(maps[3], f'classifier.0.convs.{i}.0', f'classifier.0.convs.{i}.1', padding=d, dilation=d)
-                     for i, d in ((1, 12), (2, 24), (3, 36))]
+        branches += [
+            unit(maps[3], f'classifier.0.convs.{i}.0', f'classifier.0.convs.{i}.1', padding=d, dilation=d)
+            for i, d in ((1, 12), (2, 24), (3, 36))
+        ]
         pooled = unit(F.adaptive_avg_pool2d(maps[3], 1), 'classifier.0.convs.4.1', 'classifier.0.convs.4.2')
         branches.append(F.interpolate(pooled, size=maps[3].shape[2:], mode='bilinear', align_corners=False))
         y = unit(torch.cat(branches, 1), 'classifier.0.project.0', 'classifier.0.project.1')
@@ -248,13 +289,32 @@ def test_deeplab_computes_in_mmseg_what_torchvision_computes():
         assert text in problems, text
 
 
-@pytest.mark.parametrize('shapes,config,settings', [
-    (foreign.torchvision_rcnn, FASTER,
-     ['backbone.norm_cfg.eps', r'aligned=True, sampling_ratio=0; the weights need aligned=False, sampling_ratio=2']),
-    (foreign.torchvision_retinanet, RETINA, ['eps 1e-05', "add_extra_convs='on_output'", 'relu_before_extra_convs']),
-    (foreign.torchvision_ssd, SSD, [r'data_preprocessor has mean=\[123.675, .*bgr_to_rgb=True; the weights need '
-                                    r'mean=\[123.0, 117.0, 104.0\]']),
-])
+@pytest.mark.parametrize(
+    'shapes,config,settings',
+    [
+        (
+            foreign.torchvision_rcnn,
+            FASTER,
+            [
+                'backbone.norm_cfg.eps',
+                r'aligned=True, sampling_ratio=0; the weights need aligned=False, sampling_ratio=2',
+            ],
+        ),
+        (
+            foreign.torchvision_retinanet,
+            RETINA,
+            ['eps 1e-05', "add_extra_convs='on_output'", 'relu_before_extra_convs'],
+        ),
+        (
+            foreign.torchvision_ssd,
+            SSD,
+            [
+                r'data_preprocessor has mean=\[123.675, .*bgr_to_rgb=True; the weights need '
+                r'mean=\[123.0, 117.0, 104.0\]'
+            ],
+        ),
+    ],
+)
 def test_settings_that_change_the_numbers_are_named(stock, shapes, config, settings):
     state = {name: torch.empty(shape, device='meta') for name, shape in shapes().items()}
     problems = '\n'.join(import_state_dict(state).problems(stock(config)))
@@ -264,9 +324,17 @@ def test_settings_that_change_the_numbers_are_named(stock, shapes, config, setti
 
 def test_other_anchors_coders_and_styles_are_named(stock):
     state = {name: torch.empty(shape, device='meta') for name, shape in foreign.torchvision_rcnn().items()}
-    model = stock(FASTER, {**FROM_COCO, **ROI, 'backbone.style': 'caffe', 'rpn_head.anchor_generator.scales': [4],
-                           'roi_head.bbox_head.bbox_coder.target_stds': [0.05, 0.05, 0.1, 0.1],
-                           'data_preprocessor.bgr_to_rgb': False})
+    model = stock(
+        FASTER,
+        {
+            **FROM_COCO,
+            **ROI,
+            'backbone.style': 'caffe',
+            'rpn_head.anchor_generator.scales': [4],
+            'roi_head.bbox_head.bbox_coder.target_stds': [0.05, 0.05, 0.1, 0.1],
+            'data_preprocessor.bgr_to_rgb': False,
+        },
+    )
     problems = import_state_dict(state).problems(model)
     assert len(problems) == 4
     for text in ("backbone.style='pytorch'", 'anchors of level 0 are 23x11, 16x16', 'target_stds', 'bgr_to_rgb=False'):
@@ -283,7 +351,12 @@ def test_names_beyond_the_table_are_refused_together():
 
 
 def test_every_family_is_recognised_as_one_format():
-    for shapes in (foreign.torchvision_resnet, foreign.torchvision_ssd, foreign.torchvision_rcnn,
-                   foreign.torchvision_retinanet, foreign.torchvision_deeplab):
+    for shapes in (
+        foreign.torchvision_resnet,
+        foreign.torchvision_ssd,
+        foreign.torchvision_rcnn,
+        foreign.torchvision_retinanet,
+        foreign.torchvision_deeplab,
+    ):
         state = {name: torch.empty(shape, device='meta') for name, shape in shapes().items()}
         assert len(matching_formats(state)) == 1, shapes

@@ -1,4 +1,5 @@
 """Cases and measures that the operator's tests share."""
+
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ NAMES = ('input', 'offset', 'weight', 'bias', 'mask')
 @dataclass(frozen=True)
 class Case:
     """The sizes of one call; odd ones on purpose."""
+
     batch: int = 2
     channels: int = 4
     size: tuple = (7, 5)
@@ -66,7 +68,7 @@ CASES = {
     'groups across deform groups': Case(channels=12, groups=3, deform_groups=2, mask=True, stride=2),
     'map smaller than the kernel': Case(size=(2, 1), kernel=(5, 3), padding=(2, 1)),
     'one pixel': Case(size=(1, 1), batch=3),
-    'far offsets': Case(sigma=30.),
+    'far offsets': Case(sigma=30.0),
     'empty batch': Case(batch=0, mask=True, deform_groups=2),
 }
 
@@ -94,7 +96,7 @@ def error(result, expected):
     """Largest difference, relative to the largest expected value; infinite where only one of them is finite."""
     assert result.shape == expected.shape, (result.shape, expected.shape)
     if not expected.numel():
-        return 0.
+        return 0.0
     difference = (result.double() - expected.double()).abs().max()
     return float((difference / expected.double().abs().max().clamp_min(1e-30)).nan_to_num(torch.inf))
 

@@ -1,4 +1,5 @@
 """Exact float32 on GPUs: what TF32 does to convolutions is asked of it where a test is about it."""
+
 import pytest
 import torch
 

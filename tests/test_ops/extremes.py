@@ -2,6 +2,7 @@
 
 ``test_extremes.py``, ``triton_cases.py`` and ``tests/faults/sweep_numbers.py`` run these checks.
 """
+
 import contextlib
 
 import numpy as np
@@ -26,7 +27,7 @@ def planted(case, value, dtype=torch.float32):
     for image, channel, row, column in ((0, 0, 0, 0), (-1, last, rows - 1, columns - 1)):
         offset[image, channel, row, column] = value
     middle = last // 4 * 2
-    offset[0, middle:middle + 2, rows // 2, columns // 2] = value
+    offset[0, middle : middle + 2, rows // 2, columns // 2] = value
     return [None if t is None else t.requires_grad_() for t in tensors]
 
 
@@ -40,8 +41,10 @@ def agree(case, tensors, backend, tolerance=None):
     for name, value in found.items():
         assert torch.equal(value.isnan(), expected[name].isnan()), f'{name}: NaN elsewhere'
         assert not value.isinf().any(), f'{name} is infinite'
-    assert_close(*({name: value.nan_to_num(0.0) for name, value in part.items()} for part in (found, expected)),
-                 tolerance or TOLERANCE[dtype])
+    assert_close(
+        *({name: value.nan_to_num(0.0) for name, value in part.items()} for part in (found, expected)),
+        tolerance or TOLERANCE[dtype],
+    )
     return found
 
 
@@ -49,6 +52,7 @@ def agree(case, tensors, backend, tolerance=None):
 def only_own_memory():
     """The interpreter of Triton's kernels may touch nothing but the tensors that a kernel was given."""
     from triton.runtime import interpreter
+
     allowed, touched = [], [0]
     machine, run = interpreter._interpreter, interpreter.GridExecutor.__call__
 
@@ -62,7 +66,6 @@ def only_own_memory():
         assert inside.all(), f'{(~inside).sum()} of {used.size} accesses are outside of all tensors'
 
     class Checked:
-
         def __getattr__(self, name):
             return getattr(machine, name)
 
@@ -81,8 +84,11 @@ def only_own_memory():
     def checked_run(self, *arguments, **options):
 
         def remember(*tensors, **named):
-            allowed[:] = [(t.data_ptr(), t.data_ptr() + t.numel() * t.element_size())
-                          for t in (*tensors, *named.values()) if isinstance(t, torch.Tensor)]
+            allowed[:] = [
+                (t.data_ptr(), t.data_ptr() + t.numel() * t.element_size())
+                for t in (*tensors, *named.values())
+                if isinstance(t, torch.Tensor)
+            ]
 
         self.pre_run_hooks = [*self.pre_run_hooks, remember]
         return run(self, *arguments, **options)

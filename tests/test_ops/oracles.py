@@ -1,4 +1,5 @@
 """Implementations that share no line with the package: a scalar loop, mmcv's and torchvision's operators."""
+
 import importlib.util
 import math
 from functools import cache
@@ -15,26 +16,27 @@ def scalar_loop(inputs, offset, weight, bias, stride, padding, dilation, mask):
     pixels = inputs.tolist()
 
     def pixel(n, c, y, x):
-        return pixels[n][c][y][x] if 0 <= y < H and 0 <= x < W else 0.
+        return pixels[n][c][y][x] if 0 <= y < H and 0 <= x < W else 0.0
 
     def sample(n, c, y, x):
         y0, x0 = math.floor(y), math.floor(x)
-        return sum(pixel(n, c, y0 + i, x0 + j) * (1 - abs(y - y0 - i)) * (1 - abs(x - x0 - j))
-                   for i in (0, 1) for j in (0, 1))
+        return sum(
+            pixel(n, c, y0 + i, x0 + j) * (1 - abs(y - y0 - i)) * (1 - abs(x - x0 - j)) for i in (0, 1) for j in (0, 1)
+        )
 
     for n in range(N):
         for oy in range(Ho):
             for ox in range(Wo):
                 for o in range(O):
-                    total = 0. if bias is None else float(bias[o])
+                    total = 0.0 if bias is None else float(bias[o])
                     for c in range(per_group):
                         channel = o // (O // groups) * per_group + c
                         g = channel // (C // G)
                         for k in range(kh * kw):
-                            dy, dx = offset[n, (g * kh * kw + k) * 2:(g * kh * kw + k) * 2 + 2, oy, ox].tolist()
+                            dy, dx = offset[n, (g * kh * kw + k) * 2 : (g * kh * kw + k) * 2 + 2, oy, ox].tolist()
                             y = oy * stride[0] - padding[0] + k // kw * dilation[0] + dy
                             x = ox * stride[1] - padding[1] + k % kw * dilation[1] + dx
-                            m = 1. if mask is None else float(mask[n, g * kh * kw + k, oy, ox])
+                            m = 1.0 if mask is None else float(mask[n, g * kh * kw + k, oy, ox])
                             total += float(weight[o, c, k // kw, k % kw]) * sample(n, channel, y, x) * m
                     output[n, o, oy, ox] = total
     return output
@@ -48,6 +50,7 @@ def mmcv_op():
     try:
         from mmcv.ops import deform_conv2d as first
         from mmcv.ops import modulated_deform_conv2d as second
+
         x = torch.zeros(1, 1, 1, 1)
         first(x, torch.zeros(1, 2, 1, 1), x)
     except (ImportError, NotImplementedError):
@@ -69,6 +72,7 @@ def torchvision_op():
     """torchvision's operator, or None where its compiled part does not load."""
     try:
         from torchvision.ops import deform_conv2d
+
         x = torch.zeros(1, 1, 1, 1)
         deform_conv2d(x, torch.zeros(1, 2, 1, 1), x)
     except (ImportError, RuntimeError, OSError, AttributeError, NotImplementedError):

@@ -1,4 +1,5 @@
 """The fast backends against the specification: every output and gradient, on every device here."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -29,8 +30,9 @@ def on(device, tensors):
 def test_outputs_and_gradients_are_those_of_the_specification(name, dtype, device):
     case = CASES[name]
     tensors, grad = on(device, case.tensors(dtype)), grad_like_output(case, dtype).to(device)
-    expected = results(backend('reference'), case, on(device, [None if t is None else t.double() for t in tensors]),
-                       grad.double())
+    expected = results(
+        backend('reference'), case, on(device, [None if t is None else t.double() for t in tensors]), grad.double()
+    )
     assert_close(results(backend('eager'), case, tensors, grad), expected, TOLERANCE[dtype])
 
 
@@ -42,13 +44,17 @@ def test_the_byte_budget_changes_nothing(name, budget, small_kernel, monkeypatch
     monkeypatch.setattr(chunks, 'SMALL_KERNEL_BYTES', small_kernel)
     case = CASES[name]
     tensors, grad = case.tensors(), grad_like_output(case)
-    assert_close(results(backend('eager'), case, tensors, grad), results(backend('reference'), case, tensors, grad),
-                 TOLERANCE[torch.float64])
+    assert_close(
+        results(backend('eager'), case, tensors, grad),
+        results(backend('reference'), case, tensors, grad),
+        TOLERANCE[torch.float64],
+    )
 
 
 @pytest.mark.parametrize('name', ['plain', 'deform groups'])
 def test_columns_stay_within_the_byte_budget(name, monkeypatch):
     from mmdeform_upgrade.ops import eager
+
     monkeypatch.setitem(chunks.COLUMN_BYTES, 'cpu', 2000)
     made, sample = [], eager._sample
     monkeypatch.setattr(eager, '_sample', lambda *args: made.append(sample(*args)) or made[-1])
@@ -89,7 +95,7 @@ def test_integer_offsets_give_exactly_the_shifted_values():
         offset = torch.tensor([float(dy), float(dx)]).view(1, 2, 1, 1).expand(2, 2, 9, 11)
         found = deform_conv2d(inputs, offset, torch.eye(3).view(3, 3, 1, 1), backend='eager')
         padded = F.pad(inputs, (20, 20, 20, 20))
-        assert torch.equal(found, padded[:, :, 20 + dy:29 + dy, 20 + dx:31 + dx]), (dy, dx)
+        assert torch.equal(found, padded[:, :, 20 + dy : 29 + dy, 20 + dx : 31 + dx]), (dy, dx)
 
 
 @pytest.mark.parametrize('name', ['eager', 'reference'])
@@ -121,8 +127,8 @@ def test_the_error_is_at_most_twice_that_of_a_plain_convolution(channels, dtype)
 
 
 def test_coordinates_are_not_rounded_to_half_precision():
-    inputs = torch.arange(4096.).view(1, 1, 1, 4096).bfloat16()
-    offset = torch.tensor([0., 0.25]).view(1, 2, 1, 1).expand(1, 2, 1, 4096).bfloat16()
+    inputs = torch.arange(4096.0).view(1, 1, 1, 4096).bfloat16()
+    offset = torch.tensor([0.0, 0.25]).view(1, 2, 1, 1).expand(1, 2, 1, 4096).bfloat16()
     found = deform_conv2d(inputs, offset, torch.ones(1, 1, 1, 1).bfloat16(), backend='eager').double()
     expected = inputs.double() * 0.75 + F.pad(inputs.double(), (0, 1))[..., 1:] * 0.25
     assert error(found[..., :-1], expected[..., :-1]) <= 2**-8

@@ -1,4 +1,5 @@
 """Numbers that go wrong: every backend makes the same of them, forward and backward."""
+
 import pytest
 import torch
 
@@ -64,14 +65,25 @@ def test_coordinates_above_2048_keep_their_fractions(backend, dtype):
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_ten_thousand_maps_and_none(backend):
     agree(MANY, MANY.tensors(torch.float32), backend)
-    assert results(deform_conv2d, CASES['empty batch'], CASES['empty batch'].tensors(torch.float32),
-                   grad_like_output(CASES['empty batch'], torch.float32), backend=backend)['output'].numel() == 0
+    assert (
+        results(
+            deform_conv2d,
+            CASES['empty batch'],
+            CASES['empty batch'].tensors(torch.float32),
+            grad_like_output(CASES['empty batch'], torch.float32),
+            backend=backend,
+        )['output'].numel()
+        == 0
+    )
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_a_map_smaller_than_the_kernel_is_refused_where_nothing_is_left_of_it(backend):
-    with pytest.raises(ShapeError, match='input of 2x1 pixels with padding .0, 0. is smaller than the 3x3 kernel with '
-                                         'dilation .1, 1.: the output would be 0x-1. Use a larger input or padding.'):
+    with pytest.raises(
+        ShapeError,
+        match='input of 2x1 pixels with padding .0, 0. is smaller than the 3x3 kernel with '
+        'dilation .1, 1.: the output would be 0x-1. Use a larger input or padding.',
+    ):
         deform_conv2d(torch.zeros(1, 1, 2, 1), torch.zeros(1, 18, 1, 1), torch.zeros(1, 1, 3, 3), backend=backend)
 
 

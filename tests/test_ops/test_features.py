@@ -1,4 +1,5 @@
 """What a training run does with an operator: autocast, compile, checkpointing, tracing, determinism, counting."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -32,8 +33,10 @@ def call(*tensors):
 def test_gradients_are_those_of_finite_differences(name):
     case = CASES[name]
     assert torch.autograd.gradcheck(
-        lambda i, o, w, b, m: deform_conv2d(i, o, w, b, mask=m, **case.hyper, backend='eager'), case.tensors(),
-        fast_mode=True)
+        lambda i, o, w, b, m: deform_conv2d(i, o, w, b, mask=m, **case.hyper, backend='eager'),
+        case.tensors(),
+        fast_mode=True,
+    )
 
 
 @pytest.mark.parametrize('dynamic', [False, True])
@@ -64,16 +67,21 @@ def test_compile_keeps_autocast():
 def test_the_operators_meet_the_rules_of_the_dispatcher():
     """Fake tensors, schema and autograd registration agree with what the operators do."""
     from mmdeform_upgrade.ops.geometry import describe
+
     inputs, offset, weight, bias, mask = CASE.tensors(torch.float32, requires_grad=False)
     geo = list(describe(inputs, offset, weight, bias, mask, CASE.stride, CASE.padding, CASE.dilation))
     operators, tests = torch.ops.mmdeform_upgrade, ('test_schema', 'test_faketensor')
     for saving in (True, False):
-        torch.library.opcheck(operators.deform_conv2d, (inputs, offset, weight, bias, mask, geo, 'eager', saving),
-                              test_utils=tests)
+        torch.library.opcheck(
+            operators.deform_conv2d, (inputs, offset, weight, bias, mask, geo, 'eager', saving), test_utils=tests
+        )
     output, *saved = operators.deform_conv2d(inputs, offset, weight, bias, mask, geo, 'eager')
     for wanted in ([True, True, True], [False, True, False], [True, False, True]):
-        torch.library.opcheck(operators.deform_conv2d_backward,
-                              (*saved, weight, output, geo, 'eager', wanted, True, False), test_utils=tests)
+        torch.library.opcheck(
+            operators.deform_conv2d_backward,
+            (*saved, weight, output, geo, 'eager', wanted, True, False),
+            test_utils=tests,
+        )
 
 
 @pytest.mark.parametrize('reentrant', [True, False])
@@ -85,11 +93,11 @@ def test_checkpointing_changes_nothing(reentrant):
 
 
 def test_autocast_puts_values_in_its_dtype_and_leaves_coordinates():
-    inputs = torch.arange(2048.).view(1, 1, 1, 2048)
-    offset = torch.tensor([0., 1 / 4096]).view(1, 2, 1, 1).expand(1, 2, 1, 2048).contiguous().requires_grad_()
+    inputs = torch.arange(2048.0).view(1, 1, 1, 2048)
+    offset = torch.tensor([0.0, 1 / 4096]).view(1, 2, 1, 1).expand(1, 2, 1, 2048).contiguous().requires_grad_()
     weight = torch.ones(1, 1, 1, 1, requires_grad=True)
     with torch.autocast('cpu', torch.bfloat16):
-        output = deform_conv2d(inputs * 0 + 4096., offset, weight)
+        output = deform_conv2d(inputs * 0 + 4096.0, offset, weight)
         output.float().sum().backward()  # in autocast, as some training loops do
     assert output.dtype == torch.bfloat16
     assert offset.grad.dtype == weight.grad.dtype == torch.float32
@@ -133,6 +141,7 @@ def test_a_frozen_input_needs_no_gradient():
 
 def test_zero_offsets_are_not_sampled_where_no_gradient_is_wanted(monkeypatch):
     from mmdeform_upgrade.ops import eager
+
     sampled, sample = [], eager._sample
     monkeypatch.setattr(eager, '_sample', lambda *args: sampled.append(1) or sample(*args))
     inputs, offset, weight, bias, _ = (t.detach() for t in CASE.tensors(torch.float32))
@@ -167,33 +176,43 @@ def test_flop_counters_count_the_products(groups):
 
 
 def test_flop_counters_know_the_operator_whichever_was_imported_first():
-    code = ('import torch\n'
-            '{}\n'
-            'x, offset = torch.randn(1, 4, 5, 5), torch.randn(1, 18, 5, 5)\n'
-            'with FlopCounterMode(display=False) as counter:\n'
-            "    deform_conv2d(x, offset, torch.randn(6, 4, 3, 3), padding=1)\n"
-            'print(counter.get_total_flops())')
+    code = (
+        'import torch\n'
+        '{}\n'
+        'x, offset = torch.randn(1, 4, 5, 5), torch.randn(1, 18, 5, 5)\n'
+        'with FlopCounterMode(display=False) as counter:\n'
+        '    deform_conv2d(x, offset, torch.randn(6, 4, 3, 3), padding=1)\n'
+        'print(counter.get_total_flops())'
+    )
     imports = ['from mmdeform_upgrade.ops import deform_conv2d', 'from torch.utils.flop_counter import FlopCounterMode']
     for order in (imports, imports[::-1]):
-        result = subprocess.run([sys.executable, '-c', code.format('\n'.join(order))], capture_output=True, text=True,
-                                check=True, timeout=300, cwd=Path(__file__).resolve().parents[2])
+        result = subprocess.run(
+            [sys.executable, '-c', code.format('\n'.join(order))],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=300,
+            cwd=Path(__file__).resolve().parents[2],
+        )
         assert int(result.stdout) == 2 * 4 * 6 * 9 * 25
 
 
 def test_importing_the_operator_imports_nothing_heavy():
     """Run with an empty package around it, whose own imports would hide those of the operator."""
     root = str(Path(__file__).resolve().parents[2] / 'mmdeform_upgrade')
-    code = ('import sys, types, torch\n'
-            'package = types.ModuleType("mmdeform_upgrade")\n'
-            f'package.__path__ = [{root!r}]\n'
-            'sys.modules["mmdeform_upgrade"] = package\n'
-            'before = set(sys.modules)\n'
-            'import mmdeform_upgrade.ops\n'
-            'new = {m.split(".")[0] for m in set(sys.modules) - before}\n'
-            'assert "mmdeform_upgrade" in new\n'
-            'assert not new & {"triton", "matplotlib", "mmcv", "mmengine", "mmdet", "torchvision"}, new\n'
-            'ours = {m for m in set(sys.modules) - before if m.startswith("mmdeform_upgrade.")}\n'
-            'outside = {m for m in ours if not m.startswith("mmdeform_upgrade.ops")}\n'
-            'assert outside == {"mmdeform_upgrade.errors"}, outside\n'
-            'assert not torch.cuda.is_initialized()')
+    code = (
+        'import sys, types, torch\n'
+        'package = types.ModuleType("mmdeform_upgrade")\n'
+        f'package.__path__ = [{root!r}]\n'
+        'sys.modules["mmdeform_upgrade"] = package\n'
+        'before = set(sys.modules)\n'
+        'import mmdeform_upgrade.ops\n'
+        'new = {m.split(".")[0] for m in set(sys.modules) - before}\n'
+        'assert "mmdeform_upgrade" in new\n'
+        'assert not new & {"triton", "matplotlib", "mmcv", "mmengine", "mmdet", "torchvision"}, new\n'
+        'ours = {m for m in set(sys.modules) - before if m.startswith("mmdeform_upgrade.")}\n'
+        'outside = {m for m in ours if not m.startswith("mmdeform_upgrade.ops")}\n'
+        'assert outside == {"mmdeform_upgrade.errors"}, outside\n'
+        'assert not torch.cuda.is_initialized()'
+    )
     subprocess.run([sys.executable, '-c', code], check=True, timeout=300)

@@ -1,4 +1,5 @@
 """The specification against oracles that share nothing with it."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,15 +29,17 @@ def test_the_specification_is_the_definition(name):
 def test_its_gradients_are_those_of_finite_differences(name):
     case = CASES[name]
     tensors = case.tensors()
-    assert torch.autograd.gradcheck(lambda i, o, w, b, m: reference(i, o, w, b, mask=m, **case.hyper), tensors,
-                                    fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda i, o, w, b, m: reference(i, o, w, b, mask=m, **case.hyper), tensors, fast_mode=True
+    )
 
 
 def test_its_second_order_gradients_are_those_of_finite_differences():
     case = Case(batch=1, channels=2, out_channels=2, size=(4, 3), mask=True)
     tensors = case.tensors()
-    assert torch.autograd.gradgradcheck(lambda i, o, w, b, m: reference(i, o, w, b, mask=m, **case.hyper), tensors,
-                                        fast_mode=True)
+    assert torch.autograd.gradgradcheck(
+        lambda i, o, w, b, m: reference(i, o, w, b, mask=m, **case.hyper), tensors, fast_mode=True
+    )
 
 
 @pytest.mark.parametrize('name', [n for n in SMALL if n not in ('map smaller than the kernel', 'one pixel')])

@@ -1,4 +1,5 @@
 """What a sample is where it matters: at integers, on the border, far outside, at infinity and NaN."""
+
 import pytest
 import torch
 
@@ -29,25 +30,25 @@ def test_the_derivative_at_an_integer_is_the_one_from_the_right(backend):
             value, (dy, dx) = at(inputs, y, x, backend)
             here = padded[y + 1, x + 1]
             assert value == here
-            assert dy == pytest.approx(float(padded[y + 2, x + 1] - here) if y < 3 else 0.)
-            assert dx == pytest.approx(float(padded[y + 1, x + 2] - here) if x < 4 else 0.)
+            assert dy == pytest.approx(float(padded[y + 2, x + 1] - here) if y < 3 else 0.0)
+            assert dx == pytest.approx(float(padded[y + 1, x + 2] - here) if x < 4 else 0.0)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
-@pytest.mark.parametrize('outside', [-2., -1.5, 3., 3.5, 1e6, -1e30, 3e38, float('inf'), -float('inf')])
+@pytest.mark.parametrize('outside', [-2.0, -1.5, 3.0, 3.5, 1e6, -1e30, 3e38, float('inf'), -float('inf')])
 def test_outside_everything_is_zero(outside, backend):
     inputs = torch.randn(1, 1, 3, 3, dtype=torch.float64)
-    for y, x in [(outside, 1.), (1., outside), (outside, -outside)]:
+    for y, x in [(outside, 1.0), (1.0, outside), (outside, -outside)]:
         value, (dy, dx) = at(inputs, y, x, backend)
         assert (value, dy, dx) == (0, 0, 0), (y, x)
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_between_border_and_outside_the_sample_fades_to_zero(backend):
-    inputs = torch.full((1, 1, 3, 3), 8., dtype=torch.float64)
-    assert at(inputs, -0.25, 1, backend) == (6., [8., 0.])
-    assert at(inputs, 2.75, 1, backend) == (2., [-8., 0.])
-    assert at(inputs, 1, 2.5, backend) == (4., [0., -8.])
+    inputs = torch.full((1, 1, 3, 3), 8.0, dtype=torch.float64)
+    assert at(inputs, -0.25, 1, backend) == (6.0, [8.0, 0.0])
+    assert at(inputs, 2.75, 1, backend) == (2.0, [-8.0, 0.0])
+    assert at(inputs, 1, 2.5, backend) == (4.0, [0.0, -8.0])
 
 
 @pytest.mark.parametrize('backend', BACKENDS)
@@ -67,9 +68,9 @@ def test_extreme_offsets_never_read_outside_the_map(dtype):
     """Every extreme value in every place, the map surrounded by NaN in memory."""
     case = Case(size=(4, 3), deform_groups=2)
     inputs, offset, weight, _, _ = case.tensors(dtype, requires_grad=False)
-    storage = torch.full((3 * inputs.numel(), ), torch.nan, dtype=dtype)
-    inside = storage[inputs.numel():2 * inputs.numel()].view_as(inputs).copy_(inputs).requires_grad_()
-    for value in (torch.inf, -torch.inf, torch.finfo(dtype).max, torch.finfo(dtype).min, -1., 4., 3., -2.):
+    storage = torch.full((3 * inputs.numel(),), torch.nan, dtype=dtype)
+    inside = storage[inputs.numel() : 2 * inputs.numel()].view_as(inputs).copy_(inputs).requires_grad_()
+    for value in (torch.inf, -torch.inf, torch.finfo(dtype).max, torch.finfo(dtype).min, -1.0, 4.0, 3.0, -2.0):
         extreme = torch.full_like(offset, value).requires_grad_()
         output = deform_conv2d(inside, extreme, weight, **case.hyper, backend='eager')
         grads = torch.autograd.grad(output.sum(), (inside, extreme))

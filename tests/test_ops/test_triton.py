@@ -1,4 +1,5 @@
 """The Triton backend: interpreted in a process of its own, and on a GPU where there is one."""
+
 import os
 import subprocess
 import sys
@@ -20,10 +21,14 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 
 def test_interpreted_kernels_are_correct():
     pytest.importorskip('triton')
-    run = subprocess.run([sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--noconftest',
-                          str(HERE / 'triton_cases.py')], cwd=HERE.parents[1], capture_output=True, text=True,
-                         timeout=600, env={**os.environ, 'TRITON_INTERPRET': '1', 'CUDA_VISIBLE_DEVICES': '',
-                                           'OMP_NUM_THREADS': '1'})
+    run = subprocess.run(
+        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider', '--noconftest', str(HERE / 'triton_cases.py')],
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, 'TRITON_INTERPRET': '1', 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'},
+    )
     assert run.returncode == 0, run.stdout[-6000:] + run.stderr[-2000:]
 
 

@@ -1,5 +1,6 @@
 """The Triton backend, interpreted on a CPU. Run by ``test_triton.py`` in a process of its own, since the interpreter
 has to be chosen before triton is imported."""
+
 from dataclasses import replace
 
 import pytest
@@ -127,9 +128,9 @@ def _fill(pointer, count, BLOCK: tl.constexpr):
 def test_the_guard_of_the_memory_sees_an_access_outside():
     memory = torch.zeros(8)
     with only_own_memory():
-        _fill[(1, )](memory[:5], 5, BLOCK=8)
+        _fill[(1,)](memory[:5], 5, BLOCK=8)
         with pytest.raises(Exception, match='1 of 6 accesses are outside of all tensors'):
-            _fill[(1, )](memory[:5], 6, BLOCK=8)
+            _fill[(1,)](memory[:5], 6, BLOCK=8)
     assert memory.tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
 
 
@@ -142,8 +143,11 @@ def test_compile_needs_no_graph_break():
     case = HALF
     tensors, grad = case.tensors(torch.float32), grad_like_output(case, torch.float32)
     compiled = torch.compile(deform_conv2d, fullgraph=True, backend='aot_eager')
-    assert_close(results(compiled, case, tensors, grad, backend='triton'),
-                 results(deform_conv2d, case, tensors, grad, backend='triton'), 1e-6)
+    assert_close(
+        results(compiled, case, tensors, grad, backend='triton'),
+        results(deform_conv2d, case, tensors, grad, backend='triton'),
+        1e-6,
+    )
 
 
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])

@@ -1,4 +1,5 @@
 """Files are told apart by their content, and every other kind of file is named."""
+
 import gzip
 import io
 import tarfile
@@ -35,23 +36,26 @@ def _npy():
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize('data,message', [
-    (b'', '0 bytes.: it is empty'),
-    (b'<!DOCTYPE html><html><body>Sign in</body></html>', 'web page, so the download failed'),
-    (b'\n  <html lang="en">', 'web page, so the download failed'),
-    (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', 'web page, so the download failed'),
-    (b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n', 'git-LFS pointer.*git lfs pull'),
-    (b'\x89HDF\r\n\x1a\n' + bytes(100), 'HDF5 file, as Keras'),
-    (b'\x08\x07\x12\x07pytorch\x1a\x051.8.0' + bytes(50), 'an ONNX model'),
-    (b'\x1c\x00\x00\x00TFL3' + bytes(50), 'TensorFlow Lite'),
-    (gzip.compress(b'x' * 100, mtime=0), 'compressed with gzip: unpack it'),
-    (_tar(), 'tar archive'),
-    (_npy(), 'a single NumPy array'),
-    (b'{"classes": 80}', 'JSON'),
-    (b'epoch 12: done', r'plain text .b.epoch 12: done.'),
-    (bytes(range(200, 256)) * 9, 'begin otherwise'),
-    (_zip('model/config.json', 'model.weights.h5'), 'zip archive of model/config.json, model.weights.h5'),
-])
+@pytest.mark.parametrize(
+    'data,message',
+    [
+        (b'', '0 bytes.: it is empty'),
+        (b'<!DOCTYPE html><html><body>Sign in</body></html>', 'web page, so the download failed'),
+        (b'\n  <html lang="en">', 'web page, so the download failed'),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', 'web page, so the download failed'),
+        (b'version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n', 'git-LFS pointer.*git lfs pull'),
+        (b'\x89HDF\r\n\x1a\n' + bytes(100), 'HDF5 file, as Keras'),
+        (b'\x08\x07\x12\x07pytorch\x1a\x051.8.0' + bytes(50), 'an ONNX model'),
+        (b'\x1c\x00\x00\x00TFL3' + bytes(50), 'TensorFlow Lite'),
+        (gzip.compress(b'x' * 100, mtime=0), 'compressed with gzip: unpack it'),
+        (_tar(), 'tar archive'),
+        (_npy(), 'a single NumPy array'),
+        (b'{"classes": 80}', 'JSON'),
+        (b'epoch 12: done', r'plain text .b.epoch 12: done.'),
+        (bytes(range(200, 256)) * 9, 'begin otherwise'),
+        (_zip('model/config.json', 'model.weights.h5'), 'zip archive of model/config.json, model.weights.h5'),
+    ],
+)
 def test_other_kinds_of_files_are_named(tmp_path, data, message):
     (tmp_path / 'a.pth').write_bytes(data)
     with pytest.raises(CheckpointError, match=f'a.pth is no readable checkpoint.*{message}'):

@@ -1,4 +1,5 @@
 """A few bytes that stand for more than any memory holds."""
+
 import time
 
 import pytest
@@ -30,17 +31,23 @@ def _nested(depth):
     return value
 
 
-@pytest.mark.parametrize('value,message', [
-    (_laughs(40), 'mention each other so often'),
-    (_laughs(40, tuple), 'mention each other so often'),
-    (_itself(), 'nested more than 200 deep, or hold themselves'),
-    (_nested(300), 'nested more than 200 deep, or hold themselves'),
-])
+@pytest.mark.parametrize(
+    'value,message',
+    [
+        (_laughs(40), 'mention each other so often'),
+        (_laughs(40, tuple), 'mention each other so often'),
+        (_itself(), 'nested more than 200 deep, or hold themselves'),
+        (_nested(300), 'nested more than 200 deep, or hold themselves'),
+    ],
+)
 @pytest.mark.parametrize('zipped', [True, False])
 def test_contents_that_nobody_can_walk_through_are_refused_at_once(tmp_path, value, message, zipped):
     path, start = tmp_path / 'a.pth', time.perf_counter()
-    torch.save({'state_dict': {'a': torch.ones(1)}, 'meta': {'deform_upgrade': value}}, path,
-               _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {'state_dict': {'a': torch.ones(1)}, 'meta': {'deform_upgrade': value}},
+        path,
+        _use_new_zipfile_serialization=zipped,
+    )
     for read in (load_baseline, inspect_checkpoint, lambda path: publish(str(path), str(tmp_path / 'zoo'))):
         with pytest.raises(CheckpointError, match=f'was not loaded: its contents .*{message[-20:]}'):
             read(path)

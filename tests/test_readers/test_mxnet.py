@@ -1,4 +1,5 @@
 """MXNet's parameter files: what was written is read, and nothing else gets through."""
+
 import os
 import struct
 import subprocess
@@ -18,7 +19,8 @@ from ..test_importers.gluoncv_files import CODES, array_bytes, list_bytes, names
 # {'a': float32 [[1, 2]]}, version 2, put together by hand from MXNet's sources
 VECTOR = bytes.fromhex(
     '120100000000000000000000000000000100000000000000c9fa93f9000000000200000001000000000000000200000000000000'
-    '0100000000000000000000000000803f000000400100000000000000010000000000000061')
+    '0100000000000000000000000000803f000000400100000000000000010000000000000061'
+)
 HEAD = struct.pack('<2Q', 0x112, 0)
 
 
@@ -30,7 +32,7 @@ def _read(tmp_path, data, name='a.params'):
 def test_a_vector_put_together_by_hand(tmp_path):
     assert len(VECTOR) == 89 and is_mxnet(VECTOR[:8])
     tensors = _read(tmp_path, VECTOR)
-    assert list(tensors) == ['a'] and torch.equal(tensors['a'], torch.tensor([[1., 2.]]))
+    assert list(tensors) == ['a'] and torch.equal(tensors['a'], torch.tensor([[1.0, 2.0]]))
     assert list_bytes(tensors) == VECTOR
 
 
@@ -57,14 +59,14 @@ def test_unsigned_integers_are_read_where_torch_has_them(tmp_path, code, name):
 
 
 def test_scalars_and_empty_arrays_of_the_newest_version(tmp_path):
-    written = {'scalar': torch.tensor(3.), 'empty': torch.zeros(0, 5)}
+    written = {'scalar': torch.tensor(3.0), 'empty': torch.zeros(0, 5)}
     read = read_mxnet(write(tmp_path / 'a.params', written, version=3))
     assert read['scalar'].shape == () and read['scalar'] == 3 and read['empty'].shape == (0, 5)
 
 
 def test_arrays_of_a_list_without_names_are_numbered(tmp_path):
     data = HEAD + struct.pack('<Q', 2) + array_bytes(torch.ones(1)) + array_bytes(torch.zeros(2)) + names_bytes([])
-    assert {name: tuple(t.shape) for name, t in _read(tmp_path, data).items()} == {'0': (1, ), '1': (2, )}
+    assert {name: tuple(t.shape) for name, t in _read(tmp_path, data).items()} == {'0': (1,), '1': (2,)}
 
 
 def test_what_was_read_can_be_written_to(tmp_path):
@@ -90,33 +92,40 @@ _ONE = array_bytes(torch.ones(1))
 _HUGE = 1 << 62
 
 
-@pytest.mark.parametrize('data,message', [
-    (b'', r'at byte 0: it begins with nothing, expected 1201'),
-    (b'text, no parameters', 'at byte 0: it begins with 746578742c206e6f'),
-    (HEAD[:12], 'at byte 8: the reserved word needs 8 bytes, and 4 are left: .* truncated; copy or download'),
-    (struct.pack('<3Q', 0x112, 1, 0), 'at byte 8: the reserved word is 0x1'),
-    (HEAD + struct.pack('<Q', _HUGE), 'at byte 16: it claims 4611686018427387904 arrays, and 0 bytes are left'),
-    (VECTOR[:-1], 'at byte 80: it claims 1 bytes of a name, and 0 bytes are left'),
-    (VECTOR[:66], 'at byte 64: array 0, float32 of the shape .1, 2., needs 8 bytes, and 2 are left'),
-    (VECTOR + b'\0', 'at byte 89: 1 bytes follow the last name'),
-    (HEAD + struct.pack('<Q', 1) + _ONE + names_bytes(['a', 'b']), 'at byte 60: it has 2 names for 1 arrays'),
-    (HEAD + struct.pack('<Q', 2) + _ONE * 2 + names_bytes(['a', 'a']), "the name 'a' occurs twice"),
-    (HEAD + struct.pack('<Q', 2) + _ONE * 2 + names_bytes(['a']), 'it has 1 names for 2 arrays'),
-    (HEAD + struct.pack('<Q', 1) + _ONE + struct.pack('<QQ', 1, 2) + b'\xff\xff', 'at byte 76: a name of 2 bytes'),
-    (HEAD + struct.pack('<Q', 1) + _ONE + struct.pack('<QQ', _HUGE, 1), 'at byte 60: it claims .* names'),
-    (_v2(1, 0, layout='ii', tail=bytes(99)), r'array 0 has storage type 1 \(row_sparse\), expected a dense array'),
-    (_v2(2, 0, layout='ii', tail=bytes(99)), r'storage type 2 \(csr\)'),
-    (_v2(0, 0, layout='ii', tail=bytes(99)), 'array 0 is undefined'),
-    (_v2(0, 33, layout='ii', tail=bytes(999)), 'at byte 24: array 0 has 33 dimensions, expected 0 to 32'),
-    (_v2(0, -5, layout='ii', tail=bytes(99)), 'array 0 has -5 dimensions'),
-    (_v2(0, 1, -4, layout='iiq', tail=bytes(99)), 'a dimension is not known'),
-    (_v2(0, 2, 0, 4, layout='iiqq', tail=bytes(99)), 'a dimension is not known'),
-    (_v2(0, 2, _HUGE, _HUGE, 1, 0, 0, layout='iiqqiii', tail=bytes(99)), 'more than any tensor can have'),
-    (_v2(0, 2, 1 << 30, 1 << 30, 1, 0, 0, layout='iiqqiii', tail=bytes(99)), 'needs 4611686018427387904 bytes, and 99'),
-    (_v2(0, 1, 1, 1, 0, 13, layout='iiqiii', tail=bytes(99)), 'at byte 52: array 0 has the dtype code 13'),
-    (HEAD + struct.pack('<QI33I', 1, 33, *[1] * 33) + bytes(99), 'array 0 has 33 dimensions'),
-    (HEAD + struct.pack('<QI', 1, 0) + bytes(99), 'array 0 is undefined'),
-], ids=_message)
+@pytest.mark.parametrize(
+    'data,message',
+    [
+        (b'', r'at byte 0: it begins with nothing, expected 1201'),
+        (b'text, no parameters', 'at byte 0: it begins with 746578742c206e6f'),
+        (HEAD[:12], 'at byte 8: the reserved word needs 8 bytes, and 4 are left: .* truncated; copy or download'),
+        (struct.pack('<3Q', 0x112, 1, 0), 'at byte 8: the reserved word is 0x1'),
+        (HEAD + struct.pack('<Q', _HUGE), 'at byte 16: it claims 4611686018427387904 arrays, and 0 bytes are left'),
+        (VECTOR[:-1], 'at byte 80: it claims 1 bytes of a name, and 0 bytes are left'),
+        (VECTOR[:66], 'at byte 64: array 0, float32 of the shape .1, 2., needs 8 bytes, and 2 are left'),
+        (VECTOR + b'\0', 'at byte 89: 1 bytes follow the last name'),
+        (HEAD + struct.pack('<Q', 1) + _ONE + names_bytes(['a', 'b']), 'at byte 60: it has 2 names for 1 arrays'),
+        (HEAD + struct.pack('<Q', 2) + _ONE * 2 + names_bytes(['a', 'a']), "the name 'a' occurs twice"),
+        (HEAD + struct.pack('<Q', 2) + _ONE * 2 + names_bytes(['a']), 'it has 1 names for 2 arrays'),
+        (HEAD + struct.pack('<Q', 1) + _ONE + struct.pack('<QQ', 1, 2) + b'\xff\xff', 'at byte 76: a name of 2 bytes'),
+        (HEAD + struct.pack('<Q', 1) + _ONE + struct.pack('<QQ', _HUGE, 1), 'at byte 60: it claims .* names'),
+        (_v2(1, 0, layout='ii', tail=bytes(99)), r'array 0 has storage type 1 \(row_sparse\), expected a dense array'),
+        (_v2(2, 0, layout='ii', tail=bytes(99)), r'storage type 2 \(csr\)'),
+        (_v2(0, 0, layout='ii', tail=bytes(99)), 'array 0 is undefined'),
+        (_v2(0, 33, layout='ii', tail=bytes(999)), 'at byte 24: array 0 has 33 dimensions, expected 0 to 32'),
+        (_v2(0, -5, layout='ii', tail=bytes(99)), 'array 0 has -5 dimensions'),
+        (_v2(0, 1, -4, layout='iiq', tail=bytes(99)), 'a dimension is not known'),
+        (_v2(0, 2, 0, 4, layout='iiqq', tail=bytes(99)), 'a dimension is not known'),
+        (_v2(0, 2, _HUGE, _HUGE, 1, 0, 0, layout='iiqqiii', tail=bytes(99)), 'more than any tensor can have'),
+        (
+            _v2(0, 2, 1 << 30, 1 << 30, 1, 0, 0, layout='iiqqiii', tail=bytes(99)),
+            'needs 4611686018427387904 bytes, and 99',
+        ),
+        (_v2(0, 1, 1, 1, 0, 13, layout='iiqiii', tail=bytes(99)), 'at byte 52: array 0 has the dtype code 13'),
+        (HEAD + struct.pack('<QI33I', 1, 33, *[1] * 33) + bytes(99), 'array 0 has 33 dimensions'),
+        (HEAD + struct.pack('<QI', 1, 0) + bytes(99), 'array 0 is undefined'),
+    ],
+    ids=_message,
+)
 def test_damaged_files_are_refused_where_they_are_damaged(tmp_path, data, message):
     with pytest.raises(CheckpointError, match=message) as error:
         _read(tmp_path, data)
@@ -137,22 +146,26 @@ def _zip(path, members, compression=zipfile.ZIP_DEFLATED):
 
 def test_the_model_zoos_zip_is_read(tmp_path):
     path = _zip(tmp_path / 'net-0123abcd.zip', [('net-0123abcd.params', VECTOR)])
-    assert torch.equal(read_mxnet(path)['a'], torch.tensor([[1., 2.]]))
+    assert torch.equal(read_mxnet(path)['a'], torch.tensor([[1.0, 2.0]]))
     assert is_mxnet_zip(['net-0123abcd.params']) and not is_mxnet_zip(['archive/data.pkl', 'archive/data/0'])
     assert not is_mxnet_zip([])
 
 
-@pytest.mark.parametrize('members,message', [
-    ([], 'this zip holds 0 members'),
-    ([('a.params', VECTOR), ('b.params', VECTOR)], 'holds 2 members .*expected the model zoo.s one .params'),
-    ([('a.params', VECTOR), ('readme', b'')], 'holds 2 members'),
-    ([('../a.params', VECTOR)], r'holds 1 members \(.\.\./a.params'),
-    ([('/etc/a.params', VECTOR)], 'holds 1 members'),
-    ([('a.bin', VECTOR)], 'holds 1 members'),
-    ([('a.params', VECTOR[:-1])], 'at byte 80: it claims'),
-    ([('a.params', bytes(2 ** 21))], 'its members claim 2097152 bytes, more than 8 times the file'),
-    ([('a.npy', bytes(2 ** 21))], 'its members claim 2097152 bytes'),
-], ids=_message)
+@pytest.mark.parametrize(
+    'members,message',
+    [
+        ([], 'this zip holds 0 members'),
+        ([('a.params', VECTOR), ('b.params', VECTOR)], 'holds 2 members .*expected the model zoo.s one .params'),
+        ([('a.params', VECTOR), ('readme', b'')], 'holds 2 members'),
+        ([('../a.params', VECTOR)], r'holds 1 members \(.\.\./a.params'),
+        ([('/etc/a.params', VECTOR)], 'holds 1 members'),
+        ([('a.bin', VECTOR)], 'holds 1 members'),
+        ([('a.params', VECTOR[:-1])], 'at byte 80: it claims'),
+        ([('a.params', bytes(2**21))], 'its members claim 2097152 bytes, more than 8 times the file'),
+        ([('a.npy', bytes(2**21))], 'its members claim 2097152 bytes'),
+    ],
+    ids=_message,
+)
 def test_zips_of_something_else_are_refused(tmp_path, members, message):
     with pytest.raises(CheckpointError, match=message):
         read_mxnet(_zip(tmp_path / 'a.zip', members))
@@ -170,8 +183,13 @@ def test_a_zip_that_lies_about_its_size_is_refused(tmp_path):
 
 
 def test_the_npz_of_mxnet_2_is_read(tmp_path):
-    arrays = {'a.weight': np.arange(6, dtype=np.float32).reshape(2, 3), 'b': np.array(3), 'c': np.zeros((0, 2)),
-              'f': np.asfortranarray(np.arange(6.).reshape(2, 3)), 'big': np.arange(3, dtype='>i4')}
+    arrays = {
+        'a.weight': np.arange(6, dtype=np.float32).reshape(2, 3),
+        'b': np.array(3),
+        'c': np.zeros((0, 2)),
+        'f': np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        'big': np.arange(3, dtype='>i4'),
+    }
     np.savez(tmp_path / 'a.npz', **arrays)
     read = read_mxnet(tmp_path / 'a.npz')
     assert list(read) == list(arrays)
@@ -185,17 +203,24 @@ def _npy(header, data=b'', version=(1, 0)):
     return b'\x93NUMPY' + bytes(version) + struct.pack('<H', len(text)) + text + data
 
 
-@pytest.mark.parametrize('data,message', [
-    (_npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", b'cos\nsystem\n'), 'dtype object, which PyTorch'),
-    (_npy("{'descr': '<c8', 'fortran_order': False, 'shape': (1,)}", bytes(8)), 'dtype complex64'),
-    (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}", bytes(8)), 'needs 4000000000000'),
-    (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -2)}", bytes(8)), r'has the shape \(-1, -2\)'),
-    (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}", bytes(9)), 'needs 8 bytes and has 9'),
-    (_npy('__import__("os").system("true")'), 'its zip is damaged .ValueError'),
-    (_npy('(' * 5000), 'its zip is damaged'),
-    (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}", bytes(8), (3, 0)), 'version .3, 0.'),
-    (b'text', 'its zip is damaged'),
-], ids=_message)
+@pytest.mark.parametrize(
+    'data,message',
+    [
+        (
+            _npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}", b'cos\nsystem\n'),
+            'dtype object, which PyTorch',
+        ),
+        (_npy("{'descr': '<c8', 'fortran_order': False, 'shape': (1,)}", bytes(8)), 'dtype complex64'),
+        (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}", bytes(8)), 'needs 4000000000000'),
+        (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -2)}", bytes(8)), r'has the shape \(-1, -2\)'),
+        (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}", bytes(9)), 'needs 8 bytes and has 9'),
+        (_npy('__import__("os").system("true")'), 'its zip is damaged .ValueError'),
+        (_npy('(' * 5000), 'its zip is damaged'),
+        (_npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}", bytes(8), (3, 0)), 'version .3, 0.'),
+        (b'text', 'its zip is damaged'),
+    ],
+    ids=_message,
+)
 def test_a_bad_npz_is_refused(tmp_path, data, message):
     with pytest.raises(CheckpointError, match=message):
         read_mxnet(_zip(tmp_path / 'a.npz', [('a.npy', data)], zipfile.ZIP_STORED))
@@ -209,7 +234,7 @@ def test_an_npz_with_a_name_twice_is_refused(tmp_path):
 
 
 # Runs in a process of its own that may not take 64 MiB more than it has, nor 30 seconds of its processor.
-_FUZZ = '''
+_FUZZ = """
 import random, resource, struct, sys, time, zipfile, io
 import torch
 from mmdeform_upgrade.errors import CheckpointError
@@ -259,12 +284,19 @@ for number in range(1000):
         assert found >= 0, number
         end = found + len(piece)
 print(refused, loaded)
-'''
+"""
 
 
 def test_mutated_files_are_refused_or_read_right(tmp_path):
-    result = subprocess.run([sys.executable, '-c', _FUZZ, str(tmp_path / 'a.params')], cwd=ROOT, text=True,
-                            capture_output=True, timeout=300, check=False, env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    result = subprocess.run(
+        [sys.executable, '-c', _FUZZ, str(tmp_path / 'a.params')],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        check=False,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     refused, loaded = map(int, result.stdout.split())
     assert refused + loaded == 1000 and refused > 300 and loaded > 100

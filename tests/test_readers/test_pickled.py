@@ -1,4 +1,5 @@
 """Pickles of NumPy arrays: read exactly, and never run."""
+
 import io
 import os
 import pickle
@@ -17,9 +18,13 @@ from mmdeform_upgrade.readers import read_tensors
 
 from .test_pytorch import Huge, Payload, _payloads
 
-ARRAYS = {'a.weight': np.arange(6, dtype=np.float32).reshape(2, 3), 'b': np.float64(2) * np.ones((1, 0, 2)),
-          'c': np.array(3, dtype=np.int64), 'd': np.asfortranarray(np.arange(4, dtype=np.float16).reshape(2, 2)),
-          'e': np.arange(3, dtype='>f4')}
+ARRAYS = {
+    'a.weight': np.arange(6, dtype=np.float32).reshape(2, 3),
+    'b': np.float64(2) * np.ones((1, 0, 2)),
+    'c': np.array(3, dtype=np.int64),
+    'd': np.asfortranarray(np.arange(4, dtype=np.float16).reshape(2, 2)),
+    'e': np.arange(3, dtype='>f4'),
+}
 
 
 def _write(path, value, protocol=2):
@@ -48,9 +53,11 @@ def test_caffe2_files_keep_what_is_no_array_beside_the_weights(tmp_path):
 def test_pickles_of_python_2_are_read(tmp_path):
     # As Python 2 writes them: names and the arrays' bytes are both of the type str.
     raw = np.array([1.5, -2.0], np.float32).tobytes()
-    data = (b'\x80\x02}q\x00U\x06conv_wq\x01cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\nq\x03K\x00\x85'
-            b'U\x01b\x87Rq\x04(K\x01K\x02\x85cnumpy\ndtype\nq\x05U\x02f4K\x00K\x01\x87Rq\x06(K\x03U\x01<NNNJ\xff\xff\xff'
-            b'\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08' + raw + b'tbs.')
+    data = (
+        b'\x80\x02}q\x00U\x06conv_wq\x01cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\nq\x03K\x00\x85'
+        b'U\x01b\x87Rq\x04(K\x01K\x02\x85cnumpy\ndtype\nq\x05U\x02f4K\x00K\x01\x87Rq\x06(K\x03U\x01<NNNJ\xff\xff\xff'
+        b'\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08' + raw + b'tbs.'
+    )
     (tmp_path / 'a.pkl').write_bytes(data)
     assert read_tensors(tmp_path / 'a.pkl').tensors['conv_w'].tolist() == [1.5, -2.0]
 
@@ -75,14 +82,17 @@ def nn_parameter():
     return torch.nn.Parameter(torch.ones(1))
 
 
-@pytest.mark.parametrize('value,message', [
-    ({'a': np.array([object()], dtype=object)}, 'asks for|of the kind'),
-    ({'a': Huge(np.ndarray, (10**12, ))}, 'asks for a call of ArrayType'),
-    ({'a': np.zeros(2, dtype=[('x', 'f4')])}, 'of the kind'),
-    ({'a': np.array(['x'])}, 'is an array of <U1, which is no tensor'),
-    ({'a': 1}, 'holds no arrays; its keys are a'),
-    ([1], 'holds a list'),
-])
+@pytest.mark.parametrize(
+    'value,message',
+    [
+        ({'a': np.array([object()], dtype=object)}, 'asks for|of the kind'),
+        ({'a': Huge(np.ndarray, (10**12,))}, 'asks for a call of ArrayType'),
+        ({'a': np.zeros(2, dtype=[('x', 'f4')])}, 'of the kind'),
+        ({'a': np.array(['x'])}, 'is an array of <U1, which is no tensor'),
+        ({'a': 1}, 'holds no arrays; its keys are a'),
+        ([1], 'holds a list'),
+    ],
+)
 def test_other_pickles_get_one_clear_error(tmp_path, value, message):
     with pytest.raises(CheckpointError, match=message):
         load_baseline(_write(tmp_path / 'a.pkl', value))
@@ -129,11 +139,11 @@ def mutated(data, rng):
     elif kind == 1:
         del data[where:]
     elif kind == 2:
-        data[where:where + 8] = struct.pack('<Q', rng.choice([2**63 - 1, 2**40, 2**31 - 1, 2**32 - 1, 10**12]))
+        data[where : where + 8] = struct.pack('<Q', rng.choice([2**63 - 1, 2**40, 2**31 - 1, 2**32 - 1, 10**12]))
     elif kind == 3:
-        data[where:where] = data[where:where + rng.randrange(64)]
+        data[where:where] = data[where : where + rng.randrange(64)]
     else:
-        del data[where:where + rng.randrange(1, 32)]
+        del data[where : where + rng.randrange(1, 32)]
     return bytes(data)
 
 
@@ -161,7 +171,10 @@ def test_damaged_pickles_are_refused_or_read(tmp_path, protocol):
 @pytest.mark.parametrize('zipped', [True, False])
 def test_damaged_pytorch_files_are_refused_or_read(tmp_path, zipped):
     buffer = io.BytesIO()
-    torch.save({'state_dict': {'a': torch.ones(3), 'b': torch.zeros(2, 2).t()}, 'meta': dict(x=np.float32(1))}, buffer,
-               _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {'state_dict': {'a': torch.ones(3), 'b': torch.zeros(2, 2).t()}, 'meta': dict(x=np.float32(1))},
+        buffer,
+        _use_new_zipfile_serialization=zipped,
+    )
     assert survives(tmp_path / 'a.pth', buffer.getvalue(), 300, zipped) > 100
     assert not os.path.exists(tmp_path / 'marker')

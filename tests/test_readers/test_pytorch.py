@@ -23,13 +23,22 @@ def _mm_checkpoint():
     model(torch.zeros(1, 2, 1, 1)).sum().backward()
     optimizer.step()
     return {
-        'meta': dict(epoch=1, iter=4, seed=np.int64(3), cfg='a = 1', time=np.float64(0.5),
-                     dataset_meta=dict(classes=('a', 'b'), palette=[(0, 0, 0)], array=np.arange(3, dtype=np.int32))),
+        'meta': dict(
+            epoch=1,
+            iter=4,
+            seed=np.int64(3),
+            cfg='a = 1',
+            time=np.float64(0.5),
+            dataset_meta=dict(classes=('a', 'b'), palette=[(0, 0, 0)], array=np.arange(3, dtype=np.int32)),
+        ),
         'state_dict': OrderedDict(model.state_dict()),
         'optimizer': optimizer.state_dict(),
         'param_schedulers': [dict(last_step=1, milestones=Counter([2, 3]))],
-        'message_hub': dict(log_scalars=OrderedDict(loss=buffer), runtime_info=OrderedDict(lr=np.float32(0.1)),
-                            resumed_keys=OrderedDict(loss=True)),
+        'message_hub': dict(
+            log_scalars=OrderedDict(loss=buffer),
+            runtime_info=OrderedDict(lr=np.float32(0.1)),
+            resumed_keys=OrderedDict(loss=True),
+        ),
     }
 
 
@@ -65,7 +74,6 @@ def test_a_bare_state_dict_and_parameters_are_read(tmp_path):
 
 
 class Payload:
-
     def __init__(self, function, *args):
         self.call = function, args
 
@@ -76,6 +84,7 @@ class Payload:
 def _payloads(marker):
     command = f'touch {marker}'
     import torch.serialization as serialization
+
     yield 'system', Payload(os.system, command)
     yield 'eval', Payload(eval, f"__import__('os').system({command!r})")
     yield 'getattr', Payload(getattr, OrderedDict, 'fromkeys')
@@ -118,13 +127,16 @@ def _save(path):
     return path.read_bytes()
 
 
-@pytest.mark.parametrize('make,message', [
-    (lambda data: data[:len(data) // 2], 'truncated'),
-    (lambda data: data[:-7], 'truncated|readable'),
-    (lambda data: b'', 'no readable checkpoint .0 bytes.: it is empty'),
-    (lambda data: b'just some text, no checkpoint\n' * 9, 'it looks like plain text'),
-    (lambda data: pickle.dumps([1, 2]), 'holds a list, expected names and arrays'),
-])
+@pytest.mark.parametrize(
+    'make,message',
+    [
+        (lambda data: data[: len(data) // 2], 'truncated'),
+        (lambda data: data[:-7], 'truncated|readable'),
+        (lambda data: b'', 'no readable checkpoint .0 bytes.: it is empty'),
+        (lambda data: b'just some text, no checkpoint\n' * 9, 'it looks like plain text'),
+        (lambda data: pickle.dumps([1, 2]), 'holds a list, expected names and arrays'),
+    ],
+)
 def test_damaged_files_get_one_clear_error(tmp_path, make, message):
     path = tmp_path / 'a.pth'
     path.write_bytes(make(_save(path)))
@@ -171,22 +183,28 @@ class Huge:
         return self.call
 
 
-@pytest.mark.parametrize('payload,message', [
-    (Huge(torch.UntypedStorage, 10**12), 'asks for a call of UntypedStorage'),
-    (Huge(np.ndarray, (10**12, )), 'asks for a call of ArrayType'),
-    (torch.ones(1).expand(10**11), 'claims more data than the file has'),
-])
+@pytest.mark.parametrize(
+    'payload,message',
+    [
+        (Huge(torch.UntypedStorage, 10**12), 'asks for a call of UntypedStorage'),
+        (Huge(np.ndarray, (10**12,)), 'asks for a call of ArrayType'),
+        (torch.ones(1).expand(10**11), 'claims more data than the file has'),
+    ],
+)
 def test_a_small_file_cannot_ask_for_a_large_memory(tmp_path, payload, message):
     torch.save({'state_dict': {'a': torch.ones(1)}, 'meta': payload}, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match=message):
         read_checkpoint(tmp_path / 'a.pth')
 
 
-@pytest.mark.parametrize('opcodes', [
-    b'(I1000000000000\nitorch.storage\nUntypedStorage\n.',
-    b'(ctorch.storage\nUntypedStorage\nI1000000000000\no.',
-    b'ctorch.storage\nUntypedStorage\nI1000000000000\n\x85}\x92.',
-])
+@pytest.mark.parametrize(
+    'opcodes',
+    [
+        b'(I1000000000000\nitorch.storage\nUntypedStorage\n.',
+        b'(ctorch.storage\nUntypedStorage\nI1000000000000\no.',
+        b'ctorch.storage\nUntypedStorage\nI1000000000000\n\x85}\x92.',
+    ],
+)
 def test_classes_are_made_by_no_other_opcode(tmp_path, opcodes):
     with zipfile.ZipFile(tmp_path / 'a.pth', 'w') as archive:
         archive.writestr('archive/data.pkl', b'\x80\x04' + opcodes)

@@ -1,4 +1,5 @@
 """The safetensors format, against its public description."""
+
 import json
 import os
 import struct
@@ -12,8 +13,18 @@ from mmdeform_upgrade.readers import read_safetensors, read_tensors, write_safet
 
 from .test_pickled import survives
 
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
-          torch.int8, torch.uint8, torch.bool]
+DTYPES = [
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+]
 
 
 def _file(path, header, data=b'', length=None):
@@ -22,14 +33,23 @@ def _file(path, header, data=b'', length=None):
     return path
 
 
-def _entry(shape=(2, ), offsets=(0, 8), dtype='F32'):
+def _entry(shape=(2,), offsets=(0, 8), dtype='F32'):
     return dict(dtype=dtype, shape=list(shape), data_offsets=list(offsets))
 
 
 def test_a_file_written_by_hand_is_read(tmp_path):
     # Names need not be in the order of the data, and the header may be padded.
-    header = json.dumps({'b': _entry((2, ), (4, 8), 'BF16'), 'a': _entry((), (0, 4)), 'none': _entry((0, 3), (8, 8)),
-                         '__metadata__': {'format': 'pt'}}).encode() + b'   '
+    header = (
+        json.dumps(
+            {
+                'b': _entry((2,), (4, 8), 'BF16'),
+                'a': _entry((), (0, 4)),
+                'none': _entry((0, 3), (8, 8)),
+                '__metadata__': {'format': 'pt'},
+            }
+        ).encode()
+        + b'   '
+    )
     path = _file(tmp_path / 'x', header, struct.pack('<f', 1.5) + b'\x80\x3f\x00\xc0')
     tensors, metadata = read_safetensors(path)
     assert metadata == {'format': 'pt'} and list(tensors) == ['b', 'a', 'none']
@@ -38,9 +58,15 @@ def test_a_file_written_by_hand_is_read(tmp_path):
     assert read_tensors(path).rest == {'metadata': {'format': 'pt'}}
 
 
-@pytest.mark.parametrize('text,meta', [('{"epoch": 2, "dataset_meta": {"classes": ["a"]}}',
-                                        {'epoch': 2, 'dataset_meta': {'classes': ['a']}}),
-                                       ('what another library keeps there', None), ('[1]', None), ('', None)])
+@pytest.mark.parametrize(
+    'text,meta',
+    [
+        ('{"epoch": 2, "dataset_meta": {"classes": ["a"]}}', {'epoch': 2, 'dataset_meta': {'classes': ['a']}}),
+        ('what another library keeps there', None),
+        ('[1]', None),
+        ('', None),
+    ],
+)
 def test_a_releases_meta_is_where_a_checkpoint_has_it(tmp_path, text, meta):
     write_safetensors(tmp_path / 'a.safetensors', {'w': torch.ones(1)}, {'meta': text})
     rest = read_tensors(tmp_path / 'a.safetensors').rest
@@ -57,23 +83,34 @@ def test_a_damaged_meta_is_refused(tmp_path, text):
 def test_what_is_written_is_read_back(tmp_path):
     tensors = {f'{dtype}': torch.tensor([[0, 1, 1]]).to(dtype) for dtype in DTYPES}
     shared = torch.randn(4, 5)
-    tensors.update(strided=shared.t(), shared=shared, row=shared[1], scalar=torch.tensor(2.0), empty=torch.zeros(0, 2),
-                   parameter=torch.nn.Parameter(torch.ones(1)), **{'ünï"codé\n': torch.ones(1)})
+    tensors.update(
+        strided=shared.t(),
+        shared=shared,
+        row=shared[1],
+        scalar=torch.tensor(2.0),
+        empty=torch.zeros(0, 2),
+        parameter=torch.nn.Parameter(torch.ones(1)),
+        **{'ünï"codé\n': torch.ones(1)},
+    )
     write_safetensors(tmp_path / 'a.safetensors', tensors, {'made by': 'a test'})
     loaded, metadata = read_safetensors(tmp_path / 'a.safetensors')
     assert set(loaded) == set(tensors) and metadata == {'made by': 'a test'}
     for name, value in tensors.items():
         assert torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype, name
     header = json.loads((tmp_path / 'a.safetensors').read_bytes()[8:].split(b'}}', 1)[0] + b'}}')
-    assert all(entry['data_offsets'][0] % loaded[name].element_size() == 0 for name, entry in header.items()
-               if name in loaded)
+    assert all(
+        entry['data_offsets'][0] % loaded[name].element_size() == 0 for name, entry in header.items() if name in loaded
+    )
 
 
-@pytest.mark.parametrize('tensors,metadata,message', [
-    ({'__metadata__': torch.ones(1)}, None, "cannot hold '__metadata__'"),
-    ({'a': torch.ones(1, dtype=torch.complex64)}, None, 'a tensor of torch.complex64'),
-    ({'a': torch.ones(1)}, {'n': 1}, 'texts under texts'),
-])
+@pytest.mark.parametrize(
+    'tensors,metadata,message',
+    [
+        ({'__metadata__': torch.ones(1)}, None, "cannot hold '__metadata__'"),
+        ({'a': torch.ones(1, dtype=torch.complex64)}, None, 'a tensor of torch.complex64'),
+        ({'a': torch.ones(1)}, {'n': 1}, 'texts under texts'),
+    ],
+)
 def test_what_the_format_cannot_hold_is_refused_and_nothing_written(tmp_path, tensors, metadata, message):
     with pytest.raises(CheckpointError, match=message):
         write_safetensors(tmp_path / 'a', tensors, metadata)
@@ -88,29 +125,35 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ['a'] and read_safetensors(tmp_path / 'a')[0]['a'] == 1
 
 
-@pytest.mark.parametrize('header,data,message', [
-    ({'a': _entry()}, bytes(7), 'describes 8 bytes of data, and the file has 7'),
-    ({'a': _entry()}, bytes(9), 'describes 8 bytes of data, and the file has 9'),
-    ({'a': _entry((3, ))}, bytes(8), r'shape \[3\] has 8 bytes'),
-    ({'a': _entry((2**20, 2**30))}, bytes(8), r'shape \[1048576, 1073741824\] has 8 bytes'),
-    ({'a': _entry((2**39, 2**39, 0), (0, 0))}, b'', 'no proper shape'),
-    ({'a': _entry((-2, -1))}, bytes(8), 'no proper shape'),
-    ({'a': _entry((True, 2))}, bytes(8), 'no proper shape'),
-    ({'a': _entry((1, ), (4, 8)), 'b': _entry((1, ), (8, 12))}, bytes(12), "'a' begins at byte 4 .*, expected 0"),
-    ({'a': _entry(), 'b': _entry((1, ), (4, 8))}, bytes(8), "'b' begins at byte 4 of the data, expected 8"),
-    ({'a': _entry((2, ), (8, 0))}, bytes(8), 'begins at byte 8'),
-    ({'a': _entry((2, ), (0, 8), 'F33')}, bytes(8), "dtype 'F33'"),
-    ({'a': _entry((2, ), (0, 2), 'BOOL')}, b'\x01\x02', 'truth values'),
-    ({'a': dict(dtype='F32', shape=[2])}, bytes(8), 'no proper data_offsets'),
-    ({'a': _entry((2, ), ('0', 8))}, bytes(8), 'no proper data_offsets'),
-    ({'a': 1}, b'', 'no proper data_offsets'),
-    ({'__metadata__': {'a': 1}}, b'', '__metadata__ is not names and texts'),
-    (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
-     bytes(4), 'a name twice'),
-    (b'{"a":' * 10**5, b'', 'no JSON'),
-    (b'{broken', b'', 'no JSON'),
-    (b'{"\xff":1}', b'', 'no JSON'),
-])
+@pytest.mark.parametrize(
+    'header,data,message',
+    [
+        ({'a': _entry()}, bytes(7), 'describes 8 bytes of data, and the file has 7'),
+        ({'a': _entry()}, bytes(9), 'describes 8 bytes of data, and the file has 9'),
+        ({'a': _entry((3,))}, bytes(8), r'shape \[3\] has 8 bytes'),
+        ({'a': _entry((2**20, 2**30))}, bytes(8), r'shape \[1048576, 1073741824\] has 8 bytes'),
+        ({'a': _entry((2**39, 2**39, 0), (0, 0))}, b'', 'no proper shape'),
+        ({'a': _entry((-2, -1))}, bytes(8), 'no proper shape'),
+        ({'a': _entry((True, 2))}, bytes(8), 'no proper shape'),
+        ({'a': _entry((1,), (4, 8)), 'b': _entry((1,), (8, 12))}, bytes(12), "'a' begins at byte 4 .*, expected 0"),
+        ({'a': _entry(), 'b': _entry((1,), (4, 8))}, bytes(8), "'b' begins at byte 4 of the data, expected 8"),
+        ({'a': _entry((2,), (8, 0))}, bytes(8), 'begins at byte 8'),
+        ({'a': _entry((2,), (0, 8), 'F33')}, bytes(8), "dtype 'F33'"),
+        ({'a': _entry((2,), (0, 2), 'BOOL')}, b'\x01\x02', 'truth values'),
+        ({'a': dict(dtype='F32', shape=[2])}, bytes(8), 'no proper data_offsets'),
+        ({'a': _entry((2,), ('0', 8))}, bytes(8), 'no proper data_offsets'),
+        ({'a': 1}, b'', 'no proper data_offsets'),
+        ({'__metadata__': {'a': 1}}, b'', '__metadata__ is not names and texts'),
+        (
+            b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+            bytes(4),
+            'a name twice',
+        ),
+        (b'{"a":' * 10**5, b'', 'no JSON'),
+        (b'{broken', b'', 'no JSON'),
+        (b'{"\xff":1}', b'', 'no JSON'),
+    ],
+)
 def test_a_header_that_does_not_describe_the_file_is_refused(tmp_path, header, data, message):
     with pytest.raises(CheckpointError, match=f'no readable safetensors file .*{message}'):
         load_baseline(_file(tmp_path / 'a', header, data))

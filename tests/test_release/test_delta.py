@@ -1,4 +1,5 @@
 """Deltas: bit for bit the upgrade, and only on its own baseline."""
+
 import os
 
 import pytest

@@ -1,4 +1,5 @@
 """Every command of docs/releases.md runs."""
+
 import re
 import runpy
 import shlex

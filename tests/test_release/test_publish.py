@@ -1,4 +1,5 @@
 """Published files, and what --inspect says of any file."""
+
 import copy
 import re
 from pathlib import Path
@@ -57,6 +58,7 @@ def test_the_same_checkpoint_gives_the_same_bytes_and_nothing_is_overwritten(fil
 
 def test_a_release_loads_in_init_detector_and_in_test_py(files, release, tmp_path):
     from mmdet.apis import init_detector
+
     model = init_detector(files.config, release[0], device='cpu')
     assert _same(model.state_dict(), files.state_dict) and model.dataset_meta['classes'][0] == 'star'
     out = run_tool('test.py', files.config, release[0], '--work-dir', tmp_path).stdout
@@ -65,6 +67,7 @@ def test_a_release_loads_in_init_detector_and_in_test_py(files, release, tmp_pat
 
 def test_the_safetensors_of_a_release_brings_classes_and_provenance_along(files, release):
     from mmdet.apis import init_detector
+
     model = init_detector(files.config, f'baseline://{release[1]}', device='cpu')
     assert _same(model.state_dict(), files.state_dict)
     assert tuple(model.dataset_meta['classes']) == CLASSES
@@ -84,13 +87,13 @@ def test_ema_publishes_what_mmengines_hook_averaged():
     model = torch.nn.Linear(2, 1)
     hook = EMAHook()
     hook.src_model, hook.ema_model = model, ExponentialMovingAverage(model)
-    torch.nn.init.constant_(model.weight, 1.)
-    torch.nn.init.constant_(hook.ema_model.module.weight, 2.)
+    torch.nn.init.constant_(model.weight, 1.0)
+    torch.nn.init.constant_(hook.ema_model.module.weight, 2.0)
     checkpoint = {'state_dict': copy.copy(model.state_dict()), 'meta': {'mmengine_version': '0.10.7'}}
     hook.before_save_checkpoint(SimpleNamespace(), checkpoint)
     published = published_checkpoint(checkpoint, ema=True)
     assert set(published) == {'meta', 'state_dict'}
-    assert published['state_dict']['weight'].tolist() == [[2., 2.]]
+    assert published['state_dict']['weight'].tolist() == [[2.0, 2.0]]
 
 
 def test_ema_of_other_trainers_is_taken_from_where_it_is():

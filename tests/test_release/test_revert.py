@@ -1,4 +1,5 @@
 """Back to plain convolutions where offsets do nothing."""
+
 import copy
 import re
 import runpy
@@ -25,7 +26,7 @@ def network(files):
     model = build(copy.deepcopy(cfg)).eval()  # detectors write into their config
     model.load_state_dict(files.state_dict)
     images = torch.randn(2, 3, 96, 96)
-    return cfg, model, [lambda i=i: model(images[i:i + 1], None, mode='tensor') for i in range(2)]
+    return cfg, model, [lambda i=i: model(images[i : i + 1], None, mode='tensor') for i in range(2)]
 
 
 def _verdicts(model, runs, threshold):
@@ -34,8 +35,9 @@ def _verdicts(model, runs, threshold):
     return verdicts
 
 
-@pytest.mark.parametrize('threshold,expected', [(None, [True, False, False]), (0.05, [True, True, False]),
-                                                (100, [True, True, True])])
+@pytest.mark.parametrize(
+    'threshold,expected', [(None, [True, False, False]), (0.05, [True, True, False]), (100, [True, True, True])]
+)
 def test_layers_go_back_by_their_offsets_on_the_data(network, threshold, expected):
     _, model, runs = network
     verdicts = _verdicts(model, runs, threshold)
@@ -91,8 +93,9 @@ def test_a_baseline_has_nothing_to_revert():
 
 def test_the_tool_reports_validates_and_then_writes(files, tmp_path):
     out = tmp_path / 'back.pth'
-    text = run_tool('model_converters/revert.py', files.config, files.checkpoint, out, '--threshold', 0.1, '--num', 1,
-                    '--validate').stdout
+    text = run_tool(
+        'model_converters/revert.py', files.config, files.checkpoint, out, '--threshold', 0.1, '--num', 1, '--validate'
+    ).stdout
     assert re.search(r'layer4\.0\.conv2: revert: offsets exactly zero, reverting it changes the output by 0 ', text)
     assert re.search(r'layer4\.1\.conv2: keep: 95 % of offsets below \d', text) and '2 of 3 layers go back' in text
     assert re.search(r'before: pascal_voc.*after: pascal_voc', text, re.S)
@@ -120,6 +123,7 @@ def test_pictures_of_a_folder_are_judged_instead_of_the_validation_set(files, pi
     seen = []
     predict = 'mmdeform_upgrade.analysis.look.predict'
     from mmdeform_upgrade.analysis.look import predict as original
+
     monkeypatch.setattr(predict, lambda model, image: seen.append(Path(image).name) or original(model, image))
     # The set is not looked at: it need not be there.
     cfg = Config.fromfile(files.config)

@@ -1,4 +1,5 @@
 """What of this package a config keeps when its upgrade goes."""
+
 import mmengine.registry as registries
 import pytest
 from mmengine.config import Config
@@ -12,16 +13,23 @@ from ..conftest import ROOT
 
 
 def test_every_registered_type_is_known():
-    found = {name for registry in vars(registries).values() if isinstance(registry, Registry)
-             for name, registered in registry.module_dict.items()
-             if getattr(registered, '__module__', '').startswith('mmdeform_upgrade')}
+    found = {
+        name
+        for registry in vars(registries).values()
+        if isinstance(registry, Registry)
+        for name, registered in registry.module_dict.items()
+        if getattr(registered, '__module__', '').startswith('mmdeform_upgrade')
+    }
     assert {'DeformUpgrade', 'BFloat16Hook', 'CPUHeadHook', 'WideSSDNeck'} <= found == set(OWN_TYPES)
 
 
-@pytest.mark.parametrize('hooks,imports', [
-    ([dict(type='BFloat16Hook'), dict(type='FiniteCheckHook')], ['mmdeform_upgrade']),
-    ([dict(type='EMAHook')], None),
-])
+@pytest.mark.parametrize(
+    'hooks,imports',
+    [
+        ([dict(type='BFloat16Hook'), dict(type='FiniteCheckHook')], ['mmdeform_upgrade']),
+        ([dict(type='EMAHook')], None),
+    ],
+)
 def test_hooks_for_any_training_stay_with_their_import(hooks, imports):
     cfg = Config.fromfile(ROOT / 'configs/composite/faster-rcnn_r50-caffe-dc5_12e_cutouts.py')
     cfg.custom_hooks = hooks

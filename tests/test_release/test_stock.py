@@ -1,4 +1,5 @@
 """A release without the plugin: mmdet's own switch, mmcv's own layer, the same detections."""
+
 import json
 import os
 import subprocess
@@ -31,8 +32,9 @@ print(type(model.backbone.layer4[0].conv2).__module__)
 
 def _retinanet(**backbone):
     cfg = Config.fromfile(MMDET_CONFIGS / 'retinanet' / 'retinanet_r50_fpn_1x_coco.py')
-    cfg.model.backbone.update(type='DeformUpgrade', base_type='ResNet', targets='res5', base_channels=8, init_cfg=None,
-                              **backbone)
+    cfg.model.backbone.update(
+        type='DeformUpgrade', base_type='ResNet', targets='res5', base_channels=8, init_cfg=None, **backbone
+    )
     cfg.model.neck.update(in_channels=[32, 64, 128, 256], out_channels=16)
     cfg.model.bbox_head.update(in_channels=16, feat_channels=16, num_classes=3)
     cfg.custom_imports = dict(imports=['mmdeform_upgrade'], allow_failed_imports=False)
@@ -54,15 +56,23 @@ def test_a_release_gives_the_same_in_a_stock_installation(tmp_path):
     meta = {'dataset_meta': {'classes': ('a', 'b', 'c')}, 'experiment_name': 'retina'}
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, checkpoint)
     cfg.dump(tmp_path / 'retina.py')
-    release, _, stock = publish(str(checkpoint), str(tmp_path / 'zoo'), config=str(tmp_path / 'retina.py'),
-                                date='20260101')
+    release, _, stock = publish(
+        str(checkpoint), str(tmp_path / 'zoo'), config=str(tmp_path / 'retina.py'), date='20260101'
+    )
     assert 'mmdeform_upgrade' not in Path(stock).read_text() and stock.endswith('-stock.py')
     image = torch.randn(1, 3, 96, 128)
     torch.save(image, tmp_path / 'image.pt')
     arguments = [stock, release, tmp_path / 'image.pt', tmp_path / 'out.pt', picture]
     env = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    result = subprocess.run([sys.executable, '-c', RUN, *map(str, arguments)], capture_output=True, text=True, env=env,
-                            cwd=tmp_path, timeout=200, check=False)
+    result = subprocess.run(
+        [sys.executable, '-c', RUN, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=env,
+        cwd=tmp_path,
+        timeout=200,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     assert result.stdout.splitlines()[-1] == 'mmcv.ops.deform_conv'
     with torch.no_grad():
@@ -93,12 +103,15 @@ def test_the_stock_config_names_whole_stages_and_leaves_the_other_settings():
     assert json.dumps(cfg.to_dict(), default=str) == before
 
 
-@pytest.mark.parametrize('change,reason', [
-    (dict(targets='last:2'), 'the switch changes whole stages'),
-    (dict(targets={'res5': 1, 'res4': 2}), 'different deform_groups'),
-    (dict(targets=['conv1'], frozen_stages=-1), 'conv1 is not the 3x3 convolution of a Bottleneck block'),
-    (dict(depth=18), 'is not the 3x3 convolution of a Bottleneck block'),
-])
+@pytest.mark.parametrize(
+    'change,reason',
+    [
+        (dict(targets='last:2'), 'the switch changes whole stages'),
+        (dict(targets={'res5': 1, 'res4': 2}), 'different deform_groups'),
+        (dict(targets=['conv1'], frozen_stages=-1), 'conv1 is not the 3x3 convolution of a Bottleneck block'),
+        (dict(depth=18), 'is not the 3x3 convolution of a Bottleneck block'),
+    ],
+)
 def test_what_the_switch_cannot_say_has_a_reason(change, reason):
     cfg = _retinanet()
     cfg.model.backbone.update(change)

@@ -1,4 +1,5 @@
 """Short runs in this process: the tiny detector, and a tiny segmentor whose loss is a plain mean over its pictures."""
+
 import copy
 import itertools
 
@@ -26,8 +27,11 @@ class Record(Hook):
 
     def _keep_gradients(self, model):
         if not self.grads:
-            self.grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters()
-                          if parameter.grad is not None}
+            self.grads = {
+                name: parameter.grad.clone()
+                for name, parameter in model.named_parameters()
+                if parameter.grad is not None
+            }
 
 
 @pytest.fixture(autouse=True, scope='package')
@@ -83,31 +87,63 @@ def short_cfg(tiny_upgrade_cfg):
 SEGMENTOR = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(type='SegDataPreProcessor', size=(96, 96), mean=[114.0] * 3, std=[58.0] * 3),
-    backbone=dict(type='ResNet', depth=18, base_channels=8, style='pytorch', num_stages=2, strides=(1, 2),
-                  dilations=(1, 1), out_indices=(0, 1)),
-    decode_head=dict(type='FCNHead', in_channels=16, in_index=1, channels=8, num_convs=1, concat_input=False,
-                     num_classes=8, dropout_ratio=0),
-    test_cfg=dict(mode='whole'))
+    backbone=dict(
+        type='ResNet',
+        depth=18,
+        base_channels=8,
+        style='pytorch',
+        num_stages=2,
+        strides=(1, 2),
+        dilations=(1, 1),
+        out_indices=(0, 1),
+    ),
+    decode_head=dict(
+        type='FCNHead',
+        in_channels=16,
+        in_index=1,
+        channels=8,
+        num_convs=1,
+        concat_input=False,
+        num_classes=8,
+        dropout_ratio=0,
+    ),
+    test_cfg=dict(mode='whole'),
+)
 
 
 def _segmentor(shapes):
     pipeline = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
-    dataset = dict(type='BaseSegDataset', data_root=str(shapes / 'VOC2007'), img_suffix='.jpg', seg_map_suffix='.png',
-                   data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'), indices=8,
-                   ann_file='ImageSets/Segmentation/train.txt', metainfo=dict(classes=tuple('abcdefgh')),
-                   pipeline=pipeline)
-    return Config(dict(
-        default_scope='mmseg', model=SEGMENTOR, log_level='WARNING', randomness=dict(seed=0),
-        train_dataloader=dict(batch_size=2, num_workers=0, dataset=dataset,
-                              sampler=dict(type='DefaultSampler', shuffle=False)),
-        optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1)),
-        train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1)))
+    dataset = dict(
+        type='BaseSegDataset',
+        data_root=str(shapes / 'VOC2007'),
+        img_suffix='.jpg',
+        seg_map_suffix='.png',
+        data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
+        indices=8,
+        ann_file='ImageSets/Segmentation/train.txt',
+        metainfo=dict(classes=tuple('abcdefgh')),
+        pipeline=pipeline,
+    )
+    return Config(
+        dict(
+            default_scope='mmseg',
+            model=SEGMENTOR,
+            log_level='WARNING',
+            randomness=dict(seed=0),
+            train_dataloader=dict(
+                batch_size=2, num_workers=0, dataset=dataset, sampler=dict(type='DefaultSampler', shuffle=False)
+            ),
+            optim_wrapper=dict(type='OptimWrapper', optimizer=dict(type='SGD', lr=0.1)),
+            train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=1),
+        )
+    )
 
 
 @pytest.fixture(scope='package')
 def segmentor_files(shapes, tmp_path_factory):
     """Paths of the tiny segmentor's upgraded config and of the checkpoint that it starts from."""
     from mmseg.registry import MODELS
+
     folder = tmp_path_factory.mktemp('segmentor')
     DefaultScope._instance_dict.clear()
     torch.manual_seed(0)
@@ -117,8 +153,11 @@ def segmentor_files(shapes, tmp_path_factory):
     torch.save({'meta': {}, 'state_dict': network.state_dict()}, folder / 'baseline.pth')
     cfg = _segmentor(shapes)
     cfg.model.backbone.update(type='DeformUpgrade', base_type='ResNet', targets='last:3')
-    cfg.update(load_from=str(folder / 'baseline.pth'), custom_hooks=[dict(type='DeformUpgradeHook')],
-               custom_imports=dict(imports=['mmdeform_upgrade'], allow_failed_imports=False))
+    cfg.update(
+        load_from=str(folder / 'baseline.pth'),
+        custom_hooks=[dict(type='DeformUpgradeHook')],
+        custom_imports=dict(imports=['mmdeform_upgrade'], allow_failed_imports=False),
+    )
     cfg.dump(folder / 'segmentor.py')
     return folder / 'segmentor.py', folder / 'baseline.pth'
 

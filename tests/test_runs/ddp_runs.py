@@ -2,6 +2,7 @@
 
 Each process writes what it holds after a run to FOLDER/RUN/RANK.pth, or the error that the run ended with.
 """
+
 import os
 import sys
 import traceback
@@ -18,13 +19,17 @@ torch.cuda.set_device = lambda device: None  # MMEngine's launcher sets one what
 
 WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None)
 # Not 'full', which is this with offload_to_cpu=True: PyTorch's FSDP crashes there where the tensors are on a CPU.
-WHOLE = dict(state_dict_type='FULL_STATE_DICT',
-             state_dict_config=dict(type='FullStateDictConfig', offload_to_cpu=False),
-             optim_state_dict_config=dict(type='FullOptimStateDictConfig', offload_to_cpu=False))
-FSDP = dict(type='FSDPStrategy', state_dict_cfg=WHOLE,
-            model_wrapper=dict(type='MMFullyShardedDataParallel', device_id='cpu', use_orig_params=True))
-RANDOM = {'model.decode_head.dropout_ratio': 0.5, 'train_cfg.max_epochs': 2,
-          'train_dataloader.sampler.shuffle': True}
+WHOLE = dict(
+    state_dict_type='FULL_STATE_DICT',
+    state_dict_config=dict(type='FullStateDictConfig', offload_to_cpu=False),
+    optim_state_dict_config=dict(type='FullOptimStateDictConfig', offload_to_cpu=False),
+)
+FSDP = dict(
+    type='FSDPStrategy',
+    state_dict_cfg=WHOLE,
+    model_wrapper=dict(type='MMFullyShardedDataParallel', device_id='cpu', use_orig_params=True),
+)
+RANDOM = {'model.decode_head.dropout_ratio': 0.5, 'train_cfg.max_epochs': 2, 'train_dataloader.sampler.shuffle': True}
 RUNS = {
     'ddp': {},
     'static_graph': {'model_wrapper_cfg': dict(WRAPPER, static_graph=True)},
@@ -33,8 +38,9 @@ RUNS = {
     'resumed': {**RANDOM, 'resume': True, 'load_from': '{folder}/whole/epoch_1.pth'},
     'sync_bn': {'sync_bn': 'torch', 'model.backbone.norm_eval': False},
     'fsdp': dict(runner_type='FlexibleRunner', strategy=FSDP),
-    'fsdp_checkpointed': dict(runner_type='FlexibleRunner', strategy=dict(
-        FSDP, activation_checkpointing=dict(check_fn='is_a_block'))),
+    'fsdp_checkpointed': dict(
+        runner_type='FlexibleRunner', strategy=dict(FSDP, activation_checkpointing=dict(check_fn='is_a_block'))
+    ),
 }
 
 
@@ -44,7 +50,6 @@ def is_a_block(module):
 
 
 class Losses(Hook):
-
     def __init__(self):
         self.losses = []
 
@@ -55,8 +60,9 @@ class Losses(Hook):
 def run(cfg, changes, folder):
     """Train; returns what this process holds at the end."""
     DefaultScope._instance_dict.clear()
-    cfg.merge_from_dict({key: value.format(folder=folder.parent) if isinstance(value, str) else value
-                         for key, value in changes.items()})
+    cfg.merge_from_dict(
+        {key: value.format(folder=folder.parent) if isinstance(value, str) else value for key, value in changes.items()}
+    )
     cfg.work_dir, cfg.experiment_name, hook = str(folder), folder.name, Losses()
     cfg.update(launcher='pytorch', env_cfg=dict(dist_cfg=dict(backend='gloo')))
     if 'runner_type' not in cfg:

@@ -1,4 +1,5 @@
 """EMA and the other averages of MMEngine beside an upgraded network."""
+
 import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
@@ -38,9 +39,11 @@ def _copy(model):
     return {name: value.clone() for name, value in offsets(model.state_dict()).items()}
 
 
-AVERAGES = [dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.3),
-            dict(type='EMAHook', ema_type='MomentumAnnealingEMA', momentum=0.3, gamma=2),
-            dict(type='EMAHook', ema_type='StochasticWeightAverage', update_buffers=True)]
+AVERAGES = [
+    dict(type='EMAHook', ema_type='ExponentialMovingAverage', momentum=0.3),
+    dict(type='EMAHook', ema_type='MomentumAnnealingEMA', momentum=0.3, gamma=2),
+    dict(type='EMAHook', ema_type='StochasticWeightAverage', update_buffers=True),
+]
 
 
 @pytest.fixture(params=AVERAGES, ids=lambda hook: hook['ema_type'])
@@ -73,8 +76,9 @@ def test_the_average_of_offsets_is_saved_and_resumed(averaged):
         assert torch.equal(kept[f'module.{name}'], value)
         assert value.abs().sum() > 0 and mean[name].abs().sum() > 0
         assert not torch.equal(mean[name], value), 'the average lags behind'
-    resumed = build_runner(cfg, [hook], resume=True, load_from=f'{runner.work_dir}/epoch_1.pth',
-                           **{'train_cfg.max_epochs': 2})
+    resumed = build_runner(
+        cfg, [hook], resume=True, load_from=f'{runner.work_dir}/epoch_1.pth', **{'train_cfg.max_epochs': 2}
+    )
     states = {}
     resumed.register_hook(_See(states), 'LOWEST')
     resumed.train()

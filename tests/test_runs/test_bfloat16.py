@@ -1,4 +1,5 @@
 """bfloat16 arithmetic on a CPU, where MMEngine's own mixed precision refuses to train."""
+
 import math
 
 import pytest
@@ -15,8 +16,11 @@ HOOK = dict(type='BFloat16Hook')
 def _seen(model, picture):
     """dtypes that the upgraded layers are given, and what backbone and neck return."""
     dtypes = []
-    handles = [module.register_forward_hook(lambda _, args, out: dtypes.append(out.dtype))
-               for module in model.modules() if isinstance(module, ZeroOffsetDCN)]
+    handles = [
+        module.register_forward_hook(lambda _, args, out: dtypes.append(out.dtype))
+        for module in model.modules()
+        if isinstance(module, ZeroOffsetDCN)
+    ]
     with torch.no_grad():
         outs = model.neck(model.backbone(picture))
     for handle in handles:

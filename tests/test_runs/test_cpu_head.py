@@ -1,4 +1,5 @@
 """A head's losses and boxes on the CPU are those of the head."""
+
 import pytest
 import torch
 from mmengine.structures import InstanceData

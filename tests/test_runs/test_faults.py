@@ -1,4 +1,5 @@
 """Nothing is lost: kills, full disks, damaged files, broken numbers. The long version: tests/faults/sweep_*.py."""
+
 import importlib.util
 import math
 import os
@@ -48,8 +49,9 @@ def baseline(tmp_path_factory):
 @pytest.fixture
 def tiny(baseline, tmp_path):
     """The upgrade's config: three epochs, all checkpoints kept."""
-    return tiny_config(tmp_path / 'work', baseline, **{
-        'train_cfg.max_epochs': 3, 'default_hooks.checkpoint.max_keep_ckpts': -1})
+    return tiny_config(
+        tmp_path / 'work', baseline, **{'train_cfg.max_epochs': 3, 'default_hooks.checkpoint.max_keep_ckpts': -1}
+    )
 
 
 def run(cfg, *hooks, **changes):
@@ -96,8 +98,10 @@ def train_tool(cfg, *args):
 
 def same(one, other):
     """Whether two checkpoints go on in the same way, to the bit."""
-    parts = [{key: checkpoint[key] for key in ('state_dict', 'optimizer', 'param_schedulers')}
-             for checkpoint in map(read_checkpoint, (one, other))]
+    parts = [
+        {key: checkpoint[key] for key in ('state_dict', 'optimizer', 'param_schedulers')}
+        for checkpoint in map(read_checkpoint, (one, other))
+    ]
     tensors = [[value for _, value in sorted(_flat(part))] for part in parts]
     return len(tensors[0]) == len(tensors[1]) and all(map(torch.equal, *tensors))
 
@@ -138,13 +142,14 @@ def test_a_run_killed_while_it_writes_goes_on_to_the_same_weights(tiny, whole_ru
     work_dir = Path(tiny.work_dir)
     assert ended(in_child(lambda: _killed_while_writing(tiny, 'epoch_2.pth'))) == -signal.SIGKILL
     left = {path.name for path in work_dir.iterdir() if '.pth' in path.name}
-    half, = (name for name in left if name.startswith('.epoch_2.pth.'))
+    (half,) = (name for name in left if name.startswith('.epoch_2.pth.'))
     assert left == {half, 'epoch_1.pth', 'best_tiny_error_epoch_1.pth'}
     assert ended(train_tool(tiny, '--resume')) == 0
     assert same(work_dir / 'epoch_3.pth', whole_run / 'epoch_3.pth')
     assert not same(work_dir / 'epoch_3.pth', whole_run / 'epoch_2.pth')
-    assert sorted(path.name for path in work_dir.glob('*.pth')) == sorted([
-        'epoch_3.pth', next(whole_run.glob('best_*')).name]), 'older ones are gone'
+    assert sorted(path.name for path in work_dir.glob('*.pth')) == sorted(
+        ['epoch_3.pth', next(whole_run.glob('best_*')).name]
+    ), 'older ones are gone'
     assert not (work_dir / half).exists()
 
 
@@ -155,24 +160,28 @@ def _cut(path):
 def _flip(path):
     data = bytearray(path.read_bytes())
     weight = read_checkpoint(path)['state_dict']['backbone.first.weight'].numpy().tobytes()
-    data[data.index(weight) + 1] ^= 0xff
+    data[data.index(weight) + 1] ^= 0xFF
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize('damage,reason', [
-    (_cut, 'epoch_3.pth: .*truncated'),
-    (_flip, 'epoch_3.pth: .*a checksum in it is wrong, so it is damaged'),
-    (lambda path: path.write_bytes(b''), 'epoch_3.pth: '),
-    (lambda path: path.unlink(), 'epoch_3.pth: there is no such file'),
-    (lambda path: (path.with_name('last_checkpoint').write_text(''), path.unlink()), 'has no last_checkpoint'),
-], ids=['cut', 'flipped', 'empty', 'gone', 'nameless'])
+@pytest.mark.parametrize(
+    'damage,reason',
+    [
+        (_cut, 'epoch_3.pth: .*truncated'),
+        (_flip, 'epoch_3.pth: .*a checksum in it is wrong, so it is damaged'),
+        (lambda path: path.write_bytes(b''), 'epoch_3.pth: '),
+        (lambda path: path.unlink(), 'epoch_3.pth: there is no such file'),
+        (lambda path: (path.with_name('last_checkpoint').write_text(''), path.unlink()), 'has no last_checkpoint'),
+    ],
+    ids=['cut', 'flipped', 'empty', 'gone', 'nameless'],
+)
 def test_a_checkpoint_that_is_not_whole_is_passed_over_with_a_warning(whole_run, damage, reason, monkeypatch):
     said = []
     monkeypatch.setattr('mmdeform_upgrade.work_dir.resuming.print_log', lambda text, **kwargs: said.append(text))
     assert find_resumable(str(whole_run)) == str(whole_run / 'epoch_3.pth') and not said
     damage(whole_run / 'epoch_3.pth')
     assert find_resumable(str(whole_run)) == str(whole_run / 'epoch_2.pth')
-    text, = said
+    (text,) = said
     assert re.search(f'resume: .*{reason}.* Going on from the last checkpoint that is whole: .*epoch_2.pth', text)
 
 
@@ -185,12 +194,17 @@ def test_a_folder_that_was_moved_is_gone_on_in(whole_run):
 def test_without_a_whole_checkpoint_a_resume_is_refused(tiny, whole_run, capfd):
     for path in whole_run.glob('epoch_*.pth'):
         _cut(path)
-    with pytest.raises(CheckpointError, match=r'resume: no checkpoint in .* is whole: .*epoch_3.pth: .*; .*epoch_1.pth:'
-                                              r'.* To start anew from the baseline, run without --resume'):
+    with pytest.raises(
+        CheckpointError,
+        match=r'resume: no checkpoint in .* is whole: .*epoch_3.pth: .*; .*epoch_1.pth:'
+        r'.* To start anew from the baseline, run without --resume',
+    ):
         find_resumable(str(whole_run))
     assert ended(train_tool(tiny, '--resume', str(whole_run / 'epoch_3.pth'))) == 2
-    assert re.search(r'CheckpointError: .*epoch_3\.pth: .*truncated.*--resume goes on from an interrupted run',
-                     capfd.readouterr().err)
+    assert re.search(
+        r'CheckpointError: .*epoch_3\.pth: .*truncated.*--resume goes on from an interrupted run',
+        capfd.readouterr().err,
+    )
     assert not Path(tiny.work_dir).exists()
     assert find_resumable(tiny.work_dir) is None, 'nothing was saved'
 
@@ -199,8 +213,13 @@ def test_without_a_whole_checkpoint_a_resume_is_refused(tiny, whole_run, capfd):
 def small_disk(tmp_path):
     path = tmp_path / 'disk'
     path.mkdir()
-    mounted = shutil.which('mount') and subprocess.run(
-        ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', path], capture_output=True, check=False).returncode == 0
+    mounted = (
+        shutil.which('mount')
+        and subprocess.run(
+            ['mount', '-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', path], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
     if not mounted:
         pytest.skip('a file system cannot be mounted here')
     yield path
@@ -213,8 +232,11 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stays(tiny, whole_run, smal
     fill = dict(type='FillDisk', folder=str(small_disk))
     tiny.custom_hooks.append(fill)
     assert ended(train_tool(tiny)) == 2
-    assert re.search(r'TrainingError: .*epoch_2.pth could not be written: No space left on device: it needs \S+ MB, and'
-                     r' \S+ MB are free.*go on with --resume', capfd.readouterr().err)
+    assert re.search(
+        r'TrainingError: .*epoch_2.pth could not be written: No space left on device: it needs \S+ MB, and'
+        r' \S+ MB are free.*go on with --resume',
+        capfd.readouterr().err,
+    )
     assert last_saved(tiny.work_dir) == f'{tiny.work_dir}/epoch_1.pth'
     left = {path.name for path in Path(tiny.work_dir).iterdir() if '.pth' in path.name}
     assert left == {'epoch_1.pth', 'best_tiny_error_epoch_1.pth'}, 'and nothing half-written'
@@ -242,7 +264,7 @@ def test_when_training_only_gets_worse_the_best_checkpoint_is_the_untouched_upgr
     runner = run(tiny, load_from=str(baseline), **{'model.sign': -1.0})
     scores = [float(text) for text in re.findall(r'tiny/error: (\S+)', _scalars_log(runner))]
     assert len(scores) == 4 and all(score > 2 * scores[0] for score in scores[1:]), 'it did get worse'
-    best, = Path(tiny.work_dir).glob('best_*')
+    (best,) = Path(tiny.work_dir).glob('best_*')
     assert best.name == 'best_tiny_error_epoch_0.pth'
     saved = read_checkpoint(best)['state_dict']
     for key, value in read_checkpoint(baseline)['state_dict'].items():
@@ -263,8 +285,10 @@ def _scalars_log(runner):
 def test_weights_that_are_no_numbers_stop_the_run_and_are_never_saved(tiny, value, interval):
     tiny.default_hooks.checkpoint.max_keep_ckpts = 1
     tiny.custom_hooks[0].finite_interval = interval
-    message = (rf'iteration {9 if interval == 1 else 12}: weights are not finite: of the upgraded layers {LAYER}.*'
-               r'conv_offset=dict\(lr_mult=0.1\).*The last checkpoint is .*epoch_2.pth')
+    message = (
+        rf'iteration {9 if interval == 1 else 12}: weights are not finite: of the upgraded layers {LAYER}.*'
+        r'conv_offset=dict\(lr_mult=0.1\).*The last checkpoint is .*epoch_2.pth'
+    )
     with pytest.raises(TrainingError, match=message):
         run(tiny, dict(type='SetWeights', name=f'{LAYER}.conv_offset.bias', value=value))
     assert find_resumable(tiny.work_dir) == f'{tiny.work_dir}/epoch_2.pth'
@@ -275,11 +299,15 @@ def test_weights_that_are_no_numbers_stop_the_run_and_are_never_saved(tiny, valu
 def test_a_loss_that_is_no_number_once_is_a_warning(tiny):
     """As where the loss scale of mixed precision is too large, and the step is left out."""
     runner = run(tiny, _BadLoss(times=1))
-    assert re.search(r'WARNING - 1 of the last 4 losses were not finite, the first at iteration 6; the weights still '
-                     'are', _scalars_log(runner))
+    assert re.search(
+        r'WARNING - 1 of the last 4 losses were not finite, the first at iteration 6; the weights still '
+        'are',
+        _scalars_log(runner),
+    )
     tiny.custom_hooks[0].finite_interval = 2
-    with pytest.raises(TrainingError, match='iteration 8: not one loss of the last 2 iterations is finite, and the '
-                                            'weights are'):
+    with pytest.raises(
+        TrainingError, match='iteration 8: not one loss of the last 2 iterations is finite, and the weights are'
+    ):
         run(tiny, _BadLoss(times=3))
 
 
@@ -302,7 +330,6 @@ def test_what_was_not_finite_in_the_baseline_may_stay_so(tiny, baseline, tmp_pat
 
 
 class _Die(Hook):
-
     def before_val(self, runner):
         if runner.epoch == 3:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -315,7 +342,7 @@ def test_a_validation_that_a_break_cut_off_is_made_up_for(tiny, whole_run):
     assert [path.name for path in Path(tiny.work_dir).glob('best_*')] == ['best_tiny_error_epoch_2.pth']
     runner = run(tiny, resume=True, load_from=None)
     assert 'Validating once more where the resumed run stood' in _scalars_log(runner)
-    best, = Path(tiny.work_dir).glob('best_*')
+    (best,) = Path(tiny.work_dir).glob('best_*')
     assert best.name == 'best_tiny_error_epoch_3.pth'
     weights = [read_checkpoint(path)['state_dict'] for path in (best, whole_run / best.name)]
     assert all(torch.equal(weights[0][key], value) for key, value in weights[1].items())

@@ -1,4 +1,5 @@
 """Loops by iteration, the best checkpoint, stopping early, and settings from the command line."""
+
 import copy
 import re
 from pathlib import Path
@@ -61,13 +62,22 @@ def test_training_stops_early_when_the_score_does_not_rise_above_the_baselines(s
     runner = build_runner(cfg, [stop])
     runner.train()
     assert 'the monitored metric did not improve' in _log(runner)
-    assert runner.iter == 2, 'the baseline\'s score is the first of the three that it compares'
+    assert runner.iter == 2, "the baseline's score is the first of the three that it compares"
 
 
 def test_cfg_options_reach_the_upgrade(tiny_upgrade, tmp_path):
     arguments = launch.parser('').parse_args(
-        [str(tiny_upgrade), '--work-dir', str(tmp_path), '--cfg-options', 'model.backbone.targets=last:1',
-         'model.backbone.deform_groups=4', 'optim_wrapper.optimizer.lr=0.5', 'custom_hooks.0.val_before_train=False'])
+        [
+            str(tiny_upgrade),
+            '--work-dir',
+            str(tmp_path),
+            '--cfg-options',
+            'model.backbone.targets=last:1',
+            'model.backbone.deform_groups=4',
+            'optim_wrapper.optimizer.lr=0.5',
+            'custom_hooks.0.val_before_train=False',
+        ]
+    )
     cfg = launch.load_config(arguments)
     runner = build_runner(copy.deepcopy(cfg))
     layers = [name for name, _ in runner.model.named_modules() if name.endswith('conv_offset')]

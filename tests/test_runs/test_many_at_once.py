@@ -1,4 +1,5 @@
 """Two runs in one folder, a process of several that dies, and an upgrade of a network in use."""
+
 import os
 import re
 import signal
@@ -31,6 +32,7 @@ def tiny(tmp_path):
 @pytest.fixture
 def other_run(tiny):
     """A process that has the work directory and a data worker, until it is killed."""
+
     def stay():
         hold(tiny.work_dir)
         if os.fork() == 0:
@@ -88,21 +90,24 @@ def _refused(path):
 
 
 class _Die(Hook):
-
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.rank == 1 and runner.iter == 3:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _rank(cfg, rank, port):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',
-                      MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE='2', MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port)
+    )
     run(cfg, _Die())
 
 
 def test_a_dead_process_ends_the_others_with_an_error(tiny, capfd):
-    tiny.update(launcher='pytorch', env_cfg=dict(dist_cfg=dict(backend='gloo', timeout=20)),
-                model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None))
+    tiny.update(
+        launcher='pytorch',
+        env_cfg=dict(dist_cfg=dict(backend='gloo', timeout=20)),
+        model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None),
+    )
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -114,8 +119,11 @@ def test_a_dead_process_ends_the_others_with_an_error(tiny, capfd):
 
 
 def test_a_refused_work_directory_is_told_by_every_process(tiny, other_run, capfd):
-    tiny.update(launcher='pytorch', env_cfg=dict(dist_cfg=dict(backend='gloo', timeout=20)),
-                model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None))
+    tiny.update(
+        launcher='pytorch',
+        env_cfg=dict(dist_cfg=dict(backend='gloo', timeout=20)),
+        model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None),
+    )
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]

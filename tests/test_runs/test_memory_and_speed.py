@@ -1,4 +1,5 @@
 """Checkpointed activations, folded batch norms and compiled steps compute what the plain network computes."""
+
 import copy
 
 import pytest
@@ -46,9 +47,11 @@ def _assert_same_results(result, expected, tolerance):
         assert relative_error(grad, expected[1][name]) <= tolerance, name
 
 
-@pytest.mark.parametrize('changes', [{'model.backbone.with_cp': True},
-                                     {'activation_checkpointing': ['backbone.layer4', 'backbone.layer3']}],
-                         ids=['with_cp', 'activation_checkpointing'])
+@pytest.mark.parametrize(
+    'changes',
+    [{'model.backbone.with_cp': True}, {'activation_checkpointing': ['backbone.layer4', 'backbone.layer3']}],
+    ids=['with_cp', 'activation_checkpointing'],
+)
 def test_checkpointed_activations_change_nothing_in_a_run(short_cfg, changes):
     plain, checkpointed = train(short_cfg), train(short_cfg, **changes)
     assert checkpointed.record.losses == pytest.approx(plain.record.losses, rel=1e-5)
@@ -68,7 +71,7 @@ def test_batch_norms_folded_while_training_change_nothing(trained_segmentor):
     assert len(offsets(expected[1])) == 6
     used = []
     for layer in upgraded_layers(model).values():
-        layer._conv_forward = (lambda *args, own=layer._conv_forward: used.append(1) or own(*args))
+        layer._conv_forward = lambda *args, own=layer._conv_forward: used.append(1) or own(*args)
     turn_on_efficient_conv_bn_eval(model, ['backbone'])
     result = _results(model, picture)
     assert len(used) == 3, 'the deformable layers were folded, too'
@@ -111,5 +114,6 @@ def test_the_upgraded_layer_compiles_without_a_graph_break(trained_segmentor):
     picture = torch.randn(2, layer.in_channels, 9, 7).double()
     expected = _results(copy.deepcopy(layer), picture)
     output, grads = _results(torch.compile(layer, fullgraph=True, backend='aot_eager'), picture)
-    _assert_same_results((output, {name.removeprefix('_orig_mod.'): grad for name, grad in grads.items()}), expected,
-                         1e-12)
+    _assert_same_results(
+        (output, {name.removeprefix('_orig_mod.'): grad for name, grad in grads.items()}), expected, 1e-12
+    )

@@ -1,4 +1,5 @@
 """What the offset logger writes, warns of and stops, in MMEngine's real runner."""
+
 import json
 import logging
 import math
@@ -44,8 +45,14 @@ def warnings(monkeypatch):
     """Warnings of the run; MMEngine's loggers do not propagate."""
     found = []
     handle = logging.Logger.handle
-    monkeypatch.setattr(logging.Logger, 'handle', lambda self, record: (
-        found.append(record.getMessage()) if record.levelno >= logging.WARNING else None, handle(self, record))[-1])
+    monkeypatch.setattr(
+        logging.Logger,
+        'handle',
+        lambda self, record: (
+            found.append(record.getMessage()) if record.levelno >= logging.WARNING else None,
+            handle(self, record),
+        )[-1],
+    )
     return found
 
 
@@ -55,15 +62,20 @@ def scalars(runner):
 
 
 def test_offsets_are_logged_at_the_interval_and_beside_the_losses(short_cfg, warnings):
-    runner = train(short_cfg, [dict(type='OffsetLoggerHook', interval=2), dict(type='EMAHook')],
-                   **{'train_cfg.max_epochs': 2, 'optim_wrapper.accumulative_counts': 2})
+    runner = train(
+        short_cfg,
+        [dict(type='OffsetLoggerHook', interval=2), dict(type='EMAHook')],
+        **{'train_cfg.max_epochs': 2, 'optim_wrapper.accumulative_counts': 2},
+    )
     records = [record for record in scalars(runner) if any(key.startswith('offsets/') for key in record)]
     assert [record['step'] for record in records] == [2, 4]
     assert {key for key in records[0] if key != 'step'} == {
-        f'offsets/{layer}/{number}' for layer in LAYERS for number in ('mean', 'percentile95', 'outside')}
+        f'offsets/{layer}/{number}' for layer in LAYERS for number in ('mean', 'percentile95', 'outside')
+    }
     assert all(records[0][f'offsets/{layer}/mean'] == 0 for layer in LAYERS), 'before the first accumulated step'
-    assert all(records[1][f'offsets/{layer}/percentile95'] >= records[1][f'offsets/{layer}/mean'] > 0
-               for layer in LAYERS)
+    assert all(
+        records[1][f'offsets/{layer}/percentile95'] >= records[1][f'offsets/{layer}/mean'] > 0 for layer in LAYERS
+    )
     assert sum('loss' in record for record in scalars(runner)) == 4, "LoggerHook's records are complete"
     assert not [text for text in warnings if 'ffsets of' in text]
     assert not any(layer.conv_offset._forward_hooks for layer in upgraded_layers(runner.model).values())
@@ -75,19 +87,25 @@ def test_logging_changes_nothing_in_the_training(short_cfg):
 
 
 def test_exploding_offsets_are_named_once_with_what_to_do(short_cfg, warnings):
-    train(short_cfg, [dict(type='Spoil', layer=LAYERS[1], value=300.0), dict(type='OffsetLoggerHook', interval=1)],
-          **{'train_cfg.max_epochs': 2})
+    train(
+        short_cfg,
+        [dict(type='Spoil', layer=LAYERS[1], value=300.0), dict(type='OffsetLoggerHook', interval=1)],
+        **{'train_cfg.max_epochs': 2},
+    )
     found = [text for text in warnings if 'explode' in text]
     assert len(found) == 1 and f'offsets of {LAYERS[1]} explode: mean 42' in found[0]
     assert 'lr_mult=0.1' in found[0] and '100 % of its taps outside the map' in found[0]
 
 
-@pytest.mark.parametrize('cause,message', [
-    ('frozen', r'they are frozen \(requires_grad=False\)'),
-    ('rate', "their learning rate is 0; look for 'conv_offset'"),
-    ('forgotten', 'the optimizer does not hold them'),
-    ('none', None),
-])
+@pytest.mark.parametrize(
+    'cause,message',
+    [
+        ('frozen', r'they are frozen \(requires_grad=False\)'),
+        ('rate', "their learning rate is 0; look for 'conv_offset'"),
+        ('forgotten', 'the optimizer does not hold them'),
+        ('none', None),
+    ],
+)
 def test_offsets_that_never_move_are_explained(short_cfg, warnings, cause, message):
     changes = {}
     if cause == 'rate':
@@ -111,8 +129,7 @@ def test_offsets_that_never_move_are_explained(short_cfg, warnings, cause, messa
 
 @pytest.mark.parametrize('value', [math.nan, math.inf])
 def test_offsets_that_are_no_numbers_stop_the_run_and_name_the_first_layer(short_cfg, value):
-    hooks = [dict(type='Spoil', layer=LAYERS[1], value=value, iteration=2),
-             dict(type='OffsetLoggerHook', interval=1)]
+    hooks = [dict(type='Spoil', layer=LAYERS[1], value=value, iteration=2), dict(type='OffsetLoggerHook', interval=1)]
     runner = build_runner(short_cfg, hooks, **{'train_cfg.max_epochs': 2})
     with pytest.raises(TrainingError, match=f'iteration 3: offsets of {LAYERS[1]} are not finite.*epoch_1.pth'):
         runner.train()
@@ -121,8 +138,10 @@ def test_offsets_that_are_no_numbers_stop_the_run_and_name_the_first_layer(short
 
 
 def test_a_loss_that_is_no_number_stops_the_run_between_records(short_cfg):
-    hooks = [dict(type='Spoil', layer=LAYERS[2], value=math.nan, iteration=1, parameter='weight'),
-             dict(type='OffsetLoggerHook', interval=50)]
+    hooks = [
+        dict(type='Spoil', layer=LAYERS[2], value=math.nan, iteration=1, parameter='weight'),
+        dict(type='OffsetLoggerHook', interval=50),
+    ]
     message = f'iteration 2: the loss is nan; after this step weights of .*{LAYERS[2]} are not finite'
     with pytest.raises(TrainingError, match=message):
         train(short_cfg, hooks)
@@ -130,8 +149,11 @@ def test_a_loss_that_is_no_number_stops_the_run_between_records(short_cfg):
 
 def test_the_log_works_in_mixed_precision(short_cfg, monkeypatch):
     monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
-    runner = train(short_cfg, [dict(type='OffsetLoggerHook', interval=2)],
-                   optim_wrapper=dict(type='AmpOptimWrapper', dtype='bfloat16'))
+    runner = train(
+        short_cfg,
+        [dict(type='OffsetLoggerHook', interval=2)],
+        optim_wrapper=dict(type='AmpOptimWrapper', dtype='bfloat16'),
+    )
     assert any(record.get(f'offsets/{LAYERS[0]}/mean', 0) > 0 for record in scalars(runner))
 
 

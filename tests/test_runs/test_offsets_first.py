@@ -1,4 +1,5 @@
 """A fine-tune that trains the offsets alone first."""
+
 import pytest
 import torch
 
@@ -12,8 +13,11 @@ from .conftest import build_runner, offsets, train
 def _moved(runner):
     """Weights that are no longer those of the checkpoint that the run started from."""
     before, after = load_baseline(runner.cfg.load_from), runner.model.state_dict()
-    return {name for name in before if not torch.equal(before[name], after[name])
-            and 'running' not in name and 'num_batches' not in name}
+    return {
+        name
+        for name in before
+        if not torch.equal(before[name], after[name]) and 'running' not in name and 'num_batches' not in name
+    }
 
 
 def test_first_the_offsets_alone_then_everything(short_cfg):

@@ -1,4 +1,5 @@
 """Mixed precision, gradient accumulation and clipping, rates of their own for the offsets, scaled rates."""
+
 import contextlib
 import math
 
@@ -26,19 +27,22 @@ class HalfOnCPU(OptimWrapper):
             yield
 
 
-@pytest.mark.parametrize('wrapper', [dict(type='HalfOnCPU'), dict(type='AmpOptimWrapper', dtype='bfloat16')],
-                         ids=['float16', 'bfloat16'])
+@pytest.mark.parametrize(
+    'wrapper', [dict(type='HalfOnCPU'), dict(type='AmpOptimWrapper', dtype='bfloat16')], ids=['float16', 'bfloat16']
+)
 def test_mixed_precision_trains_offsets_and_samples_at_full_precision(short_cfg, wrapper, monkeypatch):
     monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
     plans, make_plan = [], sampling.make_plan
-    monkeypatch.setattr(sampling, 'make_plan', lambda *args: plans.append((args[0].dtype, make_plan(*args)))
-                        or plans[-1][1])
+    monkeypatch.setattr(
+        sampling, 'make_plan', lambda *args: plans.append((args[0].dtype, make_plan(*args))) or plans[-1][1]
+    )
     runner = train(short_cfg, optim_wrapper=wrapper)
     assert type(runner.optim_wrapper).__name__ == wrapper['type']
     assert all(math.isfinite(loss) for loss in runner.record.losses)
     assert all(grad.dtype == torch.float32 and grad.abs().sum() > 0 for grad in offsets(runner.record.grads).values())
-    assert all(value.dtype == torch.float32 and value.abs().sum() > 0 for value in
-               offsets(runner.model.state_dict()).values())
+    assert all(
+        value.dtype == torch.float32 and value.abs().sum() > 0 for value in offsets(runner.model.state_dict()).values()
+    )
     assert {offset for offset, _ in plans} <= {torch.float16, torch.bfloat16}, 'autocast was on'
     assert all(plan.interp.dtype == torch.float32 for _, plan in plans)
 
@@ -119,7 +123,8 @@ def test_frozen_stages_stay_as_they_were_while_the_others_are_upgraded(short_cfg
     start = torch.load(short_cfg.load_from, weights_only=False)['state_dict']
     state = runner.model.state_dict()
     assert {name.split('.conv_offset')[0] for name in offsets(state)} == {
-        f'backbone.layer4.{name}' for name in ('0.conv1', '0.conv2', '1.conv1')}
+        f'backbone.layer4.{name}' for name in ('0.conv1', '0.conv2', '1.conv1')
+    }
     assert all(value.abs().sum() > 0 for value in offsets(state).values())
     assert torch.equal(state['backbone.layer3.1.conv2.weight'], start['backbone.layer3.1.conv2.weight'])
     assert not torch.equal(state['backbone.layer4.1.conv2.weight'], start['backbone.layer4.1.conv2.weight'])

@@ -1,4 +1,5 @@
 """Two processes, MMEngine's FlexibleRunner and its strategies, synchronised batch norms."""
+
 import os
 import subprocess
 import sys
@@ -32,10 +33,25 @@ def frozen_config(segmentor_files, tmp_path_factory):
 def runs(frozen_config, tmp_path_factory):
     """What each of two processes held after each of the runs of ddp_runs.py."""
     folder = tmp_path_factory.mktemp('ddp')
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
-               Path(__file__).with_name('ddp_runs.py'), frozen_config, folder]
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, check=False, cwd=ROOT,
-                            env={**os.environ, 'OMP_NUM_THREADS': '1'})
+    command = [
+        sys.executable,
+        '-m',
+        'torch.distributed.run',
+        '--standalone',
+        '--nproc_per_node=2',
+        Path(__file__).with_name('ddp_runs.py'),
+        frozen_config,
+        folder,
+    ]
+    result = subprocess.run(
+        list(map(str, command)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
     held = {name: [torch.load(folder / name / f'{rank}.pth', weights_only=True) for rank in (0, 1)] for name in RUNS}
     return folder, held
@@ -56,8 +72,9 @@ def test_two_processes_compute_what_one_computes_on_the_doubled_batch(runs, alon
     assert 'error' not in first, first['error']
     assert first['wrapper'] == ('MMFullyShardedDataParallel' if 'fsdp' in name else 'MMDistributedDataParallel')
     losses, state = alone
-    assert [(a + b) / 2 for a, b in zip(first['losses'], second['losses'], strict=True)] == pytest.approx(losses,
-                                                                                                       rel=1e-5)
+    assert [(a + b) / 2 for a, b in zip(first['losses'], second['losses'], strict=True)] == pytest.approx(
+        losses, rel=1e-5
+    )
     result = {key.removeprefix('module.'): value for key, value in first['state_dict'].items()}
     assert result.keys() == state.keys() and all(value.any() for value in offsets(result).values())
     assert max(relative_error(result[key].double(), state[key].double()) for key in state) < 1e-4
@@ -74,8 +91,9 @@ def test_a_resume_of_two_processes_is_exact_though_each_draws_its_own(runs):
     whole, resumed = runs[1]['whole'], runs[1]['resumed']
     for rank in (0, 1):
         assert len(whole[rank]['losses']) == 4 and resumed[rank]['losses'] == whole[rank]['losses'][2:]
-        assert all(torch.equal(value, resumed[rank]['state_dict'][key])
-                   for key, value in whole[rank]['state_dict'].items())
+        assert all(
+            torch.equal(value, resumed[rank]['state_dict'][key]) for key, value in whole[rank]['state_dict'].items()
+        )
     assert whole[0]['losses'] != whole[1]['losses']
 
 
@@ -83,7 +101,8 @@ def test_a_resume_of_two_processes_is_exact_though_each_draws_its_own(runs):
 def test_strategies_save_complete_upgraded_checkpoints(runs, alone, name):
     path = runs[0] / name / 'epoch_1.pth'
     assert list(read_checkpoint(path)['meta']['deform_upgrade']['layers']) == [
-        f'backbone.layer2.{layer}' for layer in ('0.conv2', '1.conv1', '1.conv2')]
+        f'backbone.layer2.{layer}' for layer in ('0.conv2', '1.conv1', '1.conv2')
+    ]
     state = load_baseline(path)
     assert {key: value.shape for key, value in state.items()} == {k: v.shape for k, v in alone[1].items()}
     assert max(relative_error(value, alone[1][key]) for key, value in offsets(state).items()) < 1e-4
@@ -118,8 +137,13 @@ def test_flexible_runner_on_one_device_is_the_runner(segmentor_cfg):
     assert flexible.record.losses == plain.record.losses
     state = flexible.model.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in plain.model.state_dict().items())
-    resumed = train(segmentor_cfg, **FLEXIBLE, resume=True, load_from=f'baseline://{flexible.work_dir}/epoch_1.pth',
-                    **{'train_cfg.max_epochs': 2})
+    resumed = train(
+        segmentor_cfg,
+        **FLEXIBLE,
+        resume=True,
+        load_from=f'baseline://{flexible.work_dir}/epoch_1.pth',
+        **{'train_cfg.max_epochs': 2},
+    )
     whole = train(segmentor_cfg, **{'train_cfg.max_epochs': 2})
     assert resumed.record.losses == whole.record.losses[4:]
 

@@ -1,4 +1,5 @@
 """A run that was cut and resumed is, bit for bit, the run that was not."""
+
 import json
 import re
 from pathlib import Path
@@ -60,8 +61,9 @@ def by_epoch(tiny_upgrade, tmp_path_factory):
 def test_epochs_after_a_break_are_those_without_it(by_epoch, tmp_path):
     """Also with data workers where the first process had none."""
     config, work_dir, _ = by_epoch
-    log = run_tool('train.py', config, '--work-dir', tmp_path, '--resume', work_dir / 'epoch_1.pth', '--cfg-options',
-                   *WORKERS).stdout
+    log = run_tool(
+        'train.py', config, '--work-dir', tmp_path, '--resume', work_dir / 'epoch_1.pth', '--cfg-options', *WORKERS
+    ).stdout
     assert 'resumed epoch: 1, iter: 4' in log and 'not bit for bit' not in log
     assert _differences(_state(work_dir / 'epoch_2.pth'), _state(tmp_path / 'epoch_2.pth')) == []
     assert _differences(_state(work_dir / 'epoch_1.pth'), _state(tmp_path / 'epoch_2.pth')), 'it did train'
@@ -72,8 +74,9 @@ def test_iterations_after_a_break_are_those_without_it(tiny_upgrade, tmp_path):
     config.write_text(SETTINGS + BY_ITERATION)
     log = run_tool('train.py', config, '--work-dir', tmp_path / 'whole', '--cfg-options', *WORKERS).stdout
     assert log.count('Before its first step') == 1, 'scored before iteration 1, too'
-    log = run_tool('train.py', config, '--work-dir', tmp_path / 'resumed', '--resume',
-                   tmp_path / 'whole' / 'iter_5.pth').stdout
+    log = run_tool(
+        'train.py', config, '--work-dir', tmp_path / 'resumed', '--resume', tmp_path / 'whole' / 'iter_5.pth'
+    ).stdout
     assert 'resumed epoch: 0, iter: 5' in log and 'Advance dataloader 5 steps' in log
     whole, resumed = (_state(tmp_path / name / 'iter_8.pth') for name in ('whole', 'resumed'))
     assert _differences(whole, resumed) == []
@@ -100,10 +103,13 @@ def test_resume_without_a_path_takes_the_latest_checkpoint(short_cfg):
     assert runner._load_from == f'safe://{first.work_dir}/epoch_1.pth' and runner.epoch == 2 and runner.iter == 4
 
 
-@pytest.mark.parametrize('changes,message', [
-    (dict(), None),
-    ({'train_dataloader.batch_size': 2}, r'batch_size 4 -> 2.*not bit for bit'),
-])
+@pytest.mark.parametrize(
+    'changes,message',
+    [
+        (dict(), None),
+        ({'train_dataloader.batch_size': 2}, r'batch_size 4 -> 2.*not bit for bit'),
+    ],
+)
 def test_a_resume_that_cannot_be_exact_warns_and_goes_on(short_cfg, changes, message, caplog):
     first = train(short_cfg)
     path = f'{first.work_dir}/epoch_1.pth'

@@ -1,4 +1,5 @@
 """Test-time augmentation of an upgraded network, with the hook in the config."""
+
 import copy
 import importlib.util
 
@@ -16,20 +17,47 @@ DETECTOR = dict(
     tta_model=dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)),
     tta_pipeline=[
         dict(type='LoadImageFromFile'),
-        dict(type='TestTimeAug', transforms=[
-            [dict(type='Resize', scale_factor=1.0, keep_ratio=True)],
-            [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
-            [dict(type='LoadAnnotations', with_bbox=True)],
-            [dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor',
-                                                   'flip', 'flip_direction'))]])])
+        dict(
+            type='TestTimeAug',
+            transforms=[
+                [dict(type='Resize', scale_factor=1.0, keep_ratio=True)],
+                [dict(type='RandomFlip', prob=1.0), dict(type='RandomFlip', prob=0.0)],
+                [dict(type='LoadAnnotations', with_bbox=True)],
+                [
+                    dict(
+                        type='PackDetInputs',
+                        meta_keys=(
+                            'img_id',
+                            'img_path',
+                            'ori_shape',
+                            'img_shape',
+                            'scale_factor',
+                            'flip',
+                            'flip_direction',
+                        ),
+                    )
+                ],
+            ],
+        ),
+    ],
+)
 SEGMENTOR = dict(
     tta_model=dict(type='SegTTAModel'),
     tta_pipeline=[
         dict(type='LoadImageFromFile'),
-        dict(type='TestTimeAug', transforms=[
-            [dict(type='RandomFlip', prob=0.0, direction='horizontal'),
-             dict(type='RandomFlip', prob=1.0, direction='horizontal')],
-            [dict(type='LoadAnnotations')], [dict(type='PackSegInputs')]])])
+        dict(
+            type='TestTimeAug',
+            transforms=[
+                [
+                    dict(type='RandomFlip', prob=0.0, direction='horizontal'),
+                    dict(type='RandomFlip', prob=1.0, direction='horizontal'),
+                ],
+                [dict(type='LoadAnnotations')],
+                [dict(type='PackSegInputs')],
+            ],
+        ),
+    ],
+)
 
 
 @pytest.fixture
@@ -87,8 +115,9 @@ def test_a_segmentor_is_augmented_with_its_loaded_offsets(segmentor_cfg):
     cfg = trained.cfg.copy()
     cfg.custom_hooks = [dict(type='DeformUpgradeHook')]
     cfg.merge_from_dict(copy.deepcopy(SEGMENTOR))
-    cfg.update(test_dataloader=cfg.train_dataloader, test_cfg=dict(type='TestLoop'),
-               test_evaluator=dict(type='IoUMetric'))
+    cfg.update(
+        test_dataloader=cfg.train_dataloader, test_cfg=dict(type='TestLoop'), test_evaluator=dict(type='IoUMetric')
+    )
     set_tta(cfg)
     runner = build_runner(cfg, load_from=f'{trained.work_dir}/epoch_1.pth')
     assert 0 <= runner.test()['mIoU'] <= 100

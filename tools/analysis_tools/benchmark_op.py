@@ -7,6 +7,7 @@
 Each candidate must first agree with the specification. Candidates take turns, so that whatever else the machine does
 hits all of them; a ratio is that of the fastest repetitions. Writes OUT.json, OUT.md and OUT.png.
 """
+
 import argparse
 import contextlib
 import importlib
@@ -68,7 +69,7 @@ def make(shape, dtype, device, channels=None):
     c = channels or c
     torch.manual_seed(0)
     x, grad = torch.randn(n, c, h, w), torch.randn(n, c, h, w)
-    offset, weight = torch.randn(n, 18, h, w) * SIGMA, torch.randn(c, c, 3, 3) / (9 * c)**0.5
+    offset, weight = torch.randn(n, 18, h, w) * SIGMA, torch.randn(c, c, 3, 3) / (9 * c) ** 0.5
     x, offset, weight = (t.to(device, dtype).requires_grad_() for t in (x, offset, weight))
     return (x, offset, weight), grad.to(device, dtype)
 
@@ -159,8 +160,11 @@ def measure(args, shape, dtype):
     times = race(candidates, shape, dtype, args.device, args.repetitions)
     rows = {}
     for name, function in candidates.items():
-        rows[name] = {'forward_ms': summary(times[name][0]), 'forward_backward_ms': summary(times[name][1]),
-                      'peak_bytes': peak_bytes(function, shape, dtype, args.device)}
+        rows[name] = {
+            'forward_ms': summary(times[name][0]),
+            'forward_backward_ms': summary(times[name][1]),
+            'peak_bytes': peak_bytes(function, shape, dtype, args.device),
+        }
         if name in args.backends:
             rows[name]['error_over_conv'] = error_ratio(function, shape, dtype, args.device)
     return {'shape': shape, 'dtype': str(dtype).removeprefix('torch.'), 'results': rows, 'refused': refused}
@@ -170,39 +174,50 @@ def table(report):
     """The report as Markdown."""
     kept = report['conditions']
     versions = ', '.join(f'{k} {v}' for k, v in kept['versions'].items())
-    lines = [f'{kept["hardware"]}, {kept["threads"]} threads, {versions}; fastest of {kept["repetitions"]} interleaved '
-             f'repetitions; 3x3, offsets sigma {kept["offset_sigma"]} px; load average before '
-             f'{kept["load_average_before"][0]:.1f}.', '',
-             '| shape | dtype | op | forward ms | forward+backward ms (quartiles) | over conv | peak MB | error/conv |',
-             '|---|---|---|---|---|---|---|---|']
+    lines = [
+        f'{kept["hardware"]}, {kept["threads"]} threads, {versions}; fastest of {kept["repetitions"]} interleaved '
+        f'repetitions; 3x3, offsets sigma {kept["offset_sigma"]} px; load average before '
+        f'{kept["load_average_before"][0]:.1f}.',
+        '',
+        '| shape | dtype | op | forward ms | forward+backward ms (quartiles) | over conv | peak MB | error/conv |',
+        '|---|---|---|---|---|---|---|---|',
+    ]
     for run in report['runs']:
         base = run['results']['conv']['forward_backward_ms']['fastest']
         for name, row in run['results'].items():
             both = row['forward_backward_ms']
             error = f'{row["error_over_conv"]:.2f}' if 'error_over_conv' in row else ''
-            lines.append(f'| {"x".join(map(str, run["shape"]))} | {run["dtype"]} | {name} | '
-                         f'{row["forward_ms"]["fastest"]:.2f} | {both["fastest"]:.2f} '
-                         f'({both["lower_quartile"]:.2f}, {both["median"]:.2f}, {both["upper_quartile"]:.2f}) | '
-                         f'{both["fastest"] / base:.2f} | {row["peak_bytes"] / 2**20:.1f} | {error} |')
-        lines += [f'| {"x".join(map(str, run["shape"]))} | {run["dtype"]} | {name} | left out: {reason} | | | | |'
-                  for name, reason in run['refused'].items()]
+            lines.append(
+                f'| {"x".join(map(str, run["shape"]))} | {run["dtype"]} | {name} | '
+                f'{row["forward_ms"]["fastest"]:.2f} | {both["fastest"]:.2f} '
+                f'({both["lower_quartile"]:.2f}, {both["median"]:.2f}, {both["upper_quartile"]:.2f}) | '
+                f'{both["fastest"] / base:.2f} | {row["peak_bytes"] / 2**20:.1f} | {error} |'
+            )
+        lines += [
+            f'| {"x".join(map(str, run["shape"]))} | {run["dtype"]} | {name} | left out: {reason} | | | | |'
+            for name, reason in run['refused'].items()
+        ]
     return '\n'.join(lines) + '\n'
 
 
 def plot(report, path):
     """Forward+backward over that of a plain convolution, one group of bars a shape."""
     import matplotlib
+
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
+
     runs = report['runs']
     names = sorted({n for run in runs for n in run['results']}, key=lambda n: (n != 'conv', n))
     figure, axes = plt.subplots(figsize=(2 + 1.6 * len(runs), 4), layout='constrained')
     for i, name in enumerate(names):
         found = [(j, run['results']) for j, run in enumerate(runs) if name in run['results']]
-        heights = [r[name]['forward_backward_ms']['fastest'] / r['conv']['forward_backward_ms']['fastest']
-                   for _, r in found]
-        bars = axes.bar([j + 0.8 * (i + 0.5) / len(names) - 0.4 for j, _ in found], heights, 0.8 / len(names),
-                        label=name)
+        heights = [
+            r[name]['forward_backward_ms']['fastest'] / r['conv']['forward_backward_ms']['fastest'] for _, r in found
+        ]
+        bars = axes.bar(
+            [j + 0.8 * (i + 0.5) / len(names) - 0.4 for j, _ in found], heights, 0.8 / len(names), label=name
+        )
         axes.bar_label(bars, fmt='%.1f', fontsize=7)
     axes.set_yscale('log')
     axes.set_ylabel('forward+backward, plain conv = 1')

@@ -5,6 +5,7 @@
 
 Weights and pictures are random; the offsets of upgraded layers spread by 1.5 pixels. Networks take turns.
 """
+
 import argparse
 import json
 from pathlib import Path
@@ -48,11 +49,12 @@ def main(argv=None):
     kept = conditions(args.device)
     costs = measure_costs(dict(networks(args)), Load(args.size, args.batch_size, args.repetitions, args.device))
     settings = {name: getattr(args, name) for name in ('config', 'part', 'size', 'batch_size', 'repetitions')}
-    text = (f'{args.config}, {args.batch_size}x{args.size}x{args.size}, {kept["hardware"]}, {kept["threads"]} threads, '
-            f'torch {kept["versions"]["torch"]}; {args.repetitions} repetitions in turns, offsets sigma {SIGMA} px; '
-            f'load average before {kept["load_average_before"][0]:.1f}. In brackets: over the '
-            'baseline (times: fastest, median). FLOPs and inference are those of backbone and neck.\n\n'
-            + cost_table(costs))
+    text = (
+        f'{args.config}, {args.batch_size}x{args.size}x{args.size}, {kept["hardware"]}, {kept["threads"]} threads, '
+        f'torch {kept["versions"]["torch"]}; {args.repetitions} repetitions in turns, offsets sigma {SIGMA} px; '
+        f'load average before {kept["load_average_before"][0]:.1f}. In brackets: over the '
+        'baseline (times: fastest, median). FLOPs and inference are those of backbone and neck.\n\n' + cost_table(costs)
+    )
     print(text)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

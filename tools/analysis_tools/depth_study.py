@@ -6,6 +6,7 @@
 Depth 0 is the control, the baseline trained on for as long. The baseline is trained first where it is not there yet.
 Parameters, FLOPs, training step and inference are measured in one run, with the networks taking turns.
 """
+
 import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,8 +26,9 @@ from mmdeform_upgrade.preflight import build_network
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__, parents=[experiment_flags()],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, parents=[experiment_flags()], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--depths', nargs='+', type=int, default=[0, 1, 2, 3, 6])
     parser.add_argument('--epoch-ratio', type=float, default=0.25)
     parser.add_argument('--size', type=int, default=512, help='pixels of a side, for the costs')
@@ -43,8 +45,15 @@ def at_depth(plain, depth):
 
 def train(args):
     """Results by depth and seed."""
-    plain = Experiment(args.config, args.work_dir, args.metric, part=args.part, epoch_ratio=args.epoch_ratio,
-                       options=args.options, train_command=args.train_command)
+    plain = Experiment(
+        args.config,
+        args.work_dir,
+        args.metric,
+        part=args.part,
+        epoch_ratio=args.epoch_ratio,
+        options=args.options,
+        train_command=args.train_command,
+    )
     networks = {depth: (at_depth(plain, depth), 'upgraded') if depth else (plain, 'control') for depth in args.depths}
     if args.summary_only:
         return collect(networks, args.seeds, args.repeats, read_result)
@@ -58,7 +67,8 @@ def costs(args):
     for depth in args.depths:
         if depth:
             networks[str(depth)] = build_network(
-                upgrade_config(cfg, load_from='unused.pth', targets=f'last:{depth}', part=args.part))
+                upgrade_config(cfg, load_from='unused.pth', targets=f'last:{depth}', part=args.part)
+            )
     return measure_costs(networks, Load(args.size, 2, args.repetitions))
 
 
@@ -68,19 +78,31 @@ def main(argv=None):
     found = train(args)
     results = {depth: mean_of(seeds) for depth, seeds in found.items()}
     kept, measured = conditions('cpu'), costs(args)
-    text = (f'{Path(args.config).name}, {args.metric} on the test split after a fine-tune of {args.epoch_ratio:g} of '
-            f'the schedule; costs at {args.size} pixels on {kept["hardware"]}, {args.threads} threads, over the '
-            f'baseline, fastest of {args.repetitions}.\n\n' + depth_table(results, measured)
-            + repeats_section({f'depth {depth}': seeds for depth, seeds in found.items()}, 'depth 0'))
+    text = (
+        f'{Path(args.config).name}, {args.metric} on the test split after a fine-tune of {args.epoch_ratio:g} of '
+        f'the schedule; costs at {args.size} pixels on {kept["hardware"]}, {args.threads} threads, over the '
+        f'baseline, fastest of {args.repetitions}.\n\n'
+        + depth_table(results, measured)
+        + repeats_section({f'depth {depth}': seeds for depth, seeds in found.items()}, 'depth 0')
+    )
     print(text)
     if args.out:
         from mmdeform_upgrade.analysis import plots
+
         runs = flat(found)
-        write_report(args.out, text, runs, {'runs': [asdict(run) for run in runs], 'costs': measured,
-                                            'conditions of the costs': kept})
+        write_report(
+            args.out,
+            text,
+            runs,
+            {'runs': [asdict(run) for run in runs], 'costs': measured, 'conditions of the costs': kept},
+        )
         scores = {depth: [result.score for result in seeds.values()] for depth, seeds in results.items()}
-        plots.draw_depths(scores, args.out.with_suffix('.png'), ylabel=f'test {args.metric}',
-                          title=f'{Path(args.config).stem}, {len(args.seeds)} seeds')
+        plots.draw_depths(
+            scores,
+            args.out.with_suffix('.png'),
+            ylabel=f'test {args.metric}',
+            title=f'{Path(args.config).stem}, {len(args.seeds)} seeds',
+        )
 
 
 if __name__ == '__main__':

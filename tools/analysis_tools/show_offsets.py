@@ -5,6 +5,7 @@
 
 Each row is one position (a cross), by default the centres of the surest detections.
 """
+
 import argparse
 import os
 from pathlib import Path
@@ -29,12 +30,20 @@ def parse_args(argv):
     parser.add_argument('config', help="the upgrade's config")
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('--out', type=Path, default=Path('offsets.png'))
-    parser.add_argument('--points', nargs='+', type=point, metavar='Y,X',
-                        help='positions, in pixels of the picture as the network sees it')
+    parser.add_argument(
+        '--points',
+        nargs='+',
+        type=point,
+        metavar='Y,X',
+        help='positions, in pixels of the picture as the network sees it',
+    )
     parser.add_argument('--count', type=int, default=3, help='detections to show, where no points are given')
-    parser.add_argument('--layer', metavar='NAME',
-                        help='the layer whose output positions are followed back: its name or the end of it (default: '
-                             'the last upgraded one). Fields are those of the map of the backbone with its size')
+    parser.add_argument(
+        '--layer',
+        metavar='NAME',
+        help='the layer whose output positions are followed back: its name or the end of it (default: '
+        'the last upgraded one). Fields are those of the map of the backbone with its size',
+    )
     parser.add_argument('--depth', type=int, default=3, help='how many upgraded layers to go back through')
     parser.add_argument('--group', type=int, default=0, help='deform group')
     parser.add_argument('--device', default='cpu')
@@ -47,8 +56,10 @@ def rows(model, seen, args):
     level = level_of(model, seen, records[-1])
     for at in args.points or object_points(seen, args.count):
         depths = range(1, min(args.depth, len(records)) + 1)
-        points = {f'{depth} layer{"s" * (depth > 1)}': sampling_points(records, at, size, depth, args.group)
-                  for depth in depths}
+        points = {
+            f'{depth} layer{"s" * (depth > 1)}': sampling_points(records, at, size, depth, args.group)
+            for depth in depths
+        }
         before, after = fields(model, seen, at, level)
         widths = [spread(torch.from_numpy(field)) for field in (before, after)]
         yield at, points, {f'offsets at zero ({widths[0]:.0f} px)': before, f'as learned ({widths[1]:.0f} px)': after}
@@ -63,9 +74,12 @@ def main(argv=None):
     seen = look(model, args.image)
     for record in seen.records:
         found = statistics(record)
-        print(f'{record.layer}: mean {found.mean:.2f} px of its input, 95 % below {found.percentile95:.2f}, largest '
-              f'{found.largest:.2f}; {100 * found.outside:.1f} % of its taps are outside the map')
+        print(
+            f'{record.layer}: mean {found.mean:.2f} px of its input, 95 % below {found.percentile95:.2f}, largest '
+            f'{found.largest:.2f}; {100 * found.outside:.1f} % of its taps are outside the map'
+        )
     from mmdeform_upgrade.analysis import plots
+
     plots.draw_sampling(seen.picture, list(rows(model, seen, args)), args.out)
     print(f'written: {args.out}')
 

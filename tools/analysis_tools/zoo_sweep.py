@@ -7,6 +7,7 @@
 Offline, on a CPU. Stopped and started again, it goes on; delete a line of OUT, or name its reason with --redo, to have
 it checked again.
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -26,15 +27,22 @@ def parse_args(argv):
     parser.add_argument('--limit', type=float, default=900, help='seconds that a config may take (default: 900)')
     parser.add_argument('--sample', type=int, metavar='N', help='only N configs, spread over the backbone types')
     parser.add_argument('--seed', type=int, default=0, help='of the sample')
-    parser.add_argument('--redo', nargs='+', default=[], choices=list(reasons.MEANING), metavar='REASON',
-                        help='check configs with this reason again: ' + ', '.join(map(repr, reasons.MEANING)))
+    parser.add_argument(
+        '--redo',
+        nargs='+',
+        default=[],
+        choices=list(reasons.MEANING),
+        metavar='REASON',
+        help='check configs with this reason again: ' + ', '.join(map(repr, reasons.MEANING)),
+    )
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    records = sweep(args.out, only=args.only, jobs=args.jobs, limit=args.limit, sample=args.sample, seed=args.seed,
-                    redo=args.redo)
+    records = sweep(
+        args.out, only=args.only, jobs=args.jobs, limit=args.limit, sample=args.sample, seed=args.seed, redo=args.redo
+    )
     text = summary(records)
     print(text)
     if args.summary:

@@ -14,8 +14,21 @@ plan = [
     dict(**_main, seeds=[3, 4]),
     dict(**_main, **_third, arms=['control', 'upgraded'], seeds=[3, 4]),
     dict(**_plain, **_third, arms=['control', 'upgraded']),
-    dict(**_recipes, only=['offsets_x10', 'offsets_x100', 'offsets_first', 'rate_x03_last1', 'rate_x03_last6',
-                           'rate_x03_last9', 'rate_x03_offsets_x100', 'averaged', 'batch_norm_trained', 'decays_late']),
+    dict(
+        **_recipes,
+        only=[
+            'offsets_x10',
+            'offsets_x100',
+            'offsets_first',
+            'rate_x03_last1',
+            'rate_x03_last6',
+            'rate_x03_last9',
+            'rate_x03_offsets_x100',
+            'averaged',
+            'batch_norm_trained',
+            'decays_late',
+        ],
+    ),
     dict(**_plain, seeds=[3, 4]),
-    dict(**_recipes)
+    dict(**_recipes),
 ]

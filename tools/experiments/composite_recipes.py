@@ -22,7 +22,8 @@ _changes = dict(
     last9=dict(targets='last:9'),
     # Of 12 epochs an eighth is one and a half: the whole numbers beside it.
     sixth=dict(epoch_ratio=1 / 6),
-    twelfth=dict(epoch_ratio=1 / 12))
+    twelfth=dict(epoch_ratio=1 / 12),
+)
 
 recipes = dict(
     paper=dict(),
@@ -32,4 +33,5 @@ recipes = dict(
     **{f'rate_x03_{name}': dict(lr_mult=0.3, **change) for name, change in _changes.items()},
     rate_x01=dict(lr_mult=0.1),
     rate_x01_offsets_x100=dict(lr_mult=0.1, offset_lr_mult=100.0),
-    twelfth_rate_x03_offsets_x10=dict(epoch_ratio=1 / 12, lr_mult=0.3, offset_lr_mult=10.0))
+    twelfth_rate_x03_offsets_x10=dict(epoch_ratio=1 / 12, lr_mult=0.3, offset_lr_mult=10.0),
+)

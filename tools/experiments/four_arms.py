@@ -7,6 +7,7 @@ Runs that are finished are not repeated, one that was cut is resumed. On a clust
 its seed and arm, and give the launcher, such as
 --train-command 'tools/dist_train.sh {config} 4 --work-dir {work_dir} --resume'.
 """
+
 import argparse
 from dataclasses import asdict
 from pathlib import Path
@@ -19,8 +20,9 @@ from mmdeform_upgrade.experiments.report import curves, write_report
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__, parents=[experiment_flags()],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, parents=[experiment_flags()], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--arms', nargs='+', choices=ARMS, default=list(ARMS))
     parser.add_argument('--targets', nargs='+', default=['last:3'], help='see docs/targets.md')
     parser.add_argument('--exclude', nargs='+', default=[])
@@ -36,15 +38,33 @@ def parse_args(argv):
 def main(argv=None):
     args = parse_args(argv)
     experiment = Experiment(
-        args.config, args.work_dir, args.metric, args.targets[0] if len(args.targets) == 1 else args.targets,
-        args.exclude, args.part, args.deform_groups, args.epoch_ratio, args.options, args.tune_options,
-        args.variant, args.train_command, args.lr_mult, args.offset_lr_mult)
+        args.config,
+        args.work_dir,
+        args.metric,
+        args.targets[0] if len(args.targets) == 1 else args.targets,
+        args.exclude,
+        args.part,
+        args.deform_groups,
+        args.epoch_ratio,
+        args.options,
+        args.tune_options,
+        args.variant,
+        args.train_command,
+        args.lr_mult,
+        args.offset_lr_mult,
+    )
     # An arm that starts from the baseline comes after it, whatever the order on the command line.
-    found = collect({arm: (experiment, arm) for arm in ARMS if arm in args.arms}, args.seeds, args.repeats,
-                    read_result if args.summary_only else run_arm)
+    found = collect(
+        {arm: (experiment, arm) for arm in ARMS if arm in args.arms},
+        args.seeds,
+        args.repeats,
+        read_result if args.summary_only else run_arm,
+    )
     results = [result for seeds in found.values() for result in mean_of(seeds).values()]
-    text = (f'{args.metric}, {Path(args.config).name}, targets {" ".join(args.targets)}\n\n{summarise(results)}'
-            + repeats_section(found, 'control'))
+    text = (
+        f'{args.metric}, {Path(args.config).name}, targets {" ".join(args.targets)}\n\n{summarise(results)}'
+        + repeats_section(found, 'control')
+    )
     print(text)
     if args.out:
         write(args.out, text, found, results, args.metric)
@@ -52,11 +72,17 @@ def main(argv=None):
 
 def write(out, text, found, results, metric):
     from mmdeform_upgrade.analysis import plots
+
     runs = flat(found)
     write_report(out, text, runs, {'runs': [asdict(run) for run in runs]})
     seeds = len({result.seed for result in results})
-    plots.draw_bands(curves(results), out.with_suffix('.png'), ylabel=f'validation {metric}',
-                     title=f'mean and range of {seeds} seeds' if seeds > 1 else 'one seed', xlabel=results[0].unit)
+    plots.draw_bands(
+        curves(results),
+        out.with_suffix('.png'),
+        ylabel=f'validation {metric}',
+        title=f'mean and range of {seeds} seeds' if seeds > 1 else 'one seed',
+        xlabel=results[0].unit,
+    )
 
 
 if __name__ == '__main__':

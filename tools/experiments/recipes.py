@@ -7,6 +7,7 @@ RECIPES.py says recipes = dict(NAME=dict(...), ...), the first one being what ot
 tools/experiments/composite_recipes.py. Baselines, and what was trained by four_arms.py in the same work directory, are
 used as they are. Test scores are printed of the reference and of the best recipe only.
 """
+
 import argparse
 from dataclasses import asdict
 from pathlib import Path
@@ -21,13 +22,17 @@ from mmdeform_upgrade.experiments.report import write_report
 
 
 def parse_args(argv):
-    parser = argparse.ArgumentParser(description=__doc__, parents=[experiment_flags()],
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, parents=[experiment_flags()], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('recipes', help='file of recipes')
-    parser.add_argument('--only', nargs='+', default=[],
-                        help='names of recipes to run; the others are reported if they are there')
-    parser.add_argument('--reference', help='the recipe that others are compared with, run beside --only (default: the '
-                        'first, where it is there)')
+    parser.add_argument(
+        '--only', nargs='+', default=[], help='names of recipes to run; the others are reported if they are there'
+    )
+    parser.add_argument(
+        '--reference',
+        help='the recipe that others are compared with, run beside --only (default: the first, where it is there)',
+    )
     return parser.parse_args(argv)
 
 
@@ -36,10 +41,13 @@ def main(argv=None):
     asked = [name for name in (*args.only, args.reference) if name]
     recipes = read_recipes(args.recipes, asked)
     reference = args.reference or next(iter(recipes))
-    plain = Experiment(args.config, args.work_dir, args.metric, part=args.part, options=args.options,
-                       train_command=args.train_command)
-    tuned = {name: (with_recipe(plain, name, recipes[name]), 'upgraded')
-             for name in sorted(recipes, key=lambda name: name != reference)}
+    plain = Experiment(
+        args.config, args.work_dir, args.metric, part=args.part, options=args.options, train_command=args.train_command
+    )
+    tuned = {
+        name: (with_recipe(plain, name, recipes[name]), 'upgraded')
+        for name in sorted(recipes, key=lambda name: name != reference)
+    }
     if not args.summary_only:
         wanted = {name: tuned[name] for name in (asked if args.only else tuned)}
         collect({'baseline': (plain, 'baseline'), **wanted}, args.seeds, args.repeats)
@@ -60,10 +68,12 @@ def report(args, found, others):
         raise UpgradeError(f'--reference {args.reference} has no result yet; there are those of {", ".join(found)}')
     means = {name: mean_of(seeds) for name, seeds in found.items()}
     others_means = {name: mean_of(seeds) for name, seeds in others.items()}
-    return (f'{args.metric}, {Path(args.config).name}\n\n{validation_table(means, others_means.get("retrained", {}))}\n'
-            f'The reference and, if it is another, the best of those with three seeds, on the test split:\n\n'
-            f'{held_out_table({name: means[name] for name in chosen(means)}, others_means)}'
-            + repeats_section(found, next(iter(found)), 'validation'))
+    return (
+        f'{args.metric}, {Path(args.config).name}\n\n{validation_table(means, others_means.get("retrained", {}))}\n'
+        f'The reference and, if it is another, the best of those with three seeds, on the test split:\n\n'
+        f'{held_out_table({name: means[name] for name in chosen(means)}, others_means)}'
+        + repeats_section(found, next(iter(found)), 'validation')
+    )
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ importance; each entry takes arms=[...] and every setting of an Experiment, reci
 all its recipes, and repeats=4 for four fine-tunes of each baseline. Runs are those of four_arms.py, recipes.py and
 depth_study.py: let these report them.
 """
+
 import argparse
 import os
 import signal
@@ -27,8 +28,14 @@ def main(argv=None):
     parser.add_argument('plan', help='file with the plan')
     parser.add_argument('--at-once', type=int, default=4, help='runs at a time')
     parser.add_argument('--minutes', type=float, default=float('inf'), help='when to stop; what is cut can be resumed')
-    parser.add_argument('--try', nargs='+', type=int, dest='tried', metavar='N',
-                        help='leave the plan alone and tell the steps a second with N of its runs at a time')
+    parser.add_argument(
+        '--try',
+        nargs='+',
+        type=int,
+        dest='tried',
+        metavar='N',
+        help='leave the plan alone and tell the steps a second with N of its runs at a time',
+    )
     parser.add_argument('--seconds', type=float, default=60, help='how long each N is tried')
     args = parser.parse_args(argv)
     jobs = read_plan(args.plan)

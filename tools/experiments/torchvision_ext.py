@@ -6,6 +6,7 @@
 where SITE_PACKAGES holds mmcv without its own ``_ext``, such as one installed with ``MMCV_WITH_OPS=0``. Every other
 operator can be imported and raises when it is called.
 """
+
 import torch
 
 
@@ -19,6 +20,7 @@ def get_compiling_cuda_version():
 
 def _torchvision():
     import torchvision  # noqa: F401  registers its operators
+
     return torch.ops.torchvision
 
 
@@ -29,18 +31,44 @@ def nms(boxes, scores, iou_threshold, offset):
     return _torchvision().nms(boxes, scores, iou_threshold)
 
 
-def roi_align_forward(input, rois, output, argmax_y, argmax_x, aligned_height, aligned_width, spatial_scale,
-                      sampling_ratio, pool_mode, aligned):
+def roi_align_forward(
+    input,
+    rois,
+    output,
+    argmax_y,
+    argmax_x,
+    aligned_height,
+    aligned_width,
+    spatial_scale,
+    sampling_ratio,
+    pool_mode,
+    aligned,
+):
     _only_average(pool_mode)
-    output.copy_(_torchvision().roi_align(input, rois, spatial_scale, aligned_height, aligned_width,
-                                                 sampling_ratio, aligned))
+    output.copy_(
+        _torchvision().roi_align(input, rois, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned)
+    )
 
 
-def roi_align_backward(grad_output, rois, argmax_y, argmax_x, grad_input, aligned_height, aligned_width,
-                       spatial_scale, sampling_ratio, pool_mode, aligned):
+def roi_align_backward(
+    grad_output,
+    rois,
+    argmax_y,
+    argmax_x,
+    grad_input,
+    aligned_height,
+    aligned_width,
+    spatial_scale,
+    sampling_ratio,
+    pool_mode,
+    aligned,
+):
     _only_average(pool_mode)
-    grad_input.copy_(_torchvision()._roi_align_backward(
-        grad_output, rois, spatial_scale, aligned_height, aligned_width, *grad_input.shape, sampling_ratio, aligned))
+    grad_input.copy_(
+        _torchvision()._roi_align_backward(
+            grad_output, rois, spatial_scale, aligned_height, aligned_width, *grad_input.shape, sampling_ratio, aligned
+        )
+    )
 
 
 def _only_average(pool_mode):

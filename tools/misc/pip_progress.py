@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """pip with the progress of a long compilation shown: a count of compiled files; the output only on failure."""
+
 import re
 import subprocess
 import sys
@@ -11,8 +12,13 @@ _STEP = re.compile(r'\[(\d+)/(\d+)\]')
 
 def main(arguments):
     start, shown, tail = time.monotonic(), '', deque(maxlen=60)
-    with subprocess.Popen([sys.executable, '-m', 'pip', '--disable-pip-version-check', *arguments, '-v'],
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace') as process:
+    with subprocess.Popen(
+        [sys.executable, '-m', 'pip', '--disable-pip-version-check', *arguments, '-v'],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors='replace',
+    ) as process:
         for line in process.stdout:
             tail.append(line)
             found = _STEP.search(line)

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """A small file of what an upgrade changed against its baseline: make one, or apply it to the baseline."""
+
 import argparse
 import os
 
@@ -30,8 +31,10 @@ def main(argv=None):
     if args.command == 'make':
         changed, total = make_delta(args.baseline, args.upgraded, args.out)
         small, whole = os.path.getsize(args.out), os.path.getsize(args.upgraded)
-        print(f'{changed} of {total} tensors differ; {small} bytes, {100 * small / whole:.1f} % of {args.upgraded} '
-              f'({whole} bytes)')
+        print(
+            f'{changed} of {total} tensors differ; {small} bytes, {100 * small / whole:.1f} % of {args.upgraded} '
+            f'({whole} bytes)'
+        )
     else:
         tensors = apply_delta(args.baseline, args.delta, args.out)
         print(f'{len(tensors)} tensors, {os.path.getsize(args.out)} bytes; bit for bit those of the upgrade')

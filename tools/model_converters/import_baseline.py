@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Import a foreign checkpoint once: write it under mmdet's or mmseg's names, and print what was done."""
+
 import argparse
 import os
 

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Publish a checkpoint: weights and provenance alone, named after its config and the hash of the file."""
+
 import argparse
 import os
 

@@ -1,5 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Turn upgraded layers whose offsets do nothing back into plain convolutions, and say what that costs."""
+
 import argparse
 import os
 from pathlib import Path
@@ -25,8 +26,12 @@ def parse_args(argv):
     parser.add_argument('config', help="the upgrade's config")
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('out', help='checkpoint to write; its config is written beside it, ending in .py')
-    parser.add_argument('--threshold', type=float, metavar='PX',
-                        help='also revert layers with 95 %% of their offsets shorter than this (pixels of their input)')
+    parser.add_argument(
+        '--threshold',
+        type=float,
+        metavar='PX',
+        help='also revert layers with 95 %% of their offsets shorter than this (pixels of their input)',
+    )
     parser.add_argument('--images', type=Path, metavar='DIR', help="pictures (default: the config's validation set)")
     parser.add_argument('--num', type=int, default=16, help='pictures or batches to look at (default: 16)')
     parser.add_argument('--validate', action='store_true', help='validate before and after, before anything is written')
@@ -50,7 +55,7 @@ def check(args):
 def data(model, cfg, args):
     """Calls that each put some data through the network."""
     if args.images:
-        pictures = [path for path in sorted(args.images.iterdir()) if path.suffix.lower() in ENDINGS][:args.num]
+        pictures = [path for path in sorted(args.images.iterdir()) if path.suffix.lower() in ENDINGS][: args.num]
         if not pictures:
             raise ConfigError(f'--images {str(args.images)!r} holds no pictures ({", ".join(ENDINGS)})')
         return [lambda path=path: predict(model, str(path)) for path in pictures]
@@ -75,8 +80,10 @@ def main(argv=None):
     if not gone:
         print('every layer is in use: nothing was written')
         return
-    print(f'{len(gone)} of {len(upgraded_layers(model))} layers go back; together they change the output by '
-          f'{output_difference(model, gone, runs):.3g} (relative)')
+    print(
+        f'{len(gone)} of {len(upgraded_layers(model))} layers go back; together they change the output by '
+        f'{output_difference(model, gone, runs):.3g} (relative)'
+    )
     result = reverted_checkpoint(checkpoint, verdicts)
     new = reverted_config(cfg, model, verdicts, result['state_dict'])
     if args.validate:

@@ -4,13 +4,13 @@ train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='PackDetInputs')
+    dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale_factor=1.0, keep_ratio=True),  # changes nothing; the evaluator wants its scale_factor
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 train_dataloader = dict(
     batch_size=8,
@@ -22,7 +22,9 @@ train_dataloader = dict(
         data_prefix=dict(sub_data_root='VOC2007/'),
         ann_file='VOC2007/ImageSets/Main/train.txt',
         filter_cfg=dict(filter_empty_gt=True),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=8,
     num_workers=1,
@@ -33,7 +35,9 @@ val_dataloader = dict(
         data_prefix=dict(sub_data_root='VOC2007/'),
         ann_file='VOC2007/ImageSets/Main/val.txt',
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = dict(
     batch_size=8,
     num_workers=1,
@@ -43,7 +47,9 @@ test_dataloader = dict(
         data_prefix=dict(sub_data_root='VOC2007/'),
         ann_file='VOC2007/ImageSets/Main/test.txt',
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 val_evaluator = dict(type='VOCMetric', metric='mAP', eval_mode='area')
 test_evaluator = val_evaluator
 val_cfg = dict(type='ValLoop')

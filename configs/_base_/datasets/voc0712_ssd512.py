@@ -13,16 +13,15 @@ train_pipeline = [
         brightness_delta=32,
         contrast_range=(0.5, 1.5),
         saturation_range=(0.5, 1.5),
-        hue_delta=18),
-    dict(type='PackDetInputs')
+        hue_delta=18,
+    ),
+    dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(512, 512), keep_ratio=False),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
 ]
 _trainval = [
     dict(
@@ -31,16 +30,15 @@ _trainval = [
         ann_file=f'{year}/ImageSets/Main/trainval.txt',
         data_prefix=dict(sub_data_root=f'{year}/'),
         filter_cfg=dict(filter_empty_gt=True, min_size=32),
-        pipeline=train_pipeline) for year in ('VOC2007', 'VOC2012')
+        pipeline=train_pipeline,
+    )
+    for year in ('VOC2007', 'VOC2012')
 ]
 train_dataloader = dict(
     batch_size=8,
     num_workers=4,
     batch_sampler=None,
-    dataset=dict(
-        _delete_=True,
-        type='ConcatDataset',
-        ignore_keys=['dataset_type'],
-        datasets=_trainval))
+    dataset=dict(_delete_=True, type='ConcatDataset', ignore_keys=['dataset_type'], datasets=_trainval),
+)
 val_dataloader = dict(batch_size=8, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
