@@ -37,7 +37,7 @@ $(VENV)/.installed: $(VENV)/.mmcv setup.py
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO_OUT)
-	$(BIN)/python tools/demo.py --out $(DEMO_OUT)
+	$(BIN)/python benchmarks/demo/run.py --out $(DEMO_OUT)
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -57,7 +57,7 @@ mim: $(VENV)/.installed
 
 # Some hours of one core; JOBS=4 uses four. Stopped and started again, it goes on.
 zoo: $(VENV)/.installed
-	$(BIN)/python tools/analysis_tools/zoo_sweep.py --out $(ZOO_OUT)/zoo.jsonl --summary docs/results/zoo.md --jobs $(JOBS)
+	$(BIN)/python benchmarks/zoo/zoo_sweep.py --out $(ZOO_OUT)/zoo.jsonl --summary docs/results/zoo.md --jobs $(JOBS)
 	mv $(ZOO_OUT)/zoo.jsonl docs/results/zoo.jsonl
 
 # What goes wrong, in full (docs/reliability.md): kills, full disks, dying processes, hostile files, wrong input.

@@ -18,12 +18,12 @@ from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from benchmarks.datasets import compose_shapes
 from mmdeform_upgrade import find_targets, load_baseline, upgrade_config
 from mmdeform_upgrade.analysis import plots
 from mmdeform_upgrade.analysis.look import fields, load_network, look, object_points
 from mmdeform_upgrade.analysis.offsets import sampling_points, statistics
-from mmdeform_upgrade.data import compose_shapes
-from mmdeform_upgrade.preflight import build_network, plan_upgrade
+from mmdeform_upgrade.mm.preflight import build_network, plan_upgrade
 from mmdeform_upgrade.release import inspect_checkpoint, publish
 from mmdeform_upgrade.release.revert import judge, output_difference, reverted_checkpoint, reverted_config
 
@@ -39,7 +39,7 @@ PICTURES, EPOCHS, BATCH = 600, 12, 16
 # %%
 compose_shapes(OUT / 'VOCdevkit', train=PICTURES, val=PICTURES // 4, test=8, seed=0)
 (OUT / 'baseline.py').write_text(f"""
-_base_ = [{str(Path('configs/demo/ssd96_r18_shapes.py').absolute())!r}]
+_base_ = [{str(Path('benchmarks/demo/configs/ssd96_r18_shapes.py').absolute())!r}]
 data = dict(batch_size={BATCH}, dataset=dict(data_root={str(OUT / 'VOCdevkit')!r}))
 train_dataloader = data
 val_dataloader = data

@@ -28,4 +28,4 @@ __all__ = [
 ]
 
 if find_spec('mmengine') is not None:  # `upgrade_` works on any torch module, without it, too
-    from . import plugin as _plugin  # noqa: F401  registers the plugin
+    from .mm import plugin as _plugin  # noqa: F401  registers the plugin

@@ -6,6 +6,7 @@ Vocabulary: N, C, H, W; K = kh * kw taps; G = deform groups; offsets in pixels, 
 
 from __future__ import annotations
 
+import re
 from numbers import Integral
 from typing import Any, Dict, Optional, Tuple, Union
 
@@ -238,3 +239,13 @@ def why_not_upgradable(module: nn.Module, deform_groups: int = 1) -> Optional[st
     if not divides(deform_groups, module.in_channels):
         return f'deform_groups={deform_groups!r} does not divide its {module.in_channels} input channels'
     return None
+
+
+def upgraded_layers(model: nn.Module) -> Dict[str, ZeroOffsetDCN]:
+    """The deformable layers of a network by dotted name, as in its state dict."""
+    return {unwrapped_name(name): module for name, module in model.named_modules() if isinstance(module, ZeroOffsetDCN)}
+
+
+def unwrapped_name(name: str) -> str:
+    """A dotted name without what PyTorch's wrappers (FSDP, activation checkpointing) add to it."""
+    return re.sub(r'_(?:fsdp|checkpoint)_wrapped_module\.', '', name)

@@ -47,7 +47,10 @@ def pytest_collection_modifyitems(items):
 
 def run_tool(name, *args, cwd=ROOT, env=None, check=True, timeout=300):
     """Run a tool as a user would; returns the finished process with its output as text."""
-    tool, args = str(ROOT / 'tools' / name), [str(arg) for arg in args]
+    tool, args = (
+        str(ROOT / name if name.startswith('benchmarks/') else ROOT / 'tools' / name),
+        [str(arg) for arg in args],
+    )
     fresh = 'PYTHONPATH' in (env or {})  # what is imported is not what the server has imported
     env = {**os.environ, 'OMP_NUM_THREADS': '1', **(env or {})}
     if fresh:
@@ -119,7 +122,7 @@ def shapes(tmp_path_factory):
     """A VOC-layout data set of 16 + 8 + 8 pictures of generated shapes."""
     root = tmp_path_factory.mktemp('shapes') / 'VOCdevkit'
     run_tool(
-        'dataset_tools/compose_shapes.py',
+        'benchmarks/datasets/compose_shapes.py',
         '--out',
         root,
         '--seed',
@@ -140,7 +143,7 @@ def shapes(tmp_path_factory):
 def tiny_config(shapes, tmp_path_factory):
     """Path of a config like the demo's baseline, on the tiny data set: 8 epochs of 4 steps, 96 pixels."""
     path = tmp_path_factory.mktemp('configs') / 'tiny.py'
-    cfg = Config.fromfile(ROOT / 'configs' / 'demo' / 'ssd96_r18_shapes.py')
+    cfg = Config.fromfile(ROOT / 'benchmarks' / 'demo' / 'configs' / 'ssd96_r18_shapes.py')
     cfg.model.backbone.base_channels = 8
     cfg.model.neck.update(in_channels=(16, 32, 64), out_channels=(32,), min_channels=16)
     cfg.model.bbox_head.in_channels = (16, 32, 64, 32)

@@ -11,7 +11,6 @@ PACKAGE = ROOT / 'mmdeform_upgrade'
 ORDER = [
     'errors',
     'ops',
-    'data',
     'layers',
     'readers',
     'stages',
@@ -23,21 +22,10 @@ ORDER = [
     'checkpoint',
     'config',
     'analysis',
-    'deployment',
     'models',
-    'transforms',
-    'locations',
-    'work_dir',
-    'hooks',
-    'preflight',
-    'zoo',
+    'mm',
     'release',
-    'launch',
-    'plugin',
     '__init__',
-    'protocol',
-    'experiments',
-    'demo',
 ]
 
 

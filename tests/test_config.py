@@ -4,7 +4,7 @@ from mmengine.config import Config
 from mmdeform_upgrade import find_targets, upgrade_config
 from mmdeform_upgrade.config import control_changes, inheriting_text, upgrade_changes
 from mmdeform_upgrade.errors import ConfigError, TargetError
-from mmdeform_upgrade.hooks import upgraded_layers
+from mmdeform_upgrade.layers import upgraded_layers
 
 from .conftest import MMDET_CONFIGS, ROOT, build
 

@@ -10,7 +10,7 @@ from mmengine.optim import build_optim_wrapper
 from mmdeform_upgrade.analysis.batches import random_batch
 from mmdeform_upgrade.checkpoint import remap_state_dict
 from mmdeform_upgrade.config import BUILDER
-from mmdeform_upgrade.hooks import upgraded_layers
+from mmdeform_upgrade.layers import upgraded_layers
 
 from .conftest import ROOT, build
 from .test_configs import LEAVES

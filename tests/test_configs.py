@@ -9,7 +9,7 @@ from mmcv.ops import batched_nms
 from mmengine.config import Config
 
 from mmdeform_upgrade import upgrade_config
-from mmdeform_upgrade.hooks import upgraded_layers
+from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.schedule import Length
 
 from .conftest import ROOT, build
@@ -148,7 +148,7 @@ def test_upgrades_of_the_papers_tables_are_what_the_tool_would_write(path):
 
 @pytest.mark.parametrize('table,rows', [('1-detection', 9), ('1-segmentation', 9), ('2', 3), ('3', 9), ('4', 12)])
 def test_a_tables_script_trains_every_row_after_what_it_starts_from(table, rows):
-    script = ROOT / 'tools/experiments/run_table.sh'
+    script = ROOT / 'benchmarks/compare/run_table.sh'
     printed = subprocess.run([script, table, '4', '--dry-run'], capture_output=True, text=True, check=True).stdout
     commands = [line.split() for line in printed.splitlines()]
     assert len(commands) == rows
@@ -162,10 +162,12 @@ def test_a_tables_script_trains_every_row_after_what_it_starts_from(table, rows)
 
 @pytest.mark.parametrize('arguments', [[], ['5', '4'], ['2', 'four'], ['2', '4', '--now']])
 def test_a_table_that_there_is_not_is_refused(arguments):
-    result = subprocess.run([ROOT / 'tools/experiments/run_table.sh', *arguments], capture_output=True, text=True)
+    result = subprocess.run([ROOT / 'benchmarks/compare/run_table.sh', *arguments], capture_output=True, text=True)
     assert result.returncode == 2 and result.stderr.startswith('usage: ') and not result.stdout
 
 
 def test_an_unknown_part_of_the_composite_experiment_is_refused_before_anything_runs():
-    result = subprocess.run([ROOT / 'tools/experiments/composite.sh', 'data', 'wraped'], capture_output=True, text=True)
+    result = subprocess.run(
+        [ROOT / 'benchmarks/compare/composite.sh', 'data', 'wraped'], capture_output=True, text=True
+    )
     assert result.returncode == 2 and result.stderr.startswith('usage: ') and not result.stdout

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmdeform_upgrade.errors import CheckpointError, ConfigError
-from mmdeform_upgrade.hooks import upgraded_layers
+from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.readers import read_checkpoint
 
 from .conftest import run_tool

@@ -14,7 +14,7 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 
 from mmdeform_upgrade import load_baseline
 from mmdeform_upgrade.errors import CheckpointError
-from mmdeform_upgrade.locations import safe_loaders
+from mmdeform_upgrade.mm.loading import safe_loaders
 from mmdeform_upgrade.release import inspect_checkpoint, publish
 
 from .conftest import build

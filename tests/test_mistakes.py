@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmdeform_upgrade.preflight import build_network
+from mmdeform_upgrade.mm.preflight import build_network
 
 from .faults.doors import call_tool, plain_config_texts
 

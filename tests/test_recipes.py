@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
 from mmdeform_upgrade import load_baseline
-from mmdeform_upgrade.preflight import build_network
+from mmdeform_upgrade.mm.preflight import build_network
 
 from .conftest import ROOT
 from .test_runs.conftest import _plain_config_texts, build_runner, short_cfg  # noqa: F401

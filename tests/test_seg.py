@@ -16,12 +16,12 @@ from mmseg.apis import MMSegInferencer, inference_model, init_model
 from mmseg.datasets import BaseSegDataset, PascalVOCDataset
 from mmseg.evaluation import IoUMetric
 
-from mmdeform_upgrade import launch, shorten_schedule, upgrade_
+from benchmarks.datasets import SHAPE_CLASSES, SHAPE_OPTIONS, compose_shapes
 from mmdeform_upgrade.checkpoint import file_sha256
 from mmdeform_upgrade.config import find_config
-from mmdeform_upgrade.data import SHAPE_CLASSES, SHAPE_OPTIONS, compose_shapes
 from mmdeform_upgrade.errors import ConfigError
-from mmdeform_upgrade.hooks import upgraded_layers
+from mmdeform_upgrade.layers import upgraded_layers
+from mmdeform_upgrade.mm import command_line, shorten_schedule, upgrade_
 from mmdeform_upgrade.readers import read_checkpoint
 from mmdeform_upgrade.schedule import describe_schedule
 
@@ -35,7 +35,7 @@ LAYERS = [f'backbone.layer4.{i}' for i in ('0.conv2', '1.conv1', '1.conv2')]
 @pytest.fixture(scope='module')
 def seg_config(shapes, tmp_path_factory):
     """Path of a config like the demo's segmentor, tiny: 8 iterations of 4 pictures."""
-    cfg = Config.fromfile(ROOT / 'configs/demo/deeplabv3_r18_shapes.py')
+    cfg = Config.fromfile(ROOT / 'benchmarks/demo/configs/deeplabv3_r18_shapes.py')
     cfg.model.backbone.update(base_channels=8, stem_channels=8)
     cfg.model.decode_head.update(in_channels=64, channels=16)
     cfg.model.auxiliary_head.update(in_channels=32, channels=8)
@@ -271,7 +271,7 @@ def test_inference_apis_load_the_upgraded_segmentor(seg_upgrade, fine_tuned, sha
 def test_test_time_augmentation_of_the_upgraded_segmentor(seg_upgrade, fine_tuned, tmp_path):
     cfg = _config(seg_upgrade[0], fine_tuned[0], tmp_path)
     cfg.tta_pipeline[1].transforms[0] = cfg.tta_pipeline[1].transforms[0][:1]  # one scale, flipped or not
-    launch.set_tta(cfg)
+    command_line.set_tta(cfg)
     cfg.test_dataloader.batch_size = 1
     cfg.custom_hooks = []
     runner = Runner.from_cfg(cfg)

@@ -187,10 +187,10 @@ def test_shell_launchers_say_how_they_are_used():
 def test_data_tools_report_errors_as_all_others_do(name, arguments, message, tmp_path, capsys):
     import runpy
 
-    from mmdeform_upgrade import launch
+    from mmdeform_upgrade.mm import command_line
 
-    main = runpy.run_path(str(ROOT / 'tools/dataset_tools' / name))['main']
+    main = runpy.run_path(str(ROOT / 'benchmarks/datasets' / name))['main']
     with pytest.raises(SystemExit, match='2'):
-        launch.run(main, ['--out', str(tmp_path / 'out'), *arguments])
+        command_line.run(main, ['--out', str(tmp_path / 'out'), *arguments])
     assert capsys.readouterr().err.startswith(message)
     assert not (tmp_path / 'out').exists()

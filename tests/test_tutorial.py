@@ -6,7 +6,7 @@ import cv2
 import pytest
 import torch
 
-from mmdeform_upgrade.protocol import read_curve
+from benchmarks.tool_runs import read_curve
 
 from .conftest import ROOT
 

@@ -5,9 +5,9 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
+from benchmarks.zoo.network import deformable_path
 from mmdeform_upgrade import UpgradeError, ZeroOffsetDCN, revert_, upgrade_
 from mmdeform_upgrade.errors import TargetError
-from mmdeform_upgrade.zoo.network import deformable_path
 
 from .conftest import MMDET_CONFIGS, ROOT, build, relative_error
 

@@ -25,6 +25,8 @@ PRELOADED = (
     'mmengine.visualization',
 )
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 
 def main():
     for name in PRELOADED:
@@ -55,7 +57,7 @@ def become(tool, args, cwd, env, out, err, timeout):
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
-    sys.argv, sys.path[0] = [tool, *args], os.path.dirname(tool)
+    sys.argv, sys.path[:1] = [tool, *args], [os.path.dirname(tool), ROOT]
 
 
 def waited(pid, timeout):

@@ -4,12 +4,12 @@
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmdeform_upgrade import launch
-from mmdeform_upgrade.locations import SCHEME, local_path
+from mmdeform_upgrade.mm import command_line
+from mmdeform_upgrade.mm.loading import SCHEME, local_path
 
 
 def main(argv=None):
-    parser = launch.parser(__doc__)
+    parser = command_line.parser(__doc__)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', help='pickle file for the predictions')
     parser.add_argument('--show', action='store_true', help='show predictions')
@@ -17,17 +17,17 @@ def main(argv=None):
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between shown pictures')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation, as set in the config')
     args = parser.parse_args(argv)
-    cfg = launch.load_config(args)
+    cfg = command_line.load_config(args)
     cfg.load_from, cfg.resume = SCHEME + local_path(args.checkpoint), False
     if args.show or args.show_dir:
-        launch.set_visualization(cfg, args.show, args.show_dir, args.wait_time)
+        command_line.set_visualization(cfg, args.show, args.show_dir, args.wait_time)
     if args.tta:
-        launch.set_tta(cfg)
+        command_line.set_tta(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if args.out:
-        launch.dump_predictions(runner, args.out)
+        command_line.dump_predictions(runner, args.out)
     runner.test()
 
 
 if __name__ == '__main__':
-    launch.run(main)
+    command_line.run(main)

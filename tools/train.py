@@ -4,12 +4,12 @@
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmdeform_upgrade import launch
-from mmdeform_upgrade.preflight import check_before_training
+from mmdeform_upgrade.mm import command_line
+from mmdeform_upgrade.mm.preflight import check_before_training
 
 
 def main(argv=None):
-    parser = launch.parser(__doc__)
+    parser = command_line.parser(__doc__)
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
     parser.add_argument('--auto-scale-lr', action='store_true', help='scale the learning rate with the batch size')
     parser.add_argument(
@@ -19,18 +19,18 @@ def main(argv=None):
         help='go on from a checkpoint; without a path, from the latest in the work directory',
     )
     args = parser.parse_args(argv)
-    cfg = launch.load_config(args)
+    cfg = command_line.load_config(args)
     if args.amp:
-        launch.set_amp(cfg)
+        command_line.set_amp(cfg)
     if args.auto_scale_lr:
-        launch.set_auto_scale_lr(cfg)
-    launch.set_resume(cfg, args.resume)
+        command_line.set_auto_scale_lr(cfg)
+    command_line.set_resume(cfg, args.resume)
     check_before_training(cfg)
-    launch.set_safe_reader(cfg)
-    with launch.own_work_dir(cfg):
+    command_line.set_safe_reader(cfg)
+    with command_line.own_work_dir(cfg):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         runner.train()
 
 
 if __name__ == '__main__':
-    launch.run(main)
+    command_line.run(main)

@@ -6,7 +6,6 @@ import copy
 import os
 from pathlib import Path
 
-from mmdeform_upgrade import launch
 from mmdeform_upgrade.config import (
     SCHEME,
     control_changes,
@@ -19,8 +18,9 @@ from mmdeform_upgrade.config import (
 )
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.importers import PLAIN
-from mmdeform_upgrade.locations import without_scheme
-from mmdeform_upgrade.preflight import plan_upgrade
+from mmdeform_upgrade.mm import command_line
+from mmdeform_upgrade.mm.loading import without_scheme
+from mmdeform_upgrade.mm.preflight import plan_upgrade
 from mmdeform_upgrade.release import inspect_checkpoint
 
 
@@ -28,7 +28,7 @@ class Inspect(argparse.Action):
     """``--inspect FILE`` stands alone, like ``--help``."""
 
     def __call__(self, parser, namespace, value, option_string=None):
-        print(launch.printable(str(inspect_checkpoint(value))))
+        print(command_line.printable(str(inspect_checkpoint(value))))
         parser.exit()
 
 
@@ -124,4 +124,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    launch.run(main)
+    command_line.run(main)

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ..analysis.offsets import percentile95
 from ..checkpoint import StateDict, clean_state_dict
 from ..errors import CheckpointError
-from ..hooks import META_KEY, upgraded_layers
-from ..layers import ZeroOffsetDCN
-from ..preflight import build_network
+from ..layers import ZeroOffsetDCN, upgraded_layers
+from ..mm.hook import META_KEY
+from ..mm.preflight import build_network
 from .rewrite import with_layers, without_upgrade_hooks
 
 if TYPE_CHECKING:

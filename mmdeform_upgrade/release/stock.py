@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 import torch
 
 from ..errors import UpgradeError
-from ..hooks import upgraded_layers
-from ..layers import ZeroOffsetDCN
-from ..preflight import build_network
+from ..layers import ZeroOffsetDCN, upgraded_layers
+from ..mm.preflight import build_network
 from .rewrite import component_without_upgrade, own_types, without_plugin
 
 if TYPE_CHECKING:

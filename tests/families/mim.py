@@ -90,7 +90,7 @@ def main():
     env = {**os.environ, 'PYTHONPATH': '', 'PATH': f'{python.parent}{os.pathsep}{os.environ["PATH"]}'}
     work = folder / 'work'
     work.mkdir(exist_ok=True)
-    compose = ROOT / 'tools' / 'dataset_tools' / 'compose_shapes.py'
+    compose = ROOT / 'benchmarks' / 'datasets' / 'compose_shapes.py'
     if not (work / 'data').is_dir():
         subprocess.run(
             [python, compose, '--out', 'data/shapes/VOCdevkit', '--seed', '0', *SIZES],

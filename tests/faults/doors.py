@@ -14,9 +14,9 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner
 
-from mmdeform_upgrade import launch, load_baseline
 from mmdeform_upgrade.config import upgrade_config
 from mmdeform_upgrade.errors import CheckpointError
+from mmdeform_upgrade.mm import command_line, load_baseline
 from mmdeform_upgrade.readers import write_safetensors
 from mmdeform_upgrade.release import make_delta
 
@@ -48,7 +48,7 @@ def call_tool(name, *arguments):
     stderr = io.StringIO()
     with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         try:
-            launch.run(main, [str(argument) for argument in arguments])
+            command_line.run(main, [str(argument) for argument in arguments])
         except SystemExit as end:
             return end.code or 0, stderr.getvalue()
     return 0, stderr.getvalue()

@@ -24,7 +24,7 @@ def small_config(folder):
     subprocess.run(
         [
             sys.executable,
-            ROOT / 'tools/dataset_tools/compose_shapes.py',
+            ROOT / 'benchmarks/datasets/compose_shapes.py',
             '--out',
             data,
             '--train',
@@ -39,7 +39,7 @@ def small_config(folder):
         check=True,
         stdout=subprocess.DEVNULL,
     )
-    cfg = Config.fromfile(ROOT / 'configs/demo/ssd96_r18_shapes.py')
+    cfg = Config.fromfile(ROOT / 'benchmarks/demo/configs/ssd96_r18_shapes.py')
     cfg.model.backbone.base_channels = 8
     cfg.model.neck.update(in_channels=(16, 32, 64), out_channels=(32,), min_channels=16)
     cfg.model.bbox_head.in_channels = (16, 32, 64, 32)

@@ -13,8 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from mmdeform_upgrade.mm.guard import last_saved, why_not_resumable
 from mmdeform_upgrade.readers import read_checkpoint
-from mmdeform_upgrade.work_dir import last_saved, why_not_resumable
 from tests.faults.common import arguments, differences, finished, report, start
 from tests.faults.tiny import save_tiny_baseline, tiny_config
 

@@ -79,7 +79,9 @@ def test_the_cost_of_upgrades_stands_beside_the_baselines(tiny_config, tmp_path)
 
 def test_the_benchmark_of_the_operator_gates_every_candidate(tmp_path):
     out = tmp_path / 'op'
-    run_tool('analysis_tools/benchmark_op.py', '--shapes', '1x16x6x7', '--repetitions', 1, '--threads', 1, '--out', out)
+    run_tool(
+        'benchmarks/operator/benchmark_op.py', '--shapes', '1x16x6x7', '--repetitions', 1, '--threads', 1, '--out', out
+    )
     (run,) = json.loads(out.with_suffix('.json').read_text())['runs']
     assert {'conv', 'eager'} <= set(run['results'])
     assert run['results']['eager']['error_over_conv'] <= 2

@@ -10,10 +10,11 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-import mmdeform_upgrade.deployment.onnx as module_under_test
+import mmdeform_upgrade.release.onnx as module_under_test
 from mmdeform_upgrade import UpgradeError, ZeroOffsetDCN, deform_conv2d, upgrade_
-from mmdeform_upgrade.deployment import export_onnx, part_of
 from mmdeform_upgrade.errors import ExportError
+from mmdeform_upgrade.release.onnx import export_onnx
+from mmdeform_upgrade.release.parts import part_of
 
 from ..conftest import ROOT, build, run_tool
 

@@ -12,7 +12,7 @@ from mmengine.model import ExponentialMovingAverage
 
 from mmdeform_upgrade.checkpoint import file_sha256
 from mmdeform_upgrade.errors import CheckpointError, ConfigError
-from mmdeform_upgrade.locations import read_as_it_is
+from mmdeform_upgrade.mm.loading import read_as_it_is
 from mmdeform_upgrade.readers import read_safetensors
 from mmdeform_upgrade.release import inspect_checkpoint, publish, published_checkpoint
 

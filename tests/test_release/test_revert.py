@@ -11,7 +11,7 @@ import torch
 from mmengine.config import Config
 
 from mmdeform_upgrade.errors import CheckpointError, ConfigError, UpgradeError
-from mmdeform_upgrade.hooks import upgraded_layers
+from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.release.revert import judge, output_difference, reverted_checkpoint, reverted_config
 from mmdeform_upgrade.upgrade import revert_
 

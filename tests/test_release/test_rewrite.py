@@ -5,7 +5,7 @@ import pytest
 from mmengine.config import Config
 from mmengine.registry import Registry
 
-import mmdeform_upgrade.experiments.cpu_head  # noqa: F401  registers its hook
+import benchmarks.compare.cpu_head  # noqa: F401  registers its hook
 from mmdeform_upgrade.config import upgrade_config
 from mmdeform_upgrade.release.rewrite import OWN_TYPES, with_layers
 
@@ -31,7 +31,7 @@ def test_every_registered_type_is_known():
     ],
 )
 def test_hooks_for_any_training_stay_with_their_import(hooks, imports):
-    cfg = Config.fromfile(ROOT / 'configs/composite/faster-rcnn_r50-caffe-dc5_12e_cutouts.py')
+    cfg = Config.fromfile(ROOT / 'benchmarks/compare/configs/faster-rcnn_r50-caffe-dc5_12e_cutouts.py')
     cfg.custom_hooks = hooks
     upgrade = upgrade_config(cfg, load_from='baseline.pth', targets='res5')
     upgrade.custom_hooks = [*upgrade.custom_hooks, dict(type='OffsetLoggerHook'), dict(type='OffsetsFirstHook')]

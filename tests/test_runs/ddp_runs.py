@@ -13,7 +13,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import FUNCTIONS, RUNNERS, DefaultScope
 
-from mmdeform_upgrade import launch
+from mmdeform_upgrade.mm import command_line
 
 torch.cuda.set_device = lambda device: None  # MMEngine's launcher sets one whatever the backend is
 
@@ -67,7 +67,7 @@ def run(cfg, changes, folder):
     cfg.update(launcher='pytorch', env_cfg=dict(dist_cfg=dict(backend='gloo')))
     if 'runner_type' not in cfg:
         cfg.setdefault('model_wrapper_cfg', WRAPPER)
-    launch.set_safe_reader(cfg)
+    command_line.set_safe_reader(cfg)
     runner = RUNNERS.get(cfg.get('runner_type', 'Runner')).from_cfg(cfg)
     runner.register_hook(hook)
     runner.train()

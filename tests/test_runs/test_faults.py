@@ -17,8 +17,8 @@ from mmengine.registry import HOOKS, DefaultScope
 from mmengine.runner import Runner
 
 from mmdeform_upgrade.errors import CheckpointError, TrainingError
+from mmdeform_upgrade.mm.guard import find_resumable, last_saved
 from mmdeform_upgrade.readers import read_checkpoint
-from mmdeform_upgrade.work_dir import find_resumable, last_saved
 
 from ..conftest import ROOT
 from ..faults.tiny import save_tiny_baseline, tiny_config
@@ -93,7 +93,7 @@ def train_tool(cfg, *args):
     spec = importlib.util.spec_from_file_location('train_tool', ROOT / 'tools' / 'train.py')
     tool = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tool)
-    return in_child(lambda: tool.launch.run(tool.main, [path, '--work-dir', cfg.work_dir, *args]))
+    return in_child(lambda: tool.command_line.run(tool.main, [path, '--work-dir', cfg.work_dir, *args]))
 
 
 def same(one, other):
@@ -177,7 +177,7 @@ def _flip(path):
 )
 def test_a_checkpoint_that_is_not_whole_is_passed_over_with_a_warning(whole_run, damage, reason, monkeypatch):
     said = []
-    monkeypatch.setattr('mmdeform_upgrade.work_dir.resuming.print_log', lambda text, **kwargs: said.append(text))
+    monkeypatch.setattr('mmdeform_upgrade.mm.guard.resuming.print_log', lambda text, **kwargs: said.append(text))
     assert find_resumable(str(whole_run)) == str(whole_run / 'epoch_3.pth') and not said
     damage(whole_run / 'epoch_3.pth')
     assert find_resumable(str(whole_run)) == str(whole_run / 'epoch_2.pth')

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmdeform_upgrade import launch
+from mmdeform_upgrade.mm import command_line
 
 from .conftest import build_runner
 
@@ -66,7 +66,7 @@ def test_training_stops_early_when_the_score_does_not_rise_above_the_baselines(s
 
 
 def test_cfg_options_reach_the_upgrade(tiny_upgrade, tmp_path):
-    arguments = launch.parser('').parse_args(
+    arguments = command_line.parser('').parse_args(
         [
             str(tiny_upgrade),
             '--work-dir',
@@ -78,7 +78,7 @@ def test_cfg_options_reach_the_upgrade(tiny_upgrade, tmp_path):
             'custom_hooks.0.val_before_train=False',
         ]
     )
-    cfg = launch.load_config(arguments)
+    cfg = command_line.load_config(arguments)
     runner = build_runner(copy.deepcopy(cfg))
     layers = [name for name, _ in runner.model.named_modules() if name.endswith('conv_offset')]
     assert layers == ['backbone.layer4.1.conv2.conv_offset']

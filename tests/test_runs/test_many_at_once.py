@@ -17,7 +17,7 @@ from torch import nn
 
 from mmdeform_upgrade import revert_, upgrade_
 from mmdeform_upgrade.errors import ConfigError
-from mmdeform_upgrade.work_dir import held, hold, release
+from mmdeform_upgrade.mm.guard import held, hold, release
 
 from ..faults.tiny import save_tiny_baseline, tiny_config
 from .test_faults import ended, in_child, run, train_tool

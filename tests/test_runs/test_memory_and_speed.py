@@ -7,7 +7,7 @@ import torch
 from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 
-from mmdeform_upgrade.hooks import upgraded_layers
+from mmdeform_upgrade.layers import upgraded_layers
 
 from ..conftest import relative_error
 from .conftest import build_runner, offsets, train

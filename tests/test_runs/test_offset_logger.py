@@ -14,7 +14,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import HOOKS
 
 from mmdeform_upgrade.errors import ConfigError, TrainingError
-from mmdeform_upgrade.hooks import OffsetLoggerHook, upgraded_layers
+from mmdeform_upgrade.layers import upgraded_layers
+from mmdeform_upgrade.mm.offset_logger import OffsetLoggerHook
 
 from .conftest import build_runner, train
 

@@ -5,7 +5,7 @@ import torch
 
 from mmdeform_upgrade import load_baseline
 from mmdeform_upgrade.errors import ConfigError
-from mmdeform_upgrade.hooks import OffsetsFirstHook
+from mmdeform_upgrade.mm.offsets_first import OffsetsFirstHook
 
 from .conftest import build_runner, offsets, train
 

@@ -10,8 +10,8 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from mmengine.runner import autocast
 
-from mmdeform_upgrade import launch
 from mmdeform_upgrade.errors import ConfigError, TargetError
+from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.ops import sampling
 
 from .conftest import build_runner, offsets, train
@@ -134,8 +134,8 @@ def test_auto_scale_lr_scales_the_upgrades_rate_by_the_pictures_in_a_step(short_
     rate = Config.fromfile(tiny_upgrade).optim_wrapper.optimizer.lr
     short_cfg.optim_wrapper = Config.fromfile(tiny_upgrade).optim_wrapper  # as tools/upgrade.py wrote it
     with pytest.raises(ConfigError, match='--auto-scale-lr needs auto_scale_lr'):
-        launch.set_auto_scale_lr(short_cfg)
+        command_line.set_auto_scale_lr(short_cfg)
     short_cfg.auto_scale_lr = dict(base_batch_size=16)
-    launch.set_auto_scale_lr(short_cfg)
+    command_line.set_auto_scale_lr(short_cfg)
     runner = train(short_cfg)
     assert [group['lr'] for group in runner.optim_wrapper.optimizer.param_groups] == [pytest.approx(rate * 4 / 16)]

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.model import convert_sync_batchnorm, revert_sync_batchnorm
 
 from mmdeform_upgrade.checkpoint import load_baseline
-from mmdeform_upgrade.hooks import upgraded_layers
+from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.readers import read_checkpoint
 
 from ..conftest import ROOT, relative_error

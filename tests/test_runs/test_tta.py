@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 
 from mmdeform_upgrade.errors import ConfigError
-from mmdeform_upgrade.launch import set_tta
+from mmdeform_upgrade.mm.command_line import set_tta
 
 from ..conftest import ROOT
 from .conftest import build_runner, offsets, train

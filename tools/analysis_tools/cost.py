@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from mmdeform_upgrade import launch
 from mmdeform_upgrade.analysis.cost import BASELINE, SIGMA, Load, cost_table, measure_costs
 from mmdeform_upgrade.analysis.timing import conditions
 from mmdeform_upgrade.config import read_config, upgrade_config
-from mmdeform_upgrade.preflight import build_network
+from mmdeform_upgrade.mm import command_line
+from mmdeform_upgrade.mm.preflight import build_network
 
 
 def parse_args(argv):
@@ -64,4 +64,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    launch.run(main)
+    command_line.run(main)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from mmdeform_upgrade import launch
 from mmdeform_upgrade.analysis.look import fields, level_of, load_network, look, object_points, records_up_to
 from mmdeform_upgrade.analysis.offsets import sampling_points, statistics
 from mmdeform_upgrade.analysis.receptive_field import spread
 from mmdeform_upgrade.errors import ConfigError
+from mmdeform_upgrade.mm import command_line
 
 
 def point(text):
@@ -85,4 +85,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    launch.run(main)
+    command_line.run(main)

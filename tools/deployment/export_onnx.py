@@ -7,10 +7,11 @@ python tools/deployment/export_onnx.py CONFIG CHECKPOINT OUT.onnx --size 512 512
 import argparse
 import os
 
-from mmdeform_upgrade import launch
 from mmdeform_upgrade.analysis.look import load_network
-from mmdeform_upgrade.deployment import OPSETS, PARTS, export_onnx
 from mmdeform_upgrade.errors import ConfigError
+from mmdeform_upgrade.mm import command_line
+from mmdeform_upgrade.release.onnx import OPSETS, export_onnx
+from mmdeform_upgrade.release.parts import PARTS
 
 
 def parse_args(argv):
@@ -54,4 +55,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    launch.run(main)
+    command_line.run(main)

@@ -4,8 +4,8 @@
 import argparse
 import os
 
-from mmdeform_upgrade import launch
 from mmdeform_upgrade.errors import ConfigError
+from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.release import apply_delta, make_delta
 from mmdeform_upgrade.release.contents import refuse_existing
 
@@ -42,4 +42,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    launch.run(main)
+    command_line.run(main)

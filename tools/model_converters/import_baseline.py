@@ -6,12 +6,12 @@ import os
 
 import torch
 
-from mmdeform_upgrade import launch
 from mmdeform_upgrade.checkpoint import file_sha256, read_baseline
 from mmdeform_upgrade.config import read_config
 from mmdeform_upgrade.errors import ConfigError
-from mmdeform_upgrade.locations import imported_checkpoint, meta_of, read_as_it_is
-from mmdeform_upgrade.preflight import build_network
+from mmdeform_upgrade.mm import command_line
+from mmdeform_upgrade.mm.loading import imported_checkpoint, meta_of, read_as_it_is
+from mmdeform_upgrade.mm.preflight import build_network
 from mmdeform_upgrade.readers import written_whole
 
 
@@ -54,4 +54,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    launch.run(main)
+    command_line.run(main)

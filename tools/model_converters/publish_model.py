@@ -4,8 +4,8 @@
 import argparse
 import os
 
-from mmdeform_upgrade import launch
 from mmdeform_upgrade.errors import ConfigError
+from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.release import publish
 
 
@@ -27,4 +27,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    launch.run(main)
+    command_line.run(main)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from mmengine.runner import Runner
 
-from mmdeform_upgrade import launch
 from mmdeform_upgrade.analysis.look import predict
 from mmdeform_upgrade.checkpoint import clean_state_dict, remap_state_dict
 from mmdeform_upgrade.config import read_config
 from mmdeform_upgrade.errors import ConfigError
-from mmdeform_upgrade.hooks import upgraded_layers
-from mmdeform_upgrade.locations import read_as_it_is
-from mmdeform_upgrade.preflight import build_network
+from mmdeform_upgrade.layers import upgraded_layers
+from mmdeform_upgrade.mm import command_line
+from mmdeform_upgrade.mm.loading import read_as_it_is
+from mmdeform_upgrade.mm.preflight import build_network
 from mmdeform_upgrade.release.contents import plain_meta, refuse_existing, write_checkpoint
 from mmdeform_upgrade.release.revert import judge, output_difference, reverted_checkpoint, reverted_config, validate
 
@@ -98,4 +98,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-    launch.run(main)
+    command_line.run(main)

@@ -1,0 +1,202 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""What the tools share: the flags of the MM repositories, and one way to report the package's own errors."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Callable, Iterator, List, Optional
+
+from ..config import read_config
+from ..errors import CheckpointError, ConfigError, UpgradeError
+from ..schedule import type_name
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags that every MM tool has."""
+    from mmengine.config import DictAction
+
+    class Options(DictAction):
+        def __call__(self, parser, namespace, values, option_string=None):
+            for value in values:
+                if '=' not in value:
+                    parser.error(f'{option_string} {value}: expected KEY=VALUE, without spaces around the sign')
+            super().__call__(parser, namespace, values, option_string)
+
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument('config', help="config file; also PACKAGE::FILE, as in 'mmseg::fcn/NAME.py'")
+    result.add_argument('--work-dir', help='folder for logs and checkpoints')
+    result.add_argument('--cfg-options', nargs='+', action=Options, help='settings to override, as key=value pairs')
+    result.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    result.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return result
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config that the common flags ask for."""
+    if args.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise ConfigError(
+            '--launcher pytorch: torchrun has not started this process (RANK is not set); run '
+            'tools/dist_train.sh CONFIG GPUS, or leave --launcher out'
+        )
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = read_config(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
+    return cfg
+
+
+def set_amp(cfg: Config) -> None:
+    """``--amp``: train with automatic mixed precision."""
+    from mmengine.device import get_device
+
+    if get_device() == 'cpu':
+        raise ConfigError(
+            '--amp needs a GPU, and there is none here: leave it out, or train on a CPU in bfloat16 with '
+            "custom_hooks=[dict(type='BFloat16Hook'), ...]"
+        )
+    wrapper = cfg.optim_wrapper
+    if wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ConfigError(f'--amp knows OptimWrapper, the config has {wrapper.type}')
+    wrapper.type = 'AmpOptimWrapper'
+    wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def set_auto_scale_lr(cfg: Config) -> None:
+    """``--auto-scale-lr``: the rate follows the number of pictures in a step."""
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise ConfigError(
+            '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config, the batch size '
+            'that its learning rate was chosen for'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def set_resume(cfg: Config, resume: Optional[str]) -> None:
+    """``--resume``: 'auto' takes the latest whole checkpoint of the work directory, or starts anew where there is none.
+
+    Raises:
+        CheckpointError: the given checkpoint, or every one in the work directory, cannot be gone on from.
+    """
+    from .guard import find_resumable, why_not_resumable
+
+    if not resume:
+        return
+    latest = find_resumable(cfg.work_dir) if resume == 'auto' else resume  # what is found is verified already
+    if resume != 'auto' and '://' not in resume and not os.path.isdir(resume) and (why := why_not_resumable(resume)):
+        raise CheckpointError(
+            f'{resume}: {why}. --resume goes on from an interrupted run, without a path from the '
+            'last whole checkpoint of the work directory; give a baseline or a finished network as '
+            'load_from, without --resume'
+        )
+    if latest:
+        cfg.resume, cfg.load_from = True, latest
+
+
+def set_visualization(cfg: Config, show: bool, show_dir: Optional[str], wait_time: float) -> None:
+    """``--show`` and ``--show-dir``: draw the predictions of the test."""
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
+    if hook is None:
+        raise ConfigError('--show and --show-dir need default_hooks.visualization in the config')
+    hook.update(draw=True, show=show, wait_time=wait_time)
+    if show_dir and type_name(hook.type) == 'DetVisualizationHook':
+        hook.test_out_dir = show_dir
+    elif show_dir:
+        cfg.visualizer.save_dir = show_dir
+
+
+def set_tta(cfg: Config) -> None:
+    """``--tta``: test with the augmentations that the config describes."""
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        raise ConfigError('--tta needs tta_model and tta_pipeline in the config')
+    cfg.model = dict(**cfg.tta_model, module=cfg.model)
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:  # RepeatDataset and the like
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline
+
+
+def set_safe_reader(cfg: Config) -> None:
+    """Have a ``FlexibleRunner`` read its checkpoint safely; with ``Runner``, the hook sees to it."""
+    from .guard import find_resumable
+    from .loading import AS_IT_IS, local_path
+    from .preflight import has_hook
+
+    if 'runner_type' not in cfg or not has_hook(cfg):
+        return
+    path = cfg.get('load_from')
+    if path is None and cfg.get('resume'):
+        path = find_resumable(cfg.work_dir)
+    if path is not None:
+        cfg.load_from = AS_IT_IS + local_path(path)
+
+
+@contextmanager
+def own_work_dir(cfg: Config) -> Iterator[None]:
+    """One run at a time in a work directory; before the runner is built, which writes there.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    from .guard import hold, release
+
+    taken = _is_main_process(cfg) and hold(cfg.work_dir)
+    try:
+        yield
+    finally:
+        if taken:
+            release(cfg.work_dir)
+
+
+def dump_predictions(runner, path: str) -> None:
+    """``--out``: also write the predictions of the test to a pickle file."""
+    from mmengine.evaluator import DumpResults
+
+    if not path.endswith(('.pkl', '.pickle')):
+        raise ConfigError(f'--out {path!r}: a file of predictions ends in .pkl')
+    runner.test_evaluator.metrics.append(DumpResults(out_file_path=path))
+
+
+def run(main: Callable[[Optional[List[str]]], None], argv: Optional[List[str]] = None) -> None:
+    """Call a tool's ``main``, in which all checkpoints are read safely; the package's own errors, and a full disk,
+    become one message and exit status 2."""
+    from .loading import safe_loaders
+
+    try:
+        with safe_loaders():
+            main(argv)
+    except UpgradeError as error:
+        print(f'{type(error).__name__}: {printable(str(error))}', file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            f'OSError: {error}: what was written before stays. Make room and start again; a training goes on with '
+            '--resume',
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+def _is_main_process(cfg: Config) -> bool:
+    """As its launcher says; MMEngine itself does not know before the runner is built."""
+    ranks = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
+    return int(os.environ.get(ranks.get(cfg.get('launcher', 'none'), ''), 0)) == 0
+
+
+def printable(text: str) -> str:
+    """``text`` without control characters other than line breaks: names in a file could steer the terminal."""
+    return ''.join(c if c.isprintable() or c == '\n' else repr(c)[1:-1] for c in text)

@@ -1,0 +1,166 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""``OffsetLoggerHook``: what the offsets do while they train, and a stop where they are no numbers any more."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Dict, Optional, Sequence, Set
+
+import torch
+from mmengine.hooks import Hook
+from torch import Tensor
+
+from ..analysis.offsets import OffsetRecorder, OffsetStatistics, statistics
+from ..errors import ConfigError, TrainingError
+from ..layers import upgraded_layers
+from .guard.finite import CALMER, kept
+from .network import bare_network
+
+
+class OffsetLoggerHook(Hook):
+    """Logs per upgraded layer how far its taps go, and warns of offsets that explode or never move.
+
+    Every ``interval`` iterations, for one training batch, ``offsets/LAYER/mean`` and ``/percentile95`` (lengths in
+    pixels of the layer's input) and ``/outside`` (share of taps a pixel or more outside the map) go to the runner's
+    visualizer: ``scalars.json``, TensorBoard or WandB, as configured. Other iterations only look at the loss.
+
+    Args:
+        interval: iterations from one record to the next.
+        warn_above: warn, once a layer, where the 95th percentile of its offsets passes this length in pixels.
+            A few pixels are usual; runs that fell apart had 1e2 to 1e3.
+        patience: warn, once a layer, where the offset branch has not changed at all in so many iterations.
+
+    Raises (from the runner's calls):
+        ConfigError: a setting makes no sense, or the network has no ``ZeroOffsetDCN``.
+        TrainingError: the loss, or a layer's offsets, are not finite. The run stops; the last checkpoint stays.
+    """
+
+    # After the optimizer's step and before LoggerHook.
+    priority = 'NORMAL'
+
+    def __init__(self, interval: int = 50, warn_above: float = 100.0, patience: int = 500):
+        for name, value in (('interval', interval), ('warn_above', warn_above), ('patience', patience)):
+            if not value > 0:
+                raise ConfigError(f'OffsetLoggerHook: {name} is {value}; expected a number above 0')
+        self.interval, self.warn_above, self.patience = interval, warn_above, patience
+        self._recorder: Optional[OffsetRecorder] = None
+        self._start: Dict[str, Sequence[Tensor]] = {}
+        self._first_iter = 0
+        self._warned: Set[str] = set()
+
+    def before_train(self, runner) -> None:
+        """Remember the offset branches as they are now."""
+        layers = upgraded_layers(bare_network(runner))
+        if not layers:
+            raise ConfigError(
+                'OffsetLoggerHook: the model has no ZeroOffsetDCN, so there are no offsets to log; set '
+                "model.backbone=dict(type='DeformUpgrade', ...), or take the hook out"
+            )
+        self._first_iter = runner.iter
+        self._start = {
+            name: [p.detach().clone() for p in layer.conv_offset.parameters()] for name, layer in layers.items()
+        }
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Record the offsets of this iteration, if it is one of them."""
+        if self.every_n_train_iters(runner, self.interval):
+            self._recorder = OffsetRecorder(bare_network(runner))
+            self._recorder.__enter__()
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None) -> None:
+        """Check the loss, and log and judge what was recorded."""
+        recorder, self._recorder = self._recorder, None
+        found: Dict[str, OffsetStatistics] = {}
+        if recorder is not None:
+            recorder.__exit__()
+            found = {name: statistics(record) for name, record in recorder.records.items()}
+            _check_offsets(found, runner)
+        _check_loss(outputs, runner)
+        if found:
+            self._log(runner, found)
+            self._warn_of_explosions(runner, found)
+        if self._start and runner.iter + 1 - self._first_iter >= self.patience:
+            self._warn_of_standstill(runner)
+
+    def after_train(self, runner) -> None:
+        """Leave nothing on the network."""
+        if self._recorder is not None:
+            self._recorder.__exit__()
+            self._recorder = None
+
+    def _log(self, runner, found: Dict[str, OffsetStatistics]) -> None:
+        values = {
+            f'offsets/{name}/{key}': getattr(numbers, key)
+            for name, numbers in found.items()
+            for key in ('mean', 'percentile95', 'outside')
+        }
+        runner.visualizer.add_scalars(values, step=runner.iter + 1)
+
+    def _warn_of_explosions(self, runner, found: Dict[str, OffsetStatistics]) -> None:
+        for name, numbers in found.items():
+            if numbers.percentile95 > self.warn_above and name not in self._warned:
+                self._warned.add(name)
+                runner.logger.warning(
+                    f'Iteration {runner.iter + 1}: offsets of {name} explode: mean {numbers.mean:.4g}, 95 % below '
+                    f'{numbers.percentile95:.4g}, largest {numbers.largest:.4g} pixels, {100 * numbers.outside:.0f} % '
+                    f'of its taps outside the map; expected {self.warn_above:g} at most. {CALMER}'
+                )
+
+    def _warn_of_standstill(self, runner) -> None:
+        layers = upgraded_layers(bare_network(runner))
+        start, self._start = self._start, {}  # looked at once
+        for name, before in start.items():
+            branch = list(layers[name].conv_offset.parameters())
+            if all(torch.equal(now.detach(), was) for now, was in zip(branch, before, strict=True)):
+                runner.logger.warning(
+                    f'Offsets of {name} have not moved in {runner.iter + 1 - self._first_iter} iterations: '
+                    f'{_why_still(branch, runner.optim_wrapper)}.'
+                )
+
+
+def _why_still(branch: Sequence[Tensor], optim_wrapper: Any) -> str:
+    """The first reason that applies."""
+    if not any(p.requires_grad for p in branch):
+        return 'they are frozen (requires_grad=False); lower frozen_stages, or exclude the layer from the targets'
+    wrappers = list(optim_wrapper.values()) if hasattr(optim_wrapper, 'optim_wrappers') else [optim_wrapper]
+    groups = [group for wrapper in wrappers for group in wrapper.param_groups]
+    own = {id(p) for p in branch}
+    rates = [group['lr'] for group in groups if any(id(p) in own for p in group['params'])]
+    if not rates:
+        return 'the optimizer does not hold them; upgrade the network in the config, before the optimizer is built'
+    if not any(rates):
+        return "their learning rate is 0; look for 'conv_offset' in optim_wrapper.paramwise_cfg, and at param_scheduler"
+    return (
+        'they are in the optimizer, and no gradient reaches them, or none that their precision can hold; look '
+        'whether the layer takes part in the loss, and whether the loss scale of mixed precision keeps falling'
+    )
+
+
+def _check_offsets(found: Dict[str, OffsetStatistics], runner) -> None:
+    for name, numbers in found.items():  # in the order of the forward pass: the first one is where it began
+        if not math.isfinite(numbers.largest):
+            raise TrainingError(
+                f'iteration {runner.iter + 1}: offsets of {name} are not finite, the first of the '
+                f'layers in forward order. Expected finite numbers. {CALMER} {kept(runner)}'
+            )
+
+
+def _check_loss(outputs: Optional[dict], runner) -> None:
+    loss = (outputs or {}).get('loss')
+    if loss is None or bool(torch.isfinite(torch.as_tensor(loss)).all()):
+        return
+    broken = [
+        name
+        for name, layer in upgraded_layers(bare_network(runner)).items()
+        if not all(bool(torch.isfinite(p).all()) for p in layer.parameters())
+    ]
+    where = (
+        f'after this step weights of {", ".join(broken)} are not finite'
+        if broken
+        else ('the weights of all upgraded layers are finite')
+    )
+    raise TrainingError(
+        f'iteration {runner.iter + 1}: the loss is {float(loss)}; {where}. Expected finite numbers. '
+        f'{CALMER} OffsetLoggerHook(interval=1) names the layer whose offsets break first. '
+        f'{kept(runner)}'
+    )

@@ -1,0 +1,133 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""The only registration. Everything stands in MMEngine's root registries, so that every scope finds it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Callable, Dict
+
+from mmengine.fileio import register_backend
+from mmengine.logging import print_log
+from mmengine.registry import HOOKS, MODELS, TRANSFORMS
+from mmengine.runner import CheckpointLoader
+from torch import nn
+
+from ..analysis.complexity import register_handles
+from ..config import BUILDER
+from ..errors import ConfigError, TargetError
+from ..importers import PLAIN
+from ..layers import ZeroOffsetDCN
+from ..targets import Targets
+from ..upgrade import upgrade_
+from .bfloat16 import BFloat16Hook
+from .guard import BACKEND, WholeFiles
+from .guard.exact_resume import ExactResumeHook
+from .guard.finite import FiniteCheckHook
+from .guard.work_dir import WorkDirHook
+from .hook import DeformUpgradeHook
+from .loading import AS_IT_IS, SCHEME, imported_checkpoint, load_from_safe, local_path, without_programs
+from .offset_logger import OffsetLoggerHook
+from .offsets_first import OffsetsFirstHook
+
+
+def deform_upgrade(
+    base_type: Any = None, targets: Targets = 'last:3', exclude: Targets = (), deform_groups: int = 1, **kwargs: Any
+) -> nn.Module:
+    """Build the component that a config inherited and swap its targeted convolutions for ``ZeroOffsetDCN``.
+
+    In a config: ``backbone=dict(type='DeformUpgrade', base_type='ResNet', targets='last:3')``. The result is an object
+    of ``base_type`` itself: same class, same parameter names. Backbones, necks and heads alike.
+
+    Args:
+        base_type: the component's own ``type``.
+        targets: see :func:`find_targets`; names are those inside the component.
+        exclude: convolutions to leave alone.
+        deform_groups: groups of channels that share offsets.
+        **kwargs: all other settings of the component.
+
+    Raises:
+        ConfigError: ``base_type`` is not given or not registered.
+        TargetError: no match, or a match that cannot be upgraded.
+    """
+    if base_type is None:
+        raise ConfigError(
+            f'{BUILDER} needs base_type, the type that the component had before: '
+            f"dict(type='{BUILDER}', base_type='ResNet', ...)"
+        )
+    other_class = isinstance(base_type, type) and not issubclass(base_type, nn.Module)
+    if not isinstance(base_type, str) and (other_class or not callable(base_type)):
+        raise ConfigError(
+            f"{BUILDER}: base_type={base_type!r} is neither a name nor a module's class; it is the type "
+            "that the component had before, such as 'ResNet'"
+        )
+    with MODELS.switch_scope_and_registry(None) as registry:
+        if isinstance(base_type, str) and not _is_registered(base_type, registry):
+            raise ConfigError(
+                f'{BUILDER}: base_type {base_type!r} is not registered in the scope {registry.scope!r}; '
+                "set default_scope in the config, or name it with its scope, as in 'mmdet.ResNet'"
+            )
+    module = MODELS.build(dict(type=base_type, **kwargs))
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f'{BUILDER}: base_type={base_type!r} built a {type(module).__name__}, expected a module')
+    # Some backbones (Darknet) apply frozen_stages in train() only, and frozen targets must be seen now.
+    module.train(module.training)
+    try:
+        report = upgrade_(module, targets, exclude=exclude, deform_groups=deform_groups)
+    except TargetError as error:
+        frozen = kwargs.get('frozen_stages')
+        where = f' (frozen_stages={frozen})' if isinstance(frozen, int) and frozen >= 0 else ''
+        raise TargetError(f'{BUILDER} of {type(module).__name__}{where}: {error}') from error
+    print_log(f'{type(module).__name__}: {report}', logger='current')
+    return module
+
+
+def _is_registered(name: str, registry: Any) -> bool:
+    try:
+        return registry.get(name) is not None
+    except RuntimeError:  # it also tries names as modules' contents
+        return False
+
+
+def load_from_baseline(filename: str, map_location: Any = None) -> Dict[str, Any]:
+    """MMEngine checkpoint scheme ``baseline://PATH``: read without running anything that it holds, and imported.
+
+    It serves whatever loads a checkpoint: ``load_from``, ``init_detector``, ``init_cfg``. The settings of the network,
+    which these loaders do not show, are checked by ``DeformUpgradeHook`` and by ``load_baseline(path, model)``.
+    """
+    checkpoint, imported = imported_checkpoint(local_path(filename), map_location or 'cpu')
+    if imported.format != PLAIN:
+        print_log(f'Imported {imported}', logger='current')
+    return without_programs(checkpoint)
+
+
+def _imported_when_built(module: str, name: str) -> Callable[..., Any]:
+    """A registry entry for a class that needs mmdet or mmseg, which the other's users may not have."""
+
+    def build(**kwargs: Any) -> Any:
+        return getattr(importlib.import_module(module, __package__), name)(**kwargs)
+
+    build.__name__ = build.__qualname__ = name
+    return build
+
+
+MODELS.register_module(name=BUILDER, module=deform_upgrade)
+MODELS.register_module(module=ZeroOffsetDCN)
+for _file, _name in (('ssd', 'WideSSDNeck'), ('ssd', 'PredictableSSDHead'), ('aspp', 'ProjectedASPPHead')):
+    MODELS.register_module(name=_name, module=_imported_when_built(f'..models.{_file}', _name))
+TRANSFORMS.register_module(
+    name='ResizeByDirection', module=_imported_when_built('..models.transforms', 'ResizeByDirection')
+)
+for _hook in (
+    BFloat16Hook,
+    DeformUpgradeHook,
+    ExactResumeHook,
+    FiniteCheckHook,
+    OffsetLoggerHook,
+    OffsetsFirstHook,
+    WorkDirHook,
+):
+    HOOKS.register_module(module=_hook)
+CheckpointLoader.register_scheme(SCHEME, load_from_baseline)
+CheckpointLoader.register_scheme(AS_IT_IS, load_from_safe)
+register_backend(BACKEND, WholeFiles)
+register_handles()

@@ -1,0 +1,93 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Checks before a run starts: the network built from its config, the baseline fitted to it, nothing written."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Mapping
+
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from ..checkpoint import Remapped, read_baseline
+from ..config import HOOK
+from ..errors import ConfigError
+from ..importers import PLAIN, Imported
+from ..layers import upgraded_layers
+from ..schedule import describe_schedule, type_name
+from ..upgrade import LayerChange, UpgradeReport, count_parameters
+from .loading import without_scheme
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+
+@dataclass(frozen=True)
+class UpgradePlan:
+    """What an upgraded config will do to a baseline, for a person to check."""
+
+    report: UpgradeReport
+    imported: Imported
+    remapped: Remapped
+    schedule_before: str
+    schedule_after: str
+
+    def __str__(self) -> str:
+        baseline = len(self.remapped.state_dict) - len(self.remapped.added)
+        imported = '' if self.imported.format == PLAIN else f'imported {self.imported}\n'
+        return (
+            f'{self.report}\n{imported}checkpoint: {baseline} tensors fit, {len(self.remapped.added)} offset '
+            f'tensors start at zero\nschedule before: {self.schedule_before}\n'
+            f'schedule after:  {self.schedule_after}'
+        )
+
+
+def build_network(cfg: Config) -> nn.Module:
+    """The network of ``cfg.model`` on the CPU, without reading any weights."""
+    scope = cfg.get('default_scope') or 'mmengine'
+    if scope.isidentifier() and find_spec(scope) is None:
+        raise ConfigError(f'the config has default_scope={scope!r}, and the package {scope} is not installed')
+    init_default_scope(scope)
+    return MODELS.build(copy.deepcopy(cfg.model))
+
+
+def plan_upgrade(before: Config, after: Config, checkpoint: str) -> UpgradePlan:
+    """Build the upgraded network and fit the baseline to it.
+
+    Raises:
+        UpgradeError: whatever would stop the run: targets, the checkpoint, the schedule.
+    """
+    network = build_network(after)
+    imported, remapped = read_baseline(without_scheme(checkpoint), network)
+    return UpgradePlan(report_of(network), imported, remapped, describe_schedule(before), describe_schedule(after))
+
+
+def report_of(network: nn.Module) -> UpgradeReport:
+    """The report of a network that was built upgraded."""
+    layers = upgraded_layers(network)
+    changes = tuple(LayerChange.of(name, layer, layer.deform_groups) for name, layer in layers.items())
+    after = count_parameters(network)
+    return UpgradeReport(changes, after - sum(change.added for change in changes), after)
+
+
+def check_before_training(cfg: Config) -> None:
+    """Refuse what an upgrade's run would stumble over, before its runner writes anything.
+
+    A config without ``DeformUpgradeHook`` is not looked at.
+
+    Raises:
+        UpgradeError: see :func:`plan_upgrade`.
+    """
+    path = without_scheme(cfg.get('load_from') or '')
+    if not has_hook(cfg) or cfg.get('resume') or not path or '://' in path:
+        return
+    read_baseline(path, build_network(cfg))
+
+
+def has_hook(cfg: Mapping[str, Any]) -> bool:
+    """Whether a config upgrades a baseline."""
+    return any(
+        type_name(hook.get('type', '')) == HOOK for hook in cfg.get('custom_hooks') or [] if isinstance(hook, Mapping)
+    )
