@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError
-from .importers import PLAIN, Imported, import_state_dict
+from .importers import OWN_NAMES, Imported, import_state_dict
 from .readers import read_tensors
 from .targets import check_module
 
@@ -89,7 +89,7 @@ def fit_baseline(imported: Imported, model: nn.Module, network: Optional[StateDi
     except CheckpointError as error:
         problems.append(str(error))
     if problems or remapped is None:
-        foreign = '' if imported.format == PLAIN else f'it was recognised as {imported.format}\n'
+        foreign = '' if imported.format == OWN_NAMES else f'it was recognised as {imported.format}\n'
         raise CheckpointError(foreign + '\n'.join(problems))
     return remapped
 

@@ -17,7 +17,7 @@ from mmdeform_upgrade.config import (
     upgrade_config,
 )
 from mmdeform_upgrade.errors import ConfigError
-from mmdeform_upgrade.importers import PLAIN
+from mmdeform_upgrade.importers import OWN_NAMES
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.mm.loading import without_scheme
 from mmdeform_upgrade.mm.preflight import plan_upgrade
@@ -110,7 +110,7 @@ def main(argv=None):
     write(args.config, outputs[0], upgraded, upgrade_changes(baseline, **settings))
     if args.control:
         # Without the hook, a foreign checkpoint is imported by the scheme alone.
-        scheme = '' if plan.imported.format == PLAIN else SCHEME
+        scheme = '' if plan.imported.format == OWN_NAMES else SCHEME
         changes = control_changes(
             baseline,
             load_from=scheme + without_scheme(args.checkpoint),

@@ -2,7 +2,7 @@
 """Foreign checkpoints: one module a family, each a table of names and pure functions on state dicts."""
 
 from .base import Format, Imported
-from .front import PLAIN, import_state_dict, matching_formats
+from .front import OWN_NAMES, import_state_dict, matching_formats
 from .openmmlab import dataset_meta
 
-__all__ = ['PLAIN', 'Format', 'Imported', 'dataset_meta', 'import_state_dict', 'matching_formats']
+__all__ = ['OWN_NAMES', 'Format', 'Imported', 'dataset_meta', 'import_state_dict', 'matching_formats']

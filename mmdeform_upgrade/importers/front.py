@@ -28,8 +28,8 @@ FORMATS: Tuple[Format, ...] = (
     GLUONCV_SSD,
     GLUONCV_YOLO,
 )
-PLAIN = "the network's own names"
-PLAIN_TWO = 'MMDetection 2 or MMSegmentation 0'
+OWN_NAMES = "the network's own names"
+VERSION_TWO = 'MMDetection 2 or MMSegmentation 0'
 
 
 def import_state_dict(
@@ -48,7 +48,7 @@ def import_state_dict(
     openmmlab.refuse_version_one(meta)
     formats = [] if network is not None and source.keys() <= set(network) else matching_formats(source)
     if not formats:
-        name = PLAIN_TWO if openmmlab.is_version_two(meta) else PLAIN
+        name = VERSION_TWO if openmmlab.is_version_two(meta) else OWN_NAMES
         return Imported(name, dict(source), {key: key for key in source}, classes=_classes(meta))
     if len(formats) > 1:
         raise CheckpointError(

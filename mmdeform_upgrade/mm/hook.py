@@ -24,7 +24,7 @@ from ..checkpoint import (
     remap_state_dict,
 )
 from ..errors import CheckpointError, ConfigError
-from ..importers import PLAIN, Imported
+from ..importers import OWN_NAMES, Imported
 from ..layers import upgraded_layers
 from .guard import find_resumable
 from .guard.exact_resume import ExactResumeHook
@@ -111,7 +111,7 @@ class DeformUpgradeHook(Hook):
         self.provenance = dict(_meta(checkpoint).get(META_KEY) or {})
         if self._fresh:
             self.provenance = {**self._describe(runner), 'imported': given.summary()}
-            if given.format != PLAIN:
+            if given.format != OWN_NAMES:
                 runner.logger.info(f'Imported {given}')
             runner.logger.info(
                 f'Baseline of {len(given.state_dict)} tensors fits; {len(remapped.added)} offset '
@@ -182,7 +182,7 @@ def _started(checkpoint: Dict[str, Any], model: nn.Module, network: StateDict) -
 
 def _resumed(checkpoint: Dict[str, Any], network: StateDict) -> Tuple[Imported, Remapped]:
     # Never imported: what was interrupted is the network's own.
-    given = Imported(PLAIN, clean_state_dict(checkpoint['state_dict']))
+    given = Imported(OWN_NAMES, clean_state_dict(checkpoint['state_dict']))
     remapped = remap_state_dict(given.state_dict, network)
     if remapped.added:
         raise CheckpointError(

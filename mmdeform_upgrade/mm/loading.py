@@ -12,7 +12,7 @@ import torch
 from ..checkpoint import import_checkpoint
 from ..config import SCHEME
 from ..errors import CheckpointError, ConfigError
-from ..importers import PLAIN, Imported, dataset_meta
+from ..importers import OWN_NAMES, Imported, dataset_meta
 from ..readers import read_tensors
 
 # Read as safely, imported by nobody: what a run is resumed from, and what the hook imports with the network at hand.
@@ -95,7 +95,7 @@ def imported_checkpoint(path: str, map_location: Any = 'cpu') -> tuple[Dict[str,
         imported = import_checkpoint(checkpoint)
     except CheckpointError as error:
         raise CheckpointError(f'{path}: {error}') from error
-    if imported.format == PLAIN:
+    if imported.format == OWN_NAMES:
         return checkpoint, imported
     kept = {key: value for key, value in checkpoint.items() if key == 'ema_state_dict'}
     return {**kept, 'meta': meta_of(imported, checkpoint.get('meta')), 'state_dict': imported.state_dict}, imported

@@ -15,7 +15,7 @@ from torch import nn
 from ..analysis.complexity import register_handles
 from ..config import BUILDER
 from ..errors import ConfigError, TargetError
-from ..importers import PLAIN
+from ..importers import OWN_NAMES
 from ..layers import ZeroOffsetDCN
 from ..targets import Targets
 from ..upgrade import upgrade_
@@ -95,7 +95,7 @@ def load_from_baseline(filename: str, map_location: Any = None) -> Dict[str, Any
     which these loaders do not show, are checked by ``DeformUpgradeHook`` and by ``load_baseline(path, model)``.
     """
     checkpoint, imported = imported_checkpoint(local_path(filename), map_location or 'cpu')
-    if imported.format != PLAIN:
+    if imported.format != OWN_NAMES:
         print_log(f'Imported {imported}', logger='current')
     return without_programs(checkpoint)
 

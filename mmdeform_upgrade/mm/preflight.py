@@ -14,7 +14,7 @@ from torch import nn
 from ..checkpoint import Remapped, read_baseline
 from ..config import HOOK
 from ..errors import ConfigError
-from ..importers import PLAIN, Imported
+from ..importers import OWN_NAMES, Imported
 from ..layers import upgraded_layers
 from ..schedule import describe_schedule, type_name
 from ..upgrade import LayerChange, UpgradeReport, count_parameters
@@ -36,7 +36,7 @@ class UpgradePlan:
 
     def __str__(self) -> str:
         baseline = len(self.remapped.state_dict) - len(self.remapped.added)
-        imported = '' if self.imported.format == PLAIN else f'imported {self.imported}\n'
+        imported = '' if self.imported.format == OWN_NAMES else f'imported {self.imported}\n'
         return (
             f'{self.report}\n{imported}checkpoint: {baseline} tensors fit, {len(self.remapped.added)} offset '
             f'tensors start at zero\nschedule before: {self.schedule_before}\n'

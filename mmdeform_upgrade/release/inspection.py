@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checkpoint import clean_state_dict, file_sha256, import_checkpoint, is_offset_key
 from ..errors import CheckpointError
-from ..importers import PLAIN
+from ..importers import OWN_NAMES
 from ..readers import read_tensors
 
 _STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
@@ -66,7 +66,7 @@ class Inspection:
             f'{self.path}: {kind}',
             f'  file: {self.container}, {os.path.getsize(self.path)} bytes, sha256 {self.sha256}',
         ]
-        if self.format != PLAIN:
+        if self.format != OWN_NAMES:
             lines.append(f'  format: {self.format}')
         lines.append(f'  parameters: {total} (of these {offsets} in offset branches), BN statistics: {statistics}')
         lines += [f'  {layer}' for layer in self.layers]

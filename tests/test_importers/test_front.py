@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from mmdeform_upgrade import load_baseline
 from mmdeform_upgrade.checkpoint import import_baseline
 from mmdeform_upgrade.errors import CheckpointError
-from mmdeform_upgrade.importers import PLAIN, import_state_dict
+from mmdeform_upgrade.importers import OWN_NAMES, import_state_dict
 from mmdeform_upgrade.importers.front import FORMATS
 from mmdeform_upgrade.importers.gluoncv_ssd import GLUONCV_SSD
 from mmdeform_upgrade.readers import read_checkpoint, read_tensors, write_safetensors
@@ -84,7 +84,7 @@ def test_names_of_the_network_always_pass(tmp_path):
     model = Bare()
     torch.save(model.state_dict(), tmp_path / 'bare.pth')
     assert list(load_baseline(tmp_path / 'bare.pth', model)) == list(model.state_dict())
-    assert import_baseline(tmp_path / 'bare.pth', model).format == PLAIN
+    assert import_baseline(tmp_path / 'bare.pth', model).format == OWN_NAMES
     assert all(name.startswith('backbone.') for name in load_baseline(tmp_path / 'bare.pth'))
 
 
@@ -120,7 +120,7 @@ def test_two_formats_at_once_are_refused():
     state = {name: torch.empty(shape, device='meta') for name, shape in shapes.items()}
     with pytest.raises(CheckpointError, match='are those of a torchvision ResNet and of Caffe2'):
         import_state_dict(state)
-    assert import_state_dict(state, network=state).format == PLAIN
+    assert import_state_dict(state, network=state).format == OWN_NAMES
 
 
 def test_formats_have_names_of_their_own():

@@ -5,7 +5,7 @@ import torch
 
 from mmdeform_upgrade.checkpoint import fit_baseline, load_baseline
 from mmdeform_upgrade.errors import CheckpointError
-from mmdeform_upgrade.importers import PLAIN, dataset_meta, import_state_dict
+from mmdeform_upgrade.importers import OWN_NAMES, dataset_meta, import_state_dict
 
 from . import foreign
 from .test_torchvision import everything_is_accounted_for
@@ -30,13 +30,13 @@ def test_a_pure_rpn_loads_strictly(stock):
     source = {name.replace('bbox_head.', 'rpn_head.'): value for name, value in model.state_dict().items()}
     assert fit_baseline(import_state_dict(source), model).state_dict.keys() == model.state_dict().keys()
     plain = import_state_dict(model.state_dict(), network=model.state_dict())
-    assert plain.format == PLAIN
+    assert plain.format == OWN_NAMES
 
 
 def test_a_faster_rcnn_keeps_its_rpn(stock):
     names = stock('faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py').state_dict()
     imported = import_state_dict(names)
-    assert imported.format == PLAIN and imported.state_dict.keys() == names.keys()
+    assert imported.format == OWN_NAMES and imported.state_dict.keys() == names.keys()
 
 
 def test_todays_checkpoints_pass_untouched(tiny_baseline):
@@ -44,7 +44,7 @@ def test_todays_checkpoints_pass_untouched(tiny_baseline):
 
     saved = read_checkpoint(tiny_baseline)
     imported = import_state_dict(saved['state_dict'], saved['meta'])
-    assert imported.format == PLAIN and not imported.changed and not imported.dropped
+    assert imported.format == OWN_NAMES and not imported.changed and not imported.dropped
     assert all(imported.state_dict[name] is value for name, value in saved['state_dict'].items())
     assert list(imported.state_dict) == list(saved['state_dict']) == list(load_baseline(tiny_baseline))
 
