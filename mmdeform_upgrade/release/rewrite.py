@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # This package's types in configs: hooks that an upgrade needs, hooks for any training, and parts of networks.
 UPGRADE_HOOKS = ('DeformUpgradeHook', 'ExactResumeHook', 'OffsetLoggerHook', 'OffsetsFirstHook')
-OWN_HOOKS = (*UPGRADE_HOOKS, 'BFloat16Hook', 'CPUHeadHook', 'FiniteCheckHook', 'WorkDirHook')
+OWN_HOOKS = (*UPGRADE_HOOKS, 'BFloat16Hook', 'FiniteCheckHook', 'WorkDirHook')
 OWN_TYPES = (
     *OWN_HOOKS,
     BUILDER,

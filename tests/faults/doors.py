@@ -14,9 +14,10 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import CheckpointLoader, Runner
 
+from mmdeform_upgrade import load_baseline
 from mmdeform_upgrade.config import upgrade_config
 from mmdeform_upgrade.errors import CheckpointError
-from mmdeform_upgrade.mm import command_line, load_baseline
+from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.readers import write_safetensors
 from mmdeform_upgrade.release import make_delta
 

@@ -6,7 +6,7 @@ from mmengine.structures import InstanceData
 
 from benchmarks.compare import cpu_head
 from mmdeform_upgrade.errors import ConfigError
-from tests.conftest import train
+from tests.test_runs.conftest import short_cfg, train  # noqa: F401
 
 HOOK = dict(type='CPUHeadHook')
 

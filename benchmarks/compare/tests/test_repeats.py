@@ -6,7 +6,6 @@ import pytest
 
 from benchmarks.compare import Experiment, Result
 from benchmarks.compare.repeats import averaged, chance, collect, mean_of, repeats_section
-from benchmarks.compare.side_by_side import read_plan
 from benchmarks.compare.statistics import Spread
 
 PLAIN = Experiment('a.py', 'w', 'pascal_voc/mAP')
@@ -77,14 +76,3 @@ def test_the_section_pairs_fine_tunes_of_the_same_batches():
     assert control == '| control | 50.00 ± 1.41 | 59.00 ± 1.41 | ± 1.41 |  |'
     assert repeats_section({'upgraded': {0: FOUND['upgraded'][0][:1]}}, 'control') == ''
     assert '| upgraded | 50.00 ± 0.00 |' in repeats_section(FOUND, 'control', 'validation')
-
-
-def test_a_plan_repeats_fine_tunes(tmp_path):
-    plan = tmp_path / 'plan.py'
-    plan.write_text(
-        "plan = [dict(config='a.py', work_dir='w', metric='mIoU', seeds=[4], arms=['baseline', 'control'], "
-        'repeats=2)]\n'
-    )
-    assert [str(job.place) for job in read_plan(str(plan))] == [
-        f'w/seed4/{name}' for name in ('baseline', 'control', 'control-repeat1')
-    ]

@@ -13,9 +13,9 @@ from benchmarks.datasets import debian
 
 from .conftest import write_cutout
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / 'docs' / 'data.md').read_text(encoding='utf8').replace('\\\n', ' ')
-COMMANDS = re.findall(r'^ +python (tools/dataset_tools/c\w+_cutouts\.py .*data/debian.*)$', PAGE, re.M)
+COMMANDS = re.findall(r'^ +python (benchmarks/datasets/c\w+_cutouts\.py .*data/debian.*)$', PAGE, re.M)
 SMALL = ['--train', '3', '--val', '2', '--test', '2', '--size', '96']
 
 
