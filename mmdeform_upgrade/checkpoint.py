@@ -1,29 +1,35 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""Baselines: loading one, and pure functions on state dicts."""
+"""Baselines: loading one, and pure functions on state dicts.
+
+A checkpoint takes two shapes on its way: the dict that its file holds (``state_dict`` and what stands beside it, see
+:func:`read_checkpoint`), and an :class:`Imported` under the network's names.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from dataclasses import dataclass
-from typing import Any, Dict, Iterable, List, Mapping, Optional, Tuple
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .importers import OWN_NAMES, Imported, import_state_dict
-from .readers import read_tensors
+from .layers import upgraded_layers
+from .readers import read_checkpoint
 from .targets import check_module
 
-StateDict = Dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 _OFFSET_KEY = re.compile(r'(?:.*\.)?conv_offset\.(?:weight|bias)')
 _SHOWN = 20
 
 
-def load_baseline(path: str, model: Optional[nn.Module] = None) -> StateDict:
+def load_baseline(path: str, model: nn.Module | None = None, *, key: str | None = None) -> StateDict:
     """The tensors of a trained baseline, read safely, under mmdet's or mmseg's names.
 
     Args:
@@ -31,6 +37,7 @@ def load_baseline(path: str, model: Optional[nn.Module] = None) -> StateDict:
             ``docs/formats.md`` lists; recognised by its content.
         model: the network that it is meant for, upgraded or not; it is not changed. With it, a state dict in the
             network's own names passes as it is, and everything is checked.
+        key: where in the file the weights are, if it holds several sets of them (``'ema'``, ``'teacher'``).
 
     Returns:
         dict: names (without a leading ``module.``) to CPU tensors. With ``model`` it loads strictly, but for the
@@ -39,43 +46,41 @@ def load_baseline(path: str, model: Optional[nn.Module] = None) -> StateDict:
     Raises:
         CheckpointError: the file cannot be read or imported, or does not fit ``model``; names every problem.
     """
-    imported, remapped = _read(path, model)
-    if remapped is None:
-        return imported.state_dict
-    return {key: value for key, value in remapped.state_dict.items() if key not in remapped.added}
+    imported = import_baseline(path, model, key=key)
+    return {name: value for name, value in imported.state_dict.items() if name not in imported.added}
 
 
-def import_baseline(path: str, model: Optional[nn.Module] = None) -> Imported:
+def import_baseline(path: str, model: nn.Module | None = None, *, key: str | None = None) -> Imported:
     """As :func:`load_baseline`, with the report of what was renamed, changed and dropped.
 
-    Its ``state_dict`` holds what the file has, so it may lack ``num_batches_tracked``.
+    With ``model`` its ``state_dict`` is complete: offsets that the baseline lacks (``added``) are zeros in it.
     """
-    return _read(path, model)[0]
+    if model is not None:
+        check_module(model)
+    checkpoint = read_checkpoint(path, key=key)
+    try:
+        imported = import_checkpoint(checkpoint, None if model is None else model.state_dict())
+        return imported if model is None else fit_baseline(imported, model)
+    except CheckpointError as error:
+        raise CheckpointError(f'{path}: {error}') from error
 
 
-def read_baseline(path: str, model: nn.Module) -> Tuple[Imported, Remapped]:
-    """Both halves of :func:`load_baseline`: the import, and what it became for ``model``, offsets included."""
-    imported, remapped = _read(path, model)
-    assert remapped is not None
-    return imported, remapped
-
-
-def import_checkpoint(checkpoint: Mapping[str, Any], network: Optional[Iterable[str]] = None) -> Imported:
+def import_checkpoint(checkpoint: Mapping[str, Any], network: Iterable[str] | None = None) -> Imported:
     """A read checkpoint (``state_dict`` and what stands beside it) under mmdet's or mmseg's names.
 
     Args:
-        checkpoint: as :func:`read_tensors` gives it.
+        checkpoint: as :func:`read_checkpoint` gives it.
         network: names of the network that it is meant for, where that is known.
     """
     return import_state_dict(clean_state_dict(checkpoint['state_dict']), checkpoint.get('meta'), network)
 
 
-def fit_baseline(imported: Imported, model: nn.Module, network: Optional[StateDict] = None) -> Remapped:
+def fit_baseline(imported: Imported, model: nn.Module, network: StateDict | None = None) -> Imported:
     """Check that ``model`` is the network that was imported, and complete the state dict for it.
 
     Args:
         imported: the baseline.
-        model: the network.
+        model: the network. Only the offsets of its ``ZeroOffsetDCN`` layers may be missing in the baseline.
         network: its state dict, where the network's own is not whole (sharded).
 
     Raises:
@@ -83,15 +88,51 @@ def fit_baseline(imported: Imported, model: nn.Module, network: Optional[StateDi
             shape, in one message.
     """
     problems = imported.problems(model)
-    remapped: Optional[Remapped] = None
+    new = [f'{name}.conv_offset.{kind}' for name in upgraded_layers(model) for kind in ('weight', 'bias')]
+    state_dict: StateDict = {}
     try:
-        remapped = remap_state_dict(imported.state_dict, model.state_dict() if network is None else network)
+        state_dict = remap_state_dict(imported.state_dict, model.state_dict() if network is None else network, new)
     except CheckpointError as error:
         problems.append(str(error))
-    if problems or remapped is None:
+    if problems:
         foreign = '' if imported.format == OWN_NAMES else f'it was recognised as {imported.format}\n'
         raise CheckpointError(foreign + '\n'.join(problems))
-    return remapped
+    added = tuple(name for name in new if name in state_dict and name not in imported.state_dict)
+    return replace(imported, state_dict=state_dict, added=added)
+
+
+def remap_state_dict(
+    baseline: Mapping[str, Tensor], network: Mapping[str, Tensor], new: Collection[str] | None = None
+) -> StateDict:
+    """Fit a baseline's state dict to the upgraded network: offsets zero, everything else exactly the baseline's.
+
+    Args:
+        baseline: names to tensors; its tensors are not copied.
+        network: the upgraded network's own ``state_dict()``, for names, shapes and dtypes.
+        new: keys that the baseline may lack; by default those of all layers called ``conv_offset``.
+
+    Returns:
+        What the network loads strictly.
+
+    Raises:
+        CheckpointError: every key that is missing, unexpected or of another shape, in one message.
+    """
+    lacking = [key for key in network if key not in baseline]
+    counters = [key for key in lacking if key.endswith('num_batches_tracked')]
+    # Half of an offset branch is a damaged checkpoint, not a baseline.
+    added = [
+        key for key in lacking if (is_offset_key(key) if new is None else key in new) and _twin(key) not in baseline
+    ]
+    missing = [key for key in lacking if key not in added and key not in counters]
+    unexpected = [key for key in baseline if key not in network]
+    shapes = [
+        f'{key}: the checkpoint has {tuple(baseline[key].shape)}, the network {tuple(network[key].shape)}'
+        for key in baseline
+        if key in network and baseline[key].shape != network[key].shape
+    ]
+    if missing or unexpected or shapes:
+        raise CheckpointError(_misfit(missing, unexpected, shapes, len(network) - len(added) - len(counters)))
+    return {**baseline, **{key: torch.zeros_like(network[key], device='cpu') for key in added + counters}}
 
 
 def file_sha256(path: str) -> str:
@@ -110,11 +151,8 @@ def clean_state_dict(state_dict: Any) -> StateDict:
         raise CheckpointError(f'the state dict is {found}, expected names and tensors')
     wrong = [str(key) for key, value in state_dict.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if wrong:
-        raise CheckpointError(
-            f'expected only tensors under the state dict, found others at {_listed(wrong)}: is it a '
-            'checkpoint with its weights under a key other than state_dict?'
-        )
-    return {re.sub(r'^module\.', '', key): value for key, value in state_dict.items()}
+        raise CheckpointError(f'expected only tensors under the state dict, found others at {_listed(wrong)}')
+    return {key.removeprefix('module.'): value for key, value in state_dict.items()}
 
 
 def is_offset_key(key: str) -> bool:
@@ -122,66 +160,9 @@ def is_offset_key(key: str) -> bool:
     return _OFFSET_KEY.fullmatch(key) is not None
 
 
-@dataclass(frozen=True)
-class Remapped:
-    """A baseline's state dict made complete for the upgraded network.
-
-    Attributes:
-        state_dict: what the network loads strictly.
-        added: offset keys that the baseline lacked; zeros were put there.
-        kept: offset keys that the checkpoint had.
-    """
-
-    state_dict: StateDict
-    added: Tuple[str, ...]
-    kept: Tuple[str, ...]
-
-
-def remap_state_dict(baseline: Mapping[str, Tensor], network: Mapping[str, Tensor]) -> Remapped:
-    """Fit a baseline's state dict to the upgraded network: offsets zero, everything else exactly the baseline's.
-
-    Args:
-        baseline: names to tensors; its tensors are not copied.
-        network: the upgraded network's own ``state_dict()``, for names, shapes and dtypes.
-
-    Raises:
-        CheckpointError: every key that is missing, unexpected or of another shape, in one message.
-    """
-    counters = [key for key in network if key.endswith('num_batches_tracked') and key not in baseline]
-    added = [key for key in network if is_offset_key(key) and key not in baseline]
-    missing = [key for key in network if key not in baseline and key not in added and key not in counters]
-    # Half of an offset branch is a damaged checkpoint, not a baseline.
-    missing += [key for key in added if _twin(key) in baseline]
-    unexpected = [key for key in baseline if key not in network]
-    shapes = [
-        f'{key}: the checkpoint has {tuple(baseline[key].shape)}, the network {tuple(network[key].shape)}'
-        for key in baseline
-        if key in network and baseline[key].shape != network[key].shape
-    ]
-    if missing or unexpected or shapes:
-        raise CheckpointError(_misfit(missing, unexpected, shapes, len(network) - len(added) - len(counters)))
-    state_dict = dict(baseline)
-    for key in added + counters:
-        state_dict[key] = torch.zeros_like(network[key], device='cpu')
-    kept = tuple(key for key in baseline if is_offset_key(key))
-    return Remapped(state_dict, tuple(added), kept)
-
-
-def nonzero_offsets(state_dict: Mapping[str, Tensor]) -> List[str]:
+def nonzero_offsets(state_dict: Mapping[str, Tensor]) -> list[str]:
     """Offset keys that hold anything but zeros."""
     return [key for key, value in state_dict.items() if is_offset_key(key) and bool(value.any())]
-
-
-def _read(path: str, model: Optional[nn.Module]) -> Tuple[Imported, Optional[Remapped]]:
-    if model is not None:
-        check_module(model)
-    contents = read_tensors(path)
-    try:
-        names = None if model is None else model.state_dict()
-        imported = import_checkpoint({**contents.rest, 'state_dict': contents.tensors}, names)
-        return imported, None if model is None else fit_baseline(imported, model)
-    except CheckpointError as error:
-        raise CheckpointError(f'{path}: {error}') from error
 
 
 def _twin(key: str) -> str:
@@ -189,7 +170,7 @@ def _twin(key: str) -> str:
     return f'{stem}.{"bias" if last == "weight" else "weight"}'
 
 
-def _misfit(missing: List[str], unexpected: List[str], shapes: List[str], required: int) -> str:
+def _misfit(missing: list[str], unexpected: list[str], shapes: list[str], required: int) -> str:
     lines = ['the checkpoint does not fit the network (only offset branches may be new):']
     for title, keys in (
         ('missing in the checkpoint', missing),
@@ -198,7 +179,12 @@ def _misfit(missing: List[str], unexpected: List[str], shapes: List[str], requir
     ):
         if keys:
             lines.append(f'  {title} ({len(keys)}): {_listed(keys)}')
-    if len(missing) > required // 2:
+    if prefix := _prefix(missing, unexpected):
+        lines.append(
+            f'Its names begin with {prefix!r}, which the names of the network do not: save it without, as in '
+            f'{{name.removeprefix({prefix!r}): value for name, value in state_dict.items()}}.'
+        )
+    elif len(missing) > required // 2:
         lines.append(
             'Most of the network is missing: this is a checkpoint of another architecture, or in a format '
             'that is not known (docs/formats.md lists those that are).'
@@ -209,5 +195,12 @@ def _misfit(missing: List[str], unexpected: List[str], shapes: List[str], requir
     return '\n'.join(lines)
 
 
-def _listed(items: List[str]) -> str:
+def _prefix(missing: list[str], unexpected: list[str]) -> str:
+    """What most missing names have before them in the checkpoint (``'model.'``), where that is so."""
+    names = set(unexpected)
+    found = {name.removesuffix(key) for key in missing[:3] for name in unexpected if name.endswith(f'.{key}')}
+    return next((p for p in sorted(found) if sum(p + key in names for key in missing) > len(missing) // 2), '')
+
+
+def _listed(items: list[str]) -> str:
     return ', '.join(items[:_SHOWN]) + (f' and {len(items) - _SHOWN} more' if len(items) > _SHOWN else '')

@@ -61,7 +61,7 @@ def test_every_network_upgrades_and_takes_a_step(path):
     assert bool(layers) == (cfg.model.backbone.type == BUILDER)
     if layers:
         baseline = _baseline_of(cfg)
-        network.load_state_dict(remap_state_dict(baseline.state_dict(), network.state_dict()).state_dict)
+        network.load_state_dict(remap_state_dict(baseline.state_dict(), network.state_dict()))
         picture = torch.randn(1, 3, SIZE, SIZE)
         with torch.no_grad():
             for found, expected in zip(network.backbone(picture), baseline.backbone(picture), strict=True):

@@ -84,6 +84,6 @@ def test_a_bare_state_dict_is_read_into_the_upgrade(trained, tmp_path):
     with torch.no_grad():
         assert relative_error(model.eval()(pictures), baseline.eval()(pictures)) < 1e-5
     strict = remap_state_dict(state, model.state_dict())
-    model.load_state_dict(strict.state_dict)
+    model.load_state_dict(strict)
     torch.save(model.state_dict(), tmp_path / 'upgrade.pth')
     assert load_baseline(tmp_path / 'upgrade.pth').keys() == model.state_dict().keys()

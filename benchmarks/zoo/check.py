@@ -183,7 +183,7 @@ def _check_part(cfg: Config, original: nn.Module, part: str, runs: List[network.
     with weights.initializing(weights.raw):
         upgraded = build(upgrade_config(cfg, load_from='baseline.pth', targets=targets, part=part))
     baseline = copy.copy(original.state_dict())
-    upgraded.load_state_dict(remap_state_dict(baseline, upgraded.state_dict()).state_dict, strict=True)
+    upgraded.load_state_dict(remap_state_dict(baseline, upgraded.state_dict()), strict=True)
     upgraded.eval()
     result: Record = {'part': part, 'layers': names}
     count = len(upgraded_layers(upgraded))

@@ -25,6 +25,7 @@ class Imported:
         dropped: source name to why it was left out on purpose.
         checks: what only the network can tell (anchors, eps, number of classes).
         classes: names of the classes in the order of the outputs, where the file leaves no doubt about them.
+        added: offset keys that the baseline lacked; zeros were put there to fit an upgraded network.
     """
 
     format: str
@@ -34,6 +35,7 @@ class Imported:
     dropped: Mapping[str, str] = field(default_factory=dict)
     checks: Tuple[Check, ...] = ()
     classes: Tuple[str, ...] = ()
+    added: Tuple[str, ...] = ()
 
     def problems(self, model: nn.Module) -> List[str]:
         """Every reason why ``model`` is not the network that this baseline was trained as."""
@@ -42,7 +44,7 @@ class Imported:
     def summary(self) -> Dict[str, Any]:
         """What was done, in plain numbers and texts, for a checkpoint's ``meta``."""
         counts = {title: _counted(reasons) for title, reasons in (('changed', self.changed), ('dropped', self.dropped))}
-        return {'format': self.format, 'tensors': len(self.state_dict), **counts}
+        return {'format': self.format, 'tensors': len(self.state_dict) - len(self.added), **counts}
 
     def __str__(self) -> str:
         lines = [

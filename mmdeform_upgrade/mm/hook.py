@@ -11,16 +11,14 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from torch import nn
 
 from ..checkpoint import (
-    Remapped,
     StateDict,
     clean_state_dict,
     file_sha256,
     fit_baseline,
     import_checkpoint,
-    nonzero_offsets,
+    is_offset_key,
     remap_state_dict,
 )
 from ..errors import CheckpointError, ConfigError
@@ -69,6 +67,7 @@ class DeformUpgradeHook(Hook):
             self.companions.append(FiniteCheckHook(finite_interval))
         self.provenance: Dict[str, Any] = {}
         self._loaded: Optional[StateDict] = None
+        self._added: Tuple[str, ...] = ()  # only what this upgrade made has to start at zero
         self._fresh = False
 
     def before_run(self, runner) -> None:
@@ -101,20 +100,21 @@ class DeformUpgradeHook(Hook):
             )
         network = _state_dict(runner)
         try:
-            given, remapped = (
-                _resumed(checkpoint, network) if runner._resume else _started(checkpoint, bare_network(runner), network)
-            )
+            if runner._resume:
+                given = _resumed(checkpoint, network)
+            else:
+                given = fit_baseline(import_checkpoint(checkpoint, network), bare_network(runner), network)
         except CheckpointError as error:
             raise CheckpointError(f'{str(runner._load_from).rpartition("://")[2]}: {error}') from error
-        checkpoint['state_dict'] = remapped.state_dict
-        self._loaded, self._fresh = remapped.state_dict, bool(remapped.added)
+        checkpoint['state_dict'] = given.state_dict
+        self._loaded, self._added, self._fresh = given.state_dict, given.added, bool(given.added)
         self.provenance = dict(_meta(checkpoint).get(META_KEY) or {})
         if self._fresh:
             self.provenance = {**self._describe(runner), 'imported': given.summary()}
             if given.format != OWN_NAMES:
                 runner.logger.info(f'Imported {given}')
             runner.logger.info(
-                f'Baseline of {len(given.state_dict)} tensors fits; {len(remapped.added)} offset '
+                f'Baseline of {given.summary()["tensors"]} tensors fits; {len(given.added)} offset '
                 'tensors added as zeros.'
             )
         elif not runner._resume:
@@ -131,7 +131,7 @@ class DeformUpgradeHook(Hook):
         changed = [key for key, value in self._loaded.items() if not _same(network[key], value)]
         if changed:
             raise CheckpointError('the network does not hold the loaded values at ' + ', '.join(changed[:20]))
-        if self._fresh and (moved := nonzero_offsets(network)):
+        if self._fresh and (moved := [key for key in self._added if network[key].any()]):
             raise CheckpointError('offsets are not zero before the first step: ' + ', '.join(moved))
         self._loaded = None  # frees the copy
 
@@ -175,16 +175,10 @@ class DeformUpgradeHook(Hook):
         }
 
 
-def _started(checkpoint: Dict[str, Any], model: nn.Module, network: StateDict) -> Tuple[Imported, Remapped]:
-    given = import_checkpoint(checkpoint, network)
-    return given, fit_baseline(given, model, network)
-
-
-def _resumed(checkpoint: Dict[str, Any], network: StateDict) -> Tuple[Imported, Remapped]:
+def _resumed(checkpoint: Dict[str, Any], network: StateDict) -> Imported:
     # Never imported: what was interrupted is the network's own.
-    given = Imported(OWN_NAMES, clean_state_dict(checkpoint['state_dict']))
-    remapped = remap_state_dict(given.state_dict, network)
-    if remapped.added:
+    given = clean_state_dict(checkpoint['state_dict'])
+    if any(is_offset_key(key) for key in network if key not in given):
         raise CheckpointError(
             'resume: the checkpoint has no offsets, so it is a baseline and not an interrupted '
             'upgrade; give it as load_from, with resume=False'
@@ -196,7 +190,7 @@ def _resumed(checkpoint: Dict[str, Any], network: StateDict) -> Tuple[Imported, 
             f'resume: the checkpoint has no {", ".join(missing)}, so it is a finished network and '
             'not an interrupted run; give it as load_from, with resume=False'
         )
-    return given, remapped
+    return Imported(OWN_NAMES, remap_state_dict(given, network))
 
 
 def _meta(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:

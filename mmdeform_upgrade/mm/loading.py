@@ -13,7 +13,7 @@ from ..checkpoint import import_checkpoint
 from ..config import SCHEME
 from ..errors import CheckpointError, ConfigError
 from ..importers import OWN_NAMES, Imported, dataset_meta
-from ..readers import read_tensors
+from ..readers import read_checkpoint
 
 # Read as safely, imported by nobody: what a run is resumed from, and what the hook imports with the network at hand.
 AS_IT_IS = 'safe://'
@@ -51,8 +51,7 @@ def local_path(path: str) -> str:
 
 def read_as_it_is(path: str, map_location: Any = 'cpu') -> Dict[str, Any]:
     """Any checkpoint file as MMEngine has them, its names untouched: ``state_dict`` and what stands beside it."""
-    contents = read_tensors(path, map_location)
-    return {**contents.rest, 'state_dict': contents.tensors}
+    return read_checkpoint(path, map_location)
 
 
 def load_from_safe(filename: str, map_location: Any = None) -> Dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Mapping
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from ..checkpoint import Remapped, read_baseline
+from ..checkpoint import import_baseline
 from ..config import HOOK
 from ..errors import ConfigError
 from ..importers import OWN_NAMES, Imported
@@ -30,15 +30,14 @@ class UpgradePlan:
 
     report: UpgradeReport
     imported: Imported
-    remapped: Remapped
     schedule_before: str
     schedule_after: str
 
     def __str__(self) -> str:
-        baseline = len(self.remapped.state_dict) - len(self.remapped.added)
+        added = len(self.imported.added)
         imported = '' if self.imported.format == OWN_NAMES else f'imported {self.imported}\n'
         return (
-            f'{self.report}\n{imported}checkpoint: {baseline} tensors fit, {len(self.remapped.added)} offset '
+            f'{self.report}\n{imported}checkpoint: {len(self.imported.state_dict) - added} tensors fit, {added} offset '
             f'tensors start at zero\nschedule before: {self.schedule_before}\n'
             f'schedule after:  {self.schedule_after}'
         )
@@ -60,8 +59,8 @@ def plan_upgrade(before: Config, after: Config, checkpoint: str) -> UpgradePlan:
         UpgradeError: whatever would stop the run: targets, the checkpoint, the schedule.
     """
     network = build_network(after)
-    imported, remapped = read_baseline(without_scheme(checkpoint), network)
-    return UpgradePlan(report_of(network), imported, remapped, describe_schedule(before), describe_schedule(after))
+    imported = import_baseline(without_scheme(checkpoint), network)
+    return UpgradePlan(report_of(network), imported, describe_schedule(before), describe_schedule(after))
 
 
 def report_of(network: nn.Module) -> UpgradeReport:
@@ -83,7 +82,7 @@ def check_before_training(cfg: Config) -> None:
     path = without_scheme(cfg.get('load_from') or '')
     if not has_hook(cfg) or cfg.get('resume') or not path or '://' in path:
         return
-    read_baseline(path, build_network(cfg))
+    import_baseline(path, build_network(cfg))
 
 
 def has_hook(cfg: Mapping[str, Any]) -> bool:

@@ -11,7 +11,7 @@ from ..errors import CheckpointError
 from .extent import check_extent
 from .mxnet import is_mxnet, is_mxnet_zip, read_mxnet
 from .pickled import read_pickled
-from .pytorch import read_checkpoint
+from .pytorch import read_checkpoint as read_pytorch
 from .safetensors import read_safetensors
 from .sniff import existing_file, first_bytes, kind_of, members
 
@@ -34,6 +34,17 @@ class Contents:
     rest: Dict[str, Any] = field(default_factory=dict)
 
 
+def read_checkpoint(path: str, map_location: Any = 'cpu', key: str | None = None) -> Dict[str, Any]:
+    """Any checkpoint file as MMEngine has them: ``state_dict`` and what stands beside it."""
+    contents = read_tensors(path, map_location)
+    return {**contents.rest, 'state_dict': contents.tensors}
+
+
+def container_of(path: str) -> str:
+    """What kind of file a checkpoint is, for people."""
+    return read_tensors(path).container
+
+
 def read_tensors(path: str, map_location: Any = 'cpu') -> Contents:
     """Read a checkpoint without running anything that it holds, whatever its name ends in.
 
@@ -50,7 +61,7 @@ def read_tensors(path: str, map_location: Any = 'cpu') -> Contents:
         return Contents('MXNet file', read_mxnet(path))
     kind = kind_of(path)
     if kind == 'torch':
-        return _of_torch(read_checkpoint(path, map_location))
+        return _of_torch(read_pytorch(path, map_location))
     if kind == 'pickle':
         return Contents('pickle of NumPy arrays', *read_pickled(path))
     if kind == 'safetensors':

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..checkpoint import StateDict, clean_state_dict, file_sha256, load_baseline
 from ..errors import CheckpointError
-from ..readers import read_tensors, write_safetensors
+from ..readers import read_checkpoint, write_safetensors
 from .contents import meta_text, plain_meta, write_checkpoint
 
 _KIND = 'mmdeform_upgrade delta 1'
@@ -87,8 +87,8 @@ def apply_delta(baseline: str, delta: str, out: str) -> StateDict:
     Raises:
         CheckpointError: the baseline is another one (names both hashes), or a file cannot be read.
     """
-    contents = read_tensors(delta)
-    metadata = contents.rest.get('metadata') or {}
+    given = read_checkpoint(delta)
+    metadata = given.get('metadata') or {}
     if metadata.get('kind') != _KIND:
         raise CheckpointError(
             f'{delta} is no delta ({_KIND!r} expected in its metadata, found '
@@ -103,14 +103,14 @@ def apply_delta(baseline: str, delta: str, out: str) -> StateDict:
             f'  sha256 over its tensors: {found}, expected {expected}\n'
             f'Give the file that was called {metadata.get("baseline")!r}.'
         )
-    whole = {**old, **contents.tensors}
+    whole = {**old, **given['state_dict']}
     names = _names_of(metadata)
     if sorted(names) != sorted(whole) or tensors_sha256(whole) != metadata.get('upgraded_tensors_sha256'):
         raise CheckpointError(
             f'{delta} does not give the upgrade that it was made of, so it is damaged; copy or download it again'
         )
     result = {name: whole[name] for name in names}
-    write_checkpoint(out, result, contents.rest.get('meta') or {})
+    write_checkpoint(out, result, given.get('meta') or {})
     return result
 
 
@@ -124,8 +124,8 @@ def _names_of(metadata: Mapping[str, str]) -> List[str]:
 
 
 def _read(path: str) -> Tuple[StateDict, Dict[str, Any]]:
-    contents = read_tensors(path)
-    return clean_state_dict(contents.tensors), contents.rest.get('meta') or {}
+    checkpoint = read_checkpoint(path)
+    return clean_state_dict(checkpoint['state_dict']), checkpoint.get('meta') or {}
 
 
 def _same(old: Tensor, new: Tensor) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checkpoint import clean_state_dict, file_sha256, import_checkpoint, is_offset_key
 from ..errors import CheckpointError
 from ..importers import OWN_NAMES
-from ..readers import read_tensors
+from ..readers import container_of, read_checkpoint
 
 _STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
 
@@ -90,26 +90,25 @@ def inspect_checkpoint(path: str) -> Inspection:
         CheckpointError: it cannot be read.
     """
     path = os.path.expanduser(path)
-    contents = read_tensors(path)
-    rest = contents.rest
-    meta = rest.get('meta')
+    checkpoint = read_checkpoint(path)
+    meta = checkpoint.get('meta')
     meta = meta if isinstance(meta, Mapping) else {}
     try:
-        imported = import_checkpoint({**rest, 'meta': meta, 'state_dict': contents.tensors})
+        imported = import_checkpoint({**checkpoint, 'meta': meta})
         tensors, format = imported.state_dict, imported.format
     except CheckpointError:  # of a known family, but damaged or unfinished: it can be looked at all the same
-        tensors, format = clean_state_dict(contents.tensors), 'not importable'
+        tensors, format = clean_state_dict(checkpoint['state_dict']), 'not importable'
     provenance = meta.get('deform_upgrade')
     return Inspection(
         path,
         file_sha256(path),
-        contents.container,
+        container_of(path),
         format,
         tuple(offset_layers(tensors)),
         provenance if isinstance(provenance, Mapping) else {},
         meta,
         count_numbers(tensors),
-        _extras(rest),
+        _extras(checkpoint),
     )
 
 

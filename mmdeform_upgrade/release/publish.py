@@ -13,7 +13,7 @@ from typing import Any, Dict, List, Mapping, Optional
 from ..checkpoint import StateDict, clean_state_dict, file_sha256
 from ..config import read_config
 from ..errors import CheckpointError, ConfigError
-from ..readers import read_tensors, write_safetensors
+from ..readers import read_checkpoint, write_safetensors
 from .contents import meta_text, plain_meta, refuse_existing, write_checkpoint
 from .stock import why_not_stock
 
@@ -89,8 +89,7 @@ def publish(
     if not re.fullmatch(r'\d{8}', date):
         raise ConfigError(f'--date {date!r}: expected YYYYMMDD')
     cfg = read_config(config) if config else None
-    contents = read_tensors(source)
-    raw = {'meta': {}, **contents.rest, 'state_dict': contents.tensors}
+    raw = {'meta': {}, **read_checkpoint(source)}
     release = published_checkpoint(raw, ema=ema, config_text=cfg.pretty_text if cfg else None)
     release['meta']['published'] = {
         'source': os.path.basename(source),

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from mmdeform_upgrade.checkpoint import file_sha256, read_baseline
+from mmdeform_upgrade.checkpoint import file_sha256, import_baseline
 from mmdeform_upgrade.config import read_config
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.mm import command_line
@@ -40,8 +40,8 @@ def main(argv=None):
     args = parse_args(argv)
     check(args)
     if args.config:
-        imported, remapped = read_baseline(args.src, build_network(read_config(args.config)))
-        state_dict = {name: value for name, value in remapped.state_dict.items() if name not in remapped.added}
+        imported = import_baseline(args.src, build_network(read_config(args.config)))
+        state_dict = {name: value for name, value in imported.state_dict.items() if name not in imported.added}
         meta = meta_of(imported, read_as_it_is(args.src).get('meta'))
     else:
         checkpoint, imported = imported_checkpoint(args.src)

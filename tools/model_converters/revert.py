@@ -69,8 +69,7 @@ def main(argv=None):
     cfg = read_config(args.config)
     checkpoint = read_as_it_is(args.checkpoint)
     model = build_network(cfg).eval()
-    fitted = remap_state_dict(clean_state_dict(checkpoint['state_dict']), model.state_dict())
-    checkpoint['state_dict'] = fitted.state_dict
+    checkpoint['state_dict'] = remap_state_dict(clean_state_dict(checkpoint['state_dict']), model.state_dict())
     model.load_state_dict(checkpoint['state_dict'])
     model.cfg = cfg
     runs = data(model, cfg, args)
