@@ -33,6 +33,8 @@ def upgrade_config(
     deform_groups: int = 1,
     lr_mult: float = 1.0,
     offset_lr_mult: Optional[float] = None,
+    offset_optimizer: Optional[str] = None,
+    offset_lr: Optional[float] = None,
 ) -> Config:
     """The config that fine-tunes the upgrade of a trained baseline.
 
@@ -45,8 +47,9 @@ def upgrade_config(
         exclude: convolutions to leave alone.
         deform_groups: groups of channels that share offsets.
         lr_mult: learning rate of the fine-tune over the baseline's; 1 in the paper.
-        offset_lr_mult: learning rate of the offset branches over that of the fine-tune; None leaves them whatever
-            rate the config gives to the layers around them.
+        offset_lr_mult: learning rate of the offset branches over that of the fine-tune.
+        offset_optimizer: ``'adam'`` or ``'same'``, see :func:`rate_changes`.
+        offset_lr: learning rate of the offsets' Adam.
 
     Returns:
         Config: builds with plain ``Runner.from_cfg``.
@@ -64,6 +67,8 @@ def upgrade_config(
         deform_groups=deform_groups,
         lr_mult=lr_mult,
         offset_lr_mult=offset_lr_mult,
+        offset_optimizer=offset_optimizer,
+        offset_lr=offset_lr,
     )
     upgraded = copy.deepcopy(cfg)
     upgraded.merge_from_dict(changes)
@@ -81,6 +86,8 @@ def upgrade_changes(
     deform_groups: int = 1,
     lr_mult: float = 1.0,
     offset_lr_mult: Optional[float] = None,
+    offset_optimizer: Optional[str] = None,
+    offset_lr: Optional[float] = None,
 ) -> Dict[str, Any]:
     """What :func:`upgrade_config` changes, as a dict that merges into ``cfg``; the keys of a short config file."""
     if not isinstance(load_from, (str, os.PathLike)) or not os.fspath(load_from):
@@ -93,7 +100,7 @@ def upgrade_changes(
         changes['model']['pretrained'] = None
     changes['load_from'] = os.fspath(load_from)
     changes.update(schedule_changes(cfg, epoch_ratio))
-    changes.update(rate_changes(cfg, lr_mult, offset_lr_mult))
+    changes.update(rate_changes(cfg, lr_mult, offset_lr_mult, offset_optimizer, offset_lr))
     # A list replaces the inherited one, so the base's hooks are named again.
     changes['custom_hooks'] = [*changes.get('custom_hooks', cfg.get('custom_hooks') or []), {'type': HOOK}]
     return changes

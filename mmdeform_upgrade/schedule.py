@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional
 
 from .errors import ConfigError
+from .optim import OFFSET_LR
 from .training_config import check_training_config, is_number
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 DECAY_AT = (2 / 3, 5 / 6)
 DECAY_FACTOR = 0.1
 OFFSETS = 'conv_offset'  # part of the names of the offset branches' parameters
+OFFSET_OPTIMIZER = 'adam'  # how an upgrade trains its offsets unless something else is said
+CONSTRUCTOR = 'OffsetOptimizerConstructor'
 
 # Arguments of hooks that count epochs or iterations of the training.
 _HOOK_EPOCHS = ('switch_epoch', 'num_last_epochs', 'begin_epoch', 'stop_epoch')
@@ -74,35 +77,71 @@ def schedule_changes(cfg: Mapping[str, Any], epoch_ratio: float) -> Dict[str, An
 
 
 def rate_changes(
-    cfg: Mapping[str, Any], lr_mult: float = 1.0, offset_lr_mult: Optional[float] = None
-) -> Dict[str, Any]:
+    cfg: Mapping[str, Any],
+    lr_mult: float = 1.0,
+    offset_lr_mult: float | None = None,
+    offset_optimizer: str | None = 'same',
+    offset_lr: float | None = None,
+) -> dict[str, Any]:
     """Other learning rates for a fine-tune, as a dict that merges into ``cfg``; empty where nothing changes.
 
     Args:
         cfg: a config with an ``optim_wrapper``.
-        lr_mult: the optimizer's rate over the config's; rates that schedulers name (``eta_min``) stay.
-        offset_lr_mult: rate of the offset branches over the optimizer's. It overrides, and does not multiply, what
-            ``custom_keys`` say of the layers around them; that is MMEngine's rule.
+        lr_mult: rate over the config's, those that schedulers name (``eta_min``, ``eta_max``) included.
+        offset_lr_mult: rate of the offset branches over the optimizer's.
+        offset_optimizer: ``'adam'``: the offsets take Adam's steps of rate ``offset_lr``; ``'same'``: they are trained
+            by the config's optimizer; None: ``OFFSET_OPTIMIZER``, unless the config or ``offset_lr_mult`` says how
+            offsets are trained.
+        offset_lr: 2e-3 unless given.
 
     Raises:
-        ConfigError: a factor is not positive, or the config has no single optimizer with a rate.
+        ConfigError: a factor is not positive, the config has no single optimizer with a rate, or two of the settings
+            contradict each other.
     """
-    asked = {'lr_mult': lr_mult, 'offset_lr_mult': offset_lr_mult}
-    for name, factor in asked.items():
+    for name, factor in {'lr_mult': lr_mult, 'offset_lr_mult': offset_lr_mult, 'offset_lr': offset_lr}.items():
         if factor is not None and not (is_number(factor) and 0 < factor < math.inf):
-            raise ConfigError(f'{name}={factor!r} is not a positive number: it is the new learning rate over the old')
-    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
+            raise ConfigError(f'{name}={factor!r} is not a positive number')
+    wrapper = cfg.get('optim_wrapper') or {}
+    optimizer = wrapper.get('optimizer') or {}
     if (lr_mult != 1 or offset_lr_mult is not None) and 'lr' not in optimizer:
         raise ConfigError(
             'the config has no optim_wrapper.optimizer.lr to multiply: leave lr_mult and offset_lr_mult '
             'out, and set the rates of its optimizers in the new config'
         )
-    changes: Dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     if lr_mult != 1:
-        changes['optimizer'] = {'lr': float(f'{optimizer["lr"] * lr_mult:.12g}')}
-    if offset_lr_mult is not None:
-        changes['paramwise_cfg'] = {'custom_keys': {OFFSETS: {'lr_mult': offset_lr_mult}}}
+        changes['optimizer'] = {'lr': _times(optimizer['lr'], lr_mult)}
+    changes.update(_offset_changes(wrapper, offset_lr_mult, offset_optimizer, offset_lr))
     return {'optim_wrapper': changes} if changes else {}
+
+
+def _offset_changes(
+    wrapper: Mapping[str, Any], lr_mult: float | None, kind: str | None, lr: float | None
+) -> dict[str, Any]:
+    paramwise = wrapper.get('paramwise_cfg') or {}
+    rules = [key for key in ('dcn_offset_lr_mult', 'bias_lr_mult', 'bias_decay_mult') if key in paramwise]
+    if kind is None:
+        said = lr_mult is not None or 'dcn_offset_lr_mult' in rules or OFFSETS in (paramwise.get('custom_keys') or {})
+        kind = 'same' if lr is None and (said or 'optimizer' not in wrapper) else OFFSET_OPTIMIZER
+    if kind not in ('same', 'adam'):
+        raise ConfigError(f"offset_optimizer={kind!r}: expected 'same' or 'adam'")
+    if kind == 'adam' and lr_mult is not None:
+        raise ConfigError(f'offset_lr_mult={lr_mult} multiplies the rate of the weights, which Adam does not use: '
+                          "give offset_lr, or offset_optimizer='same'")  # fmt: skip
+    if kind == 'same' and lr is not None:
+        raise ConfigError(f"offset_lr={lr} is the rate of Adam: give offset_optimizer='adam', or offset_lr_mult")
+    if kind == 'adam':
+        settings: dict[str, Any] = {'type': 'Adam', 'lr': OFFSET_LR if lr is None else lr}
+    elif lr_mult is not None or rules:
+        settings = {} if lr_mult is None else {'lr_mult': lr_mult}
+    else:
+        return {}
+    constructor = {'base_constructor': wrapper['constructor']} if wrapper.get('constructor') else {}
+    return {'constructor': CONSTRUCTOR, **constructor, 'offset_optimizer': settings}
+
+
+def _times(rate: float, factor: float) -> float:
+    return float(f'{rate * factor:.12g}')
 
 
 def describe_schedule(cfg: Mapping[str, Any]) -> str:
@@ -113,8 +152,7 @@ def describe_schedule(cfg: Mapping[str, Any]) -> str:
     parts = [f'{length.total} {words[length.unit]}']
     if 'lr' in optimizer:
         parts.append(f'{type_name(optimizer.get("type", "optimizer"))} lr {optimizer["lr"]}')
-    paramwise = (cfg.get('optim_wrapper') or {}).get('paramwise_cfg') or {}
-    if offsets := (paramwise.get('custom_keys') or {}).get(OFFSETS):
+    if offsets := (cfg.get('optim_wrapper') or {}).get('offset_optimizer'):
         parts.append('offsets: ' + ', '.join(f'{key} {value}' for key, value in offsets.items()))
     for scheduler in _as_list(cfg.get('param_scheduler')):
         unit = words['epochs' if scheduler.get('by_epoch', True) else 'iters']

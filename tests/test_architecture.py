@@ -12,6 +12,7 @@ ORDER = [
     'errors',
     'ops',
     'layers',
+    'optim',
     'readers',
     'stages',
     'targets',

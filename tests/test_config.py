@@ -12,7 +12,8 @@ BASELINE = ROOT / 'configs/ssd/ssd512_r50_240e_voc0712.py'
 
 
 def test_upgrade_config_is_the_papers_third_experiment():
-    upgraded = upgrade_config(Config.fromfile(BASELINE), load_from='work_dirs/ssd512_r50_240e_voc0712/epoch_240.pth')
+    load_from = 'work_dirs/ssd512_r50_240e_voc0712/epoch_240.pth'
+    upgraded = upgrade_config(Config.fromfile(BASELINE), load_from=load_from, offset_optimizer='same')
     expected = Config.fromfile(ROOT / 'configs/ssd512_upgrade.py')
     for key in (
         'model',

@@ -53,7 +53,13 @@ def parse_args(argv):
     parser.add_argument('--deform-groups', type=int, default=1, help='groups of channels that share offsets')
     parser.add_argument('--epoch-ratio', type=float, default=0.25, help='new training length over the old')
     parser.add_argument('--lr-mult', type=float, default=1.0, help="learning rate over the baseline's (default: 1)")
-    parser.add_argument('--offset-lr-mult', type=float, help="learning rate of the offsets over the other layers'")
+    parser.add_argument(
+        '--offset-optimizer',
+        choices=['same', 'adam'],
+        help="the offsets' optimizer: Adam beside the baseline's, or the same one (default: adam, or what the config says)",
+    )
+    parser.add_argument('--offset-lr', type=float, help="learning rate of the offsets' Adam (default: 0.002)")
+    parser.add_argument('--offset-lr-mult', type=float, help="with 'same': rate of the offsets over the other layers'")
     parser.add_argument(
         '--out',
         help='config to write (default: CONFIG with -upgrade before its ending; for '
@@ -100,6 +106,8 @@ def main(argv=None):
         epoch_ratio=args.epoch_ratio,
         lr_mult=args.lr_mult,
         offset_lr_mult=args.offset_lr_mult,
+        offset_optimizer=args.offset_optimizer,
+        offset_lr=args.offset_lr,
     )
     upgraded = upgrade_config(baseline, **settings)
     plan = plan_upgrade(baseline, upgraded, args.checkpoint)

@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict
 
 from mmengine.fileio import register_backend
 from mmengine.logging import print_log
-from mmengine.registry import HOOKS, MODELS, TRANSFORMS
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
@@ -27,6 +27,7 @@ from .guard.work_dir import WorkDirHook
 from .hook import DeformUpgradeHook
 from .loading import AS_IT_IS, SCHEME, imported_checkpoint, load_from_safe, local_path, without_programs
 from .offset_logger import OffsetLoggerHook
+from .offset_optimizer import OffsetOptimizerConstructor
 from .offsets_first import OffsetsFirstHook
 
 
@@ -127,6 +128,7 @@ for _hook in (
     WorkDirHook,
 ):
     HOOKS.register_module(module=_hook)
+OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=OffsetOptimizerConstructor)
 CheckpointLoader.register_scheme(SCHEME, load_from_baseline)
 CheckpointLoader.register_scheme(AS_IT_IS, load_from_safe)
 register_backend(BACKEND, WholeFiles)

@@ -1,0 +1,80 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""The offsets' optimizer, in a config: a constructor around the one that the baseline has."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
+from torch import nn
+from torch.optim import Optimizer
+
+from ..errors import ConfigError
+from ..optim import OFFSET_LR, OffsetOptimizer, split_offsets, without_offsets
+
+
+class OffsetOptimizerConstructor:
+    """Builds the baseline's optimizer without the offset branches, and an optimizer of their own beside it.
+
+        optim_wrapper = dict(constructor='OffsetOptimizerConstructor', offset_optimizer=dict(type='Adam', lr=0.002))
+
+    Args:
+        optim_wrapper_cfg: the config's ``optim_wrapper``. ``offset_optimizer`` holds the settings of the offsets'
+            optimizer; without a ``type`` it is a second one of the baseline's, whose rate is that of ``optimizer.lr``
+            times ``lr_mult``, which defaults to ``paramwise_cfg.dcn_offset_lr_mult``. ``base_constructor`` names the
+            constructor for everything else, MMEngine's own unless given.
+        paramwise_cfg: goes to that constructor, whose rules then do not see the offsets.
+
+    Raises:
+        ConfigError: the settings make no optimizer; when called: the network has no offsets that train.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
+        self._wrapper = dict(optim_wrapper_cfg)
+        optimizer = self._wrapper.pop('optimizer', None)
+        if not isinstance(optimizer, Mapping):
+            raise ConfigError(f'OffsetOptimizerConstructor: optim_wrapper.optimizer={optimizer!r}, expected a dict')
+        paramwise_cfg = paramwise_cfg or {}
+        self._offsets = _offset_settings(self._wrapper.pop('offset_optimizer', {}), optimizer, paramwise_cfg)
+        base = self._wrapper.pop('base_constructor', 'DefaultOptimWrapperConstructor')
+        self._base = OPTIM_WRAPPER_CONSTRUCTORS.build(
+            dict(type=base, optim_wrapper_cfg=dict(optimizer=optimizer), paramwise_cfg=copy.deepcopy(paramwise_cfg))
+        )
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        """The optimizer wrapper of a network."""
+        model = getattr(model, 'module', model)
+        _, offsets = split_offsets(model)
+        if not offsets:
+            raise ConfigError(
+                'OffsetOptimizerConstructor: the network has no offset branches that train: upgrade a part of it '
+                "(type='DeformUpgrade'), or take optim_wrapper.constructor out; under FSDP set use_orig_params=True"
+            )
+        with without_offsets(model):
+            base = self._base(model).optimizer
+        own = OPTIMIZERS.build(dict(self._offsets, params=offsets))
+        wrapper = {'type': 'OptimWrapper', **self._wrapper}
+        return OPTIM_WRAPPERS.build(wrapper, default_args=dict(optimizer=OffsetOptimizer(base, own)))
+
+
+def _offset_settings(given: Any, optimizer: Mapping[str, Any], paramwise: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"optim_wrapper.offset_optimizer={given!r}, expected dict(type='Adam', lr={OFFSET_LR})")
+    settings = dict(given)
+    if 'type' in settings:
+        settings.setdefault('lr', OFFSET_LR)
+    else:
+        lr_mult = settings.pop('lr_mult', paramwise.get('dcn_offset_lr_mult', 1.0))
+        if 'lr' not in optimizer:
+            raise ConfigError(
+                'optim_wrapper.optimizer has no lr that offset_optimizer.lr_mult could multiply: give it one'
+            )
+        settings = {**optimizer, 'lr': optimizer['lr'] * lr_mult, **settings}
+    kind = settings['type']
+    found = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
+    if not (isinstance(found, type) and issubclass(found, Optimizer)):
+        raise ConfigError(f"optim_wrapper.offset_optimizer.type={kind!r} is no optimizer; expected one such as 'Adam'")
+    return settings
