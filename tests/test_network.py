@@ -32,7 +32,7 @@ def test_importing_the_package_and_asking_its_tools_for_help_makes_no_socket():
         [sys.executable, '-c', HELP, *TOOLS], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert result.stdout.split() == TOOLS and len(TOOLS) >= 15
+    assert result.stdout.split() == TOOLS and len(TOOLS) >= 10
 
 
 def test_tests_and_what_they_start_are_refused_the_network():

@@ -1,0 +1,39 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Run the comparison after a change of camera; what is done is not repeated.
+
+python -m benchmarks.camera shapes --out work_dirs/camera
+python -m benchmarks.camera camvid horses msrc --data FOLDER --out work_dirs/camera
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+from . import plans, testbeds
+from .runs import Lab
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('beds', nargs='+', choices=sorted(testbeds.TESTBEDS))
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/camera'), help='folder of results and baselines')
+    parser.add_argument('--cache', type=Path, help='folder of prepared pictures (default: OUT/pictures)')
+    parser.add_argument('--data', type=Path, default=Path('data'), help='folder of the packed data sets')
+    parser.add_argument('--weights', type=Path, help='an ImageNet ResNet-50, caffe style')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--workers', type=int, default=2, help='processes that prepare pictures')
+    parser.add_argument('--minutes', type=float, default=float('inf'), help='start nothing after so long')
+    parser.add_argument('--steps', type=float, default=1.0, help='part of the steps and scenes, for a trial')
+    args = parser.parse_args(argv)
+    deadline = time.monotonic() + 60 * args.minutes
+    cache = args.cache or args.out / 'pictures'
+    lab = Lab(args.out, cache, args.device, args.weights, deadline, args.steps)
+    for bed in args.beds:
+        testbeds.prepare(bed, plans.maps(bed), args.data, cache, args.workers, args.steps)
+        lab.run(plans.everything(bed, lambda: lab.rows))
+
+
+if __name__ == '__main__':
+    main()

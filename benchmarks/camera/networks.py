@@ -1,0 +1,92 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""mmseg's networks of the comparison, as plain modules from pictures to logits."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, init_default_scope
+from torch import Tensor, nn
+
+import mmdeform_upgrade  # noqa: F401  before mmseg: supplies mmcv's operators where they are not compiled
+
+MEAN, STD = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)  # BGR
+
+
+def config(network: str, classes: int) -> dict:
+    """The mmseg config of ``'r18w32s2'`` (ResNet-18, 32 channels, two stages), ``'r18s4'`` or ``'r50'``.
+
+    Stages after the second are dilated, so that every network predicts at an eighth of the picture's size, as mmseg's
+    ``-d8`` configs do; the head is one 1x1 convolution.
+    """
+    depth = 50 if network.startswith('r50') else 18
+    width = int(network.partition('w')[2].partition('s')[0]) if 'w' in network else 64
+    stages = int(network.partition('s')[2] or 4)
+    channels = width * 2 ** (stages - 1) * (4 if depth == 50 else 1)
+    norm = dict(type='BN', requires_grad=True)
+    return dict(
+        type='EncoderDecoder',
+        backbone=dict(
+            type='ResNet',
+            depth=depth,
+            base_channels=width,
+            num_stages=stages,
+            strides=(1, 2, 1, 1)[:stages],
+            dilations=(1, 1, 2, 4)[:stages],
+            out_indices=(stages - 1,),
+            norm_cfg=norm,
+            style='caffe' if depth == 50 else 'pytorch',
+        ),
+        decode_head=dict(
+            type='FCNHead',
+            in_channels=channels,
+            in_index=0,
+            channels=channels,
+            num_convs=0,
+            concat_input=False,
+            dropout_ratio=0.1,
+            num_classes=classes,
+            norm_cfg=norm,
+            align_corners=False,
+        ),
+    )
+
+
+class Segmentor(nn.Module):
+    """mmseg's backbone and head, from uint8 pictures (N, 3, H, W) to logits (N, classes, H, W)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: str, classes: int):
+        super().__init__()
+        init_default_scope('mmseg')
+        logging.getLogger('mmengine').setLevel(logging.WARNING)  # a line for each parameter that is initialised
+        MMLogger.get_current_instance().setLevel(logging.WARNING)
+        built = MODELS.build(config(network, classes))
+        built.init_weights()
+        self.backbone, self.decode_head = built.backbone, built.decode_head
+        std = (1.0, 1.0, 1.0) if network.startswith('r50') else STD
+        self.register_buffer('mean', torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        features = self.backbone((pictures.float() - self.mean) / self.std)
+        logits = self.decode_head(features)
+        return F.interpolate(logits.float(), size=pictures.shape[2:], mode='bilinear', align_corners=False)
+
+
+def build(network: str, classes: int, seed: int, weights: Path | None = None) -> Segmentor:
+    """A network of its own initialisation; ``weights`` are those of a pretrained backbone."""
+    torch.manual_seed(seed)
+    model = Segmentor(network, classes)
+    if weights is not None:
+        held = torch.load(weights, weights_only=True)
+        held = held.get('state_dict', held)
+        missing = model.backbone.load_state_dict({key: value.float() for key, value in held.items()}, strict=False)
+        assert not missing.missing_keys, missing.missing_keys
+    return model

@@ -1,0 +1,170 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""What is run: first rates by validation on seeds of their own, then every arm on six baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from . import runs
+from .runs import SELECTION, Run
+from .training import Recipe
+
+SEEDS = (0, 1, 2, 3, 4, 5)
+TUNED = ('control', 'bn', 'dilated', '5x5', 'upgraded', 'offsets')
+SHAPE_MAPS = ('fisheye', 'anisotropic', 'mixed', 'perspective', 'zoom', 'aspect')
+REAL_MAPS = ('anisotropic', 'fisheye')
+MAGNIFICATIONS = (1.0, 1.5, 2.0, 2.5, 3.0)
+# Networks of each test bed: the first is the one of the main table.
+NETWORKS = {
+    'shapes': ('r18w32s2', 'r18w32s1', 'r18w32s3', 'r18w32s4'),
+    'camvid': ('r18w32s2', 'r18w32s3'),
+    'horses': ('r18w32s3',),
+    'msrc': ('r18w32s3',),
+}
+SCRATCH_LR = 2e-3
+TUNE_STEPS = {'shapes': 500, 'camvid': 375, 'horses': 250, 'msrc': 375}
+SELECTION_MAP = {'shapes': 'fisheye', 'camvid': 'anisotropic', 'horses': 'anisotropic', 'msrc': 'anisotropic'}
+
+
+def maps(bed: str) -> list[str]:
+    """Every geometry that the plans of a test bed use."""
+    if bed != 'shapes':
+        return ['identity', *REAL_MAPS]
+    return ['identity', *SHAPE_MAPS, *zooms(), *stretches()]
+
+
+def zooms() -> list[str]:
+    return [f'zoom:magnification={m}' for m in MAGNIFICATIONS]
+
+
+def stretches() -> list[str]:
+    """From round to three times as long as wide, in a direction of each picture's own."""
+    return [f'anisotropic:small=(1.0,1.0),large=({m},{m})' for m in MAGNIFICATIONS]
+
+
+def baseline(bed: str, network: str, seeds: tuple[int, ...], geometry: str = 'identity', factor: int = 1) -> Run:
+    steps = factor * runs.BASELINE_STEPS[bed]
+    return Run(bed, network, 'scratch', geometry, Recipe(steps, SCRATCH_LR), seeds)
+
+
+def selection(bed: str) -> Iterator[Run]:
+    """Rates of every arm, on two baselines that no result is made of."""
+    network = NETWORKS[bed][0]
+    yield baseline(bed, network, SELECTION)
+    for arm in TUNED:
+        for lr in (5e-4, 1e-3, 2e-3, 4e-3) if arm != 'offsets' else (1e-3,):
+            for offset_lr in {'upgraded': (1e-3, 2e-3, 5e-3), 'offsets': (1e-3, 2e-3, 5e-3, 1e-2)}.get(arm, (2e-3,)):
+                recipe = Recipe(TUNE_STEPS[bed], lr, offset_lr)
+                yield Run(bed, network, arm, SELECTION_MAP[bed], recipe, SELECTION)
+
+
+def chosen(rows: dict[str, dict], bed: str) -> dict[str, Recipe]:
+    """Each arm's recipe, by validation."""
+    found = {}
+    for arm in TUNED:
+        own = [r for r in rows.values() if r['bed'] == bed and r['arm'] == arm and r['geometry'] == SELECTION_MAP[bed]]
+        own = [r for r in own if r['recipe']['steps'] == TUNE_STEPS[bed] and r['source'] == 'identity']
+        found[arm] = Recipe(TUNE_STEPS[bed], **runs.best(own))
+    return found
+
+
+Recipes = dict[str, Recipe]
+
+
+def camera(bed: str, recipes: Recipes, network: str = '', seeds: tuple[int, ...] = SEEDS) -> Iterator[Run]:
+    """Claim A: every arm after every map, the first map's first."""
+    network = network or NETWORKS[bed][0]
+    yield baseline(bed, network, seeds)
+    for geometry in SHAPE_MAPS if bed == 'shapes' else REAL_MAPS:
+        yield Run(bed, network, 'untouched', geometry, Recipe(0, 0), seeds)
+        for arm in TUNED:
+            yield Run(bed, network, arm, geometry, recipes[arm], seeds)
+        for arm in ('rectified', 'computed'):
+            yield Run(bed, network, arm, geometry, Recipe(0, 0), seeds)
+
+
+def lengths(
+    bed: str, recipes: Recipes, geometry: str, parts: tuple[float, ...], arms: tuple[str, ...]
+) -> Iterator[Run]:
+    """The same with other lengths, as parts of the baseline's."""
+    for part in parts:
+        steps = round(part * runs.BASELINE_STEPS[bed])
+        for arm in arms:
+            recipe = replace(recipes[arm], steps=steps)
+            yield Run(bed, NETWORKS[bed][0], arm, geometry, recipe, SEEDS)
+
+
+def labels(bed: str, recipes: Recipes, geometry: str) -> Iterator[Run]:
+    """The same with few labelled pictures, for half as long."""
+    for count in (10, 30, 100):
+        for arm in ('control', 'bn', '5x5', 'upgraded', 'offsets'):
+            recipe = replace(recipes[arm], steps=TUNE_STEPS[bed] // 2)
+            yield Run(bed, NETWORKS[bed][0], arm, geometry, recipe, SEEDS, labels=count)
+
+
+def ceiling(bed: str, geometry: str) -> Iterator[Run]:
+    """Trained on the new camera's pictures for the baseline's whole length, plain and deformable."""
+    for arm in ('scratch', 'scratch-upgraded'):
+        yield replace(baseline(bed, NETWORKS[bed][0], SEEDS, geometry), arm=arm)
+
+
+def dose(recipes: Recipes) -> Iterator[Run]:
+    """How strong the map is."""
+    network = NETWORKS['shapes'][0]
+    for geometry in (*stretches(), *zooms()):
+        yield Run('shapes', network, 'untouched', geometry, Recipe(0, 0), SEEDS)
+        for arm in ('control', '5x5', 'upgraded'):
+            yield Run('shapes', network, arm, geometry, recipes[arm], SEEDS)
+
+
+def reach(recipes: Recipes) -> Iterator[Run]:
+    """How much of the picture the network sees: one to four stages."""
+    for network in sorted(NETWORKS['shapes']):
+        yield baseline('shapes', network, SEEDS)
+        yield Run('shapes', network, 'untouched', 'fisheye', Recipe(0, 0), SEEDS)
+        for arm in ('control', '5x5', 'upgraded'):
+            yield Run('shapes', network, arm, 'fisheye', recipes[arm], SEEDS)
+
+
+def same_data(
+    bed: str, recipes: Recipes, geometry: str, parts: tuple[float, ...] = (0.25, 0.125, 0.5)
+) -> Iterator[Run]:
+    """Claim B: the baseline's own pictures; is a quarter of the steps worth the network trained from scratch?"""
+    network, steps = NETWORKS[bed][0], runs.BASELINE_STEPS[bed]
+    yield baseline(bed, network, SEEDS, geometry)
+    full = Recipe(steps, SCRATCH_LR, recipes['upgraded'].offset_lr)
+    own = dict(bed=bed, network=network, geometry=geometry, seeds=SEEDS, source=geometry)
+    yield Run(arm='scratch-upgraded', recipe=full, **own)
+    for part in parts:
+        for arm in ('control', '5x5', 'upgraded', 'offsets'):
+            yield Run(arm=arm, recipe=replace(recipes[arm], steps=round(part * steps)), **own)
+        if part == parts[0]:
+            same = replace(recipes['upgraded'], steps=round(part * steps), offset_lr=recipes['upgraded'].lr)
+            yield Run(arm='upgraded', recipe=same, label='same', **own)
+    yield Run(arm='scratch-dilated', recipe=full, **own)
+    yield Run(arm='scratch-upgraded', recipe=replace(full, offset_lr=full.lr), label='same', **own)
+    yield baseline(bed, network, SEEDS, geometry, factor=2)
+
+
+def everything(bed: str, rows: Callable[[], dict[str, dict]]) -> Iterator[Run]:
+    """One test bed's whole plan, in the order of importance."""
+    yield from selection(bed)
+    recipes = chosen(rows(), bed)
+    yield from camera(bed, recipes)
+    if bed == 'shapes':
+        parts = (1 / 32, 1 / 16, 1 / 4, 1 / 2)
+        yield from lengths(bed, recipes, 'fisheye', parts, ('control', '5x5', 'upgraded', 'offsets'))
+        yield from same_data(bed, recipes, 'fisheye')
+        yield from labels(bed, recipes, 'fisheye')
+        yield from ceiling(bed, 'anisotropic')
+        yield from dose(recipes)
+        yield from reach(recipes)
+        yield from lengths(bed, recipes, 'fisheye', (1.0,), ('control', 'upgraded'))
+    else:
+        yield from lengths(bed, recipes, 'anisotropic', (1 / 32, 1 / 2), ('control', '5x5', 'upgraded', 'offsets'))
+        yield from ceiling(bed, 'anisotropic')
+        yield from labels(bed, recipes, 'anisotropic')
+        if bed == 'camvid':
+            yield from same_data(bed, recipes, 'identity')
+            yield from camera(bed, recipes, 'r18w32s3')

@@ -1,0 +1,216 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Runs of a plan, each written down as it ends and never repeated."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import arms, networks
+from .references import ComputedOffsets, Rectified
+from .testbeds import TESTBEDS, Geometry, Pictures
+from .training import Job, Recipe, mean_iou, segmentation_loss, train
+
+SELECTION = (100, 101)
+"""Seeds that rates and lengths are chosen with; their test pictures are never read."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of a plan, for several seeds.
+
+    Attributes:
+        bed: a test bed.
+        network: see ``networks.config``.
+        arm: of ``arms.ARMS``, ``'untouched'``, ``'rectified'``, ``'computed'``, or ``'scratch'`` (``'scratch-upgraded'``
+            and so on: an arm's network from its initialisation).
+        geometry: what its pictures went through.
+        recipe: how it trains; no steps for what does not.
+        seeds: of the baselines.
+        labels: how many labelled pictures there are, or None for all.
+        targets: layers that the arm changes.
+        source: geometry that the baseline was trained on.
+        label: name that the report groups by.
+    """
+
+    bed: str
+    network: str
+    arm: str
+    geometry: str
+    recipe: Recipe
+    seeds: tuple[int, ...]
+    labels: int | None = None
+    targets: str = 'last:3'
+    source: str = 'identity'
+    label: str = ''
+
+    def key(self, seed: int) -> str:
+        recipe = self.recipe
+        rates = f'{recipe.optimizer},{recipe.lr:g},{recipe.offset_lr:g},{recipe.decay:g}'
+        parts = (self.bed, self.network, self.arm, self.source, self.geometry, self.targets, self.labels)
+        return ' '.join(map(str, (*parts, recipe.steps, rates, seed)))
+
+    @property
+    def from_scratch(self) -> bool:
+        return self.arm.startswith('scratch')
+
+
+class Lab:
+    """Runs plans: keeps baselines, data and results.
+
+    Args:
+        out: folder of ``results.jsonl`` and of the baselines.
+        cache: folder of the tensors that ``testbeds.prepare`` made.
+        device: ``'cpu'`` or ``'cuda'``.
+        weights: of an ImageNet ResNet-50, for the networks that start from it.
+        deadline: a time of ``time.monotonic()`` after which nothing new is started.
+        steps: part of the steps that are taken, for a trial.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        cache: Path,
+        device: str = 'cpu',
+        weights: Path | None = None,
+        deadline: float = float('inf'),
+        steps: float = 1.0,
+    ):
+        self.out, self.cache, self.device, self.weights = out, cache, device, weights
+        self.deadline, self.steps = deadline, steps
+        out.mkdir(parents=True, exist_ok=True)
+        self.file = out / 'results.jsonl'
+        self.rows = read(self.file)
+        self._data: dict[tuple[str, str, str], Pictures] = {}
+        self._about = {'device': _device_name(device), 'torch': str(torch.__version__), 'commit': _commit()}
+
+    def run(self, plan: Iterable[Run]) -> None:
+        """Run what the plan holds and the results do not."""
+        for run in plan:
+            if time.monotonic() > self.deadline:
+                print('time is up', flush=True)
+                return
+            missing = [seed for seed in run.seeds if run.key(seed) not in self.rows]
+            size = len(missing) if self.device == 'cuda' else 1
+            for first in range(0, len(missing), max(1, size)):
+                self._run(replace(run, seeds=tuple(missing[first : first + size])))
+
+    def data(self, bed: str, geometry: str, split: str) -> Pictures:
+        key = (bed, geometry, split)
+        if key not in self._data:
+            if self.device == 'cpu':  # one geometry at a time
+                self._data = {kept: value for kept, value in self._data.items() if kept[:2] == key[:2]}
+            self._data[key] = Pictures.load(self.cache, bed, geometry, split, self.device)
+        return self._data[key]
+
+    def _run(self, run: Run) -> None:
+        began = time.monotonic()
+        recipe = (
+            replace(run.recipe, steps=max(4, round(run.recipe.steps * self.steps))) if run.recipe.steps else run.recipe
+        )
+        models = [self._network(run, seed) for seed in run.seeds]
+        jobs: list[Job] = []
+        if recipe.steps:
+            data = self.data(run.bed, run.geometry, 'train').labelled(run.labels)
+            jobs = [
+                Job(model, arms.groups(model), data, recipe, seed)
+                for model, seed in zip(models, run.seeds, strict=True)
+            ]
+            train(jobs, segmentation_loss)
+        for position, (model, seed) in enumerate(zip(models, run.seeds, strict=True)):
+            row = {'key': run.key(seed), **asdict(run), 'seed': seed, **self._scores(run, seed, model), **self._about}
+            del row['seeds']
+            if jobs:
+                row |= {'seconds': jobs[position].seconds, 'loss': jobs[position].loss}
+            if run.arm == 'scratch':
+                torch.save(model.state_dict(), self._baseline(run, seed))
+            self._write(row)
+        spent = time.monotonic() - began
+        scores = [self.rows[run.key(seed)]['val'] for seed in run.seeds]
+        mean = sum(scores) / len(scores)
+        print(f'{run.bed} {run.network} {run.geometry} {run.arm} {recipe.steps} {mean:.2f} {spent:.1f} s', flush=True)
+
+    def _network(self, run: Run, seed: int) -> nn.Module:
+        classes = TESTBEDS[run.bed].classes
+        pretrained = self.weights if run.network.startswith('r50') else None
+        model = networks.build(run.network, classes, seed, pretrained).to(self.device)
+        if not run.from_scratch:
+            held = torch.load(self._baseline(run, seed), weights_only=True, map_location=self.device)
+            model.load_state_dict(held)
+        arm = run.arm.partition('scratch')[2].lstrip('-') or 'control' if run.from_scratch else run.arm
+        if arm in arms.ARMS:
+            arms.start(model, arm, run.targets)
+        return model
+
+    def _baseline(self, run: Run, seed: int) -> Path:
+        geometry = run.geometry if run.from_scratch else run.source
+        steps = BASELINE_STEPS[run.bed] if not run.from_scratch else run.recipe.steps
+        return self.out / f'{run.bed}-{run.network}-{geometry.partition(":")[0]}-{steps}-{seed}.pth'
+
+    def _scores(self, run: Run, seed: int, model: nn.Module) -> dict:
+        scores: dict = {}
+        for split in ('val', 'test') if seed not in SELECTION else ('val',):
+            data = self.data(run.bed, run.geometry, split)
+            predict = _reference(run, model, split)
+            scores[split] = round(mean_iou(model, data, TESTBEDS[run.bed].classes, predict=predict), 3)
+        if 'upgraded' in run.arm or run.arm == 'offsets':
+            pictures = self.data(run.bed, run.geometry, 'val').pictures[:16]
+            scores['offsets'] = {k: round(v, 4) for k, v in arms.offsets_rms(model, pictures).items()}
+        return scores
+
+    def _write(self, row: dict) -> None:
+        self.rows[row['key']] = row
+        with self.file.open('a', encoding='utf8') as file:
+            file.write(json.dumps(row) + '\n')
+
+
+BASELINE_STEPS = {'shapes': 4000, 'camvid': 3000, 'horses': 2000, 'msrc': 3000}
+
+
+def _reference(run: Run, model: nn.Module, split: str) -> Callable[[Tensor, slice], Tensor] | None:
+    kinds = {'rectified': Rectified, 'computed': ComputedOffsets}
+    if run.arm not in kinds:
+        return None
+    return kinds[run.arm](model, run.bed, Geometry.parse(run.geometry), split)
+
+
+def read(file: Path) -> dict[str, dict]:
+    """Rows of a file of results by key."""
+    if not file.is_file():
+        return {}
+    rows = [json.loads(line) for line in file.read_text(encoding='utf8').splitlines() if line.strip()]
+    return {row['key']: row for row in rows}
+
+
+def best(rows: Iterable[dict], names: Sequence[str] = ('lr', 'offset_lr')) -> dict[str, float]:
+    """The rates with the best mean validation score among the rows of the selection's seeds."""
+    found: dict[tuple, list[float]] = {}
+    for row in rows:
+        if row['seed'] in SELECTION:
+            found.setdefault(tuple(row['recipe'][name] for name in names), []).append(row['val'])
+    if not found:
+        raise LookupError('no row of the selection matches')
+    chosen = max(found, key=lambda rates: sum(found[rates]) / len(found[rates]))
+    return dict(zip(names, chosen, strict=True))
+
+
+def _device_name(device: str) -> str:
+    if device == 'cuda':
+        return torch.cuda.get_device_name()
+    return f'CPU, {torch.get_num_threads()} thread(s)'
+
+
+def _commit() -> str:
+    try:
+        return subprocess.run(
+            ['git', 'rev-parse', '--short', 'HEAD'], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ''

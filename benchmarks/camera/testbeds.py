@@ -1,0 +1,216 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Pictures and labels before and after a change of geometry, as tensors.
+
+Every picture is taken of a *scene* that is larger or finer than the picture, through a view of
+``benchmarks.datasets.geometry``: the baseline's pictures through the identity, the new camera's through a map.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..datasets.geometry import IGNORED, MAPS, View, warp_labels, warp_picture
+from ..datasets.scene import SceneOptions, compose_scene
+from ..datasets.shapes import SHAPE_CLASSES
+from ..datasets.sources import ShapeSource
+
+SPLITS = ('train', 'val', 'test')
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A map with its parameters, such as ``Geometry('zoom', (('magnification', 2.0),))``."""
+
+    name: str = 'identity'
+    values: tuple[tuple[str, object], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Geometry:
+        """``'fisheye'``, ``'zoom:magnification=2.5'``, ``'anisotropic:small=(1,1),large=(2,2)'``."""
+        name, _, rest = text.partition(':')
+        return cls(name, tuple(eval(f'dict({rest})').items()) if rest else ())
+
+    def view(self, size: tuple[int, int], split: str, index: int) -> View:
+        """The view of a picture; the same for every network, seed and arm."""
+        rng = np.random.default_rng([SPLITS.index(split), index])
+        return MAPS[self.name](size, rng, **dict(self.values))
+
+    def __str__(self) -> str:
+        values = ','.join(f'{key}={value}'.replace(' ', '') for key, value in self.values)
+        return f'{self.name}:{values}' if values else self.name
+
+
+@dataclass(frozen=True)
+class Testbed:
+    """A data set: where its scenes come from, and how large its pictures are.
+
+    Attributes:
+        name: ``'shapes'``, ``'camvid'``, ``'horses'`` or ``'msrc'``.
+        classes: number of classes.
+        home: (height, width) of the baseline's pictures.
+        target: (height, width) of the new camera's.
+        scale: pixels of a scene for one of a picture of magnification 1.
+        pictures: how many scenes of each split are composed; files decide otherwise.
+    """
+
+    name: str
+    classes: int
+    home: tuple[int, int]
+    target: tuple[int, int]
+    scale: float = 1.0
+    pictures: dict[str, int] = field(default_factory=dict)
+
+    def size(self, geometry: Geometry) -> tuple[int, int]:
+        return self.home if geometry.name == 'identity' else self.target
+
+
+TESTBEDS = {
+    'shapes': Testbed(
+        'shapes', 1 + len(SHAPE_CLASSES), (128, 128), (192, 192), 1.5, {'train': 2000, 'val': 300, 'test': 500}
+    ),
+    'camvid': Testbed('camvid', 11, (240, 320), (240, 320), 1.5),
+    'horses': Testbed('horses', 2, (192, 256), (192, 256)),
+    'msrc': Testbed('msrc', 22, (208, 304), (208, 304)),
+}
+
+
+def shape_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """A scene of generated shapes twice as wide as the baseline's pictures, and its labels."""
+    bed = TESTBEDS['shapes']
+    side = round(2 * bed.home[0] * bed.scale)
+    sizes = (45 * bed.scale / side, 96 * bed.scale / side)
+    options = SceneOptions(side, (4, 8), (0, 3), sizes, warp_strength=0.7)
+    scene = compose_scene(ShapeSource(round(96 * bed.scale * 1.1)), options, [SPLITS.index(split), index])
+    labels = np.zeros((side, side), np.uint8)
+    for instance in scene.instances:
+        labels[instance.mask] = instance.label + 1
+    return scene.image, labels
+
+
+def archived_scenes(name: str, data: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The scenes of a packed data set, in the order of its list."""
+    folder = _ARCHIVES[name]
+    with tarfile.open(data / f'{folder}.tar') as archive:
+        files = {
+            member.name.removeprefix('./').removeprefix(f'{folder}/'): member for member in archive if member.isfile()
+        }
+
+        def content(path: str) -> bytes:
+            file = archive.extractfile(files[path])
+            assert file is not None
+            return file.read()
+
+        def read(path: str, flag: int) -> np.ndarray:
+            return cv2.imdecode(np.frombuffer(content(path), np.uint8), flag)
+
+        if name == 'camvid':
+            stems = sorted(Path(path).stem for path in files if path.startswith(f'{split}/'))
+            pictures, masks = split, f'{split}annot'
+        else:
+            stems = content(f'{split}.txt').decode().split()
+            pictures, masks = 'images', 'masks'
+        for stem in stems:
+            picture, mask = read(f'{pictures}/{stem}.jpg', 1), read(f'{masks}/{stem}.png', -1)
+            yield _fitted(name, picture, mask)
+
+
+_ARCHIVES = {'camvid': 'camvid', 'horses': 'weizmann_horses', 'msrc': 'msrc_v2'}
+
+
+def _fitted(name: str, picture: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if labels.ndim == 3:
+        labels = labels[..., 0]
+    if name == 'camvid':
+        return picture, np.where(labels == 11, IGNORED, labels).astype(np.uint8)
+    if name == 'horses':  # of many sizes: the longer side becomes 256
+        factor = 256 / max(picture.shape[:2])
+        size = tuple(round(side * factor) for side in picture.shape[1::-1])
+        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
+        labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
+    return picture, labels
+
+
+def prepare(name: str, maps: Sequence[str], data: Path, cache: Path, workers: int = 1, share: float = 1.0) -> None:
+    """Make the tensors of every map and split that are not there yet.
+
+    Args:
+        name: the test bed.
+        maps: texts of :class:`Geometry`.
+        data: folder of the packed data sets.
+        cache: folder of the tensors.
+        workers: processes.
+        share: part of the composed pictures to make, for a trial.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        missing = [text for text in maps if not cached(cache, name, text, split).is_file()]
+        if not missing:
+            continue
+        geometries = [Geometry.parse(text) for text in missing]
+        bed = TESTBEDS[name]
+        with ProcessPoolExecutor(workers) as pool:
+            if bed.pictures:
+                count = max(8, round(bed.pictures[split] * share))
+                rows = list(pool.map(partial(_composed, name, geometries, split), range(count), chunksize=8))
+            else:
+                scenes = list(archived_scenes(name, data, split))
+                work = partial(_taken, name, geometries, split)
+                rows = list(pool.map(work, range(len(scenes)), scenes, chunksize=8))
+        for text, column in zip(missing, zip(*rows, strict=True), strict=True):
+            pictures, labels = zip(*column, strict=True)
+            arrays = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), np.stack(labels)
+            partial_file = cached(cache, name, text, split).with_suffix('.part')
+            torch.save({'pictures': arrays[0], 'labels': torch.from_numpy(arrays[1])}, partial_file)
+            partial_file.rename(cached(cache, name, text, split))
+
+
+def _composed(name: str, geometries: Sequence[Geometry], split: str, index: int) -> list:
+    return _taken(name, geometries, split, index, shape_scene(split, index))
+
+
+def _taken(
+    name: str, geometries: Sequence[Geometry], split: str, index: int, scene: tuple[np.ndarray, np.ndarray]
+) -> list:
+    cv2.setNumThreads(1)
+    bed, taken = TESTBEDS[name], []
+    for geometry in geometries:
+        size = bed.size(geometry)
+        view = geometry.view(size, split, index)
+        taken.append((warp_picture(scene[0], view, size, bed.scale), warp_labels(scene[1], view, size, bed.scale)))
+    return taken
+
+
+def cached(cache: Path, name: str, text: str, split: str) -> Path:
+    key = hashlib.sha256(f'{name} {text}'.encode()).hexdigest()[:8]
+    return cache / f'{name}-{text.partition(":")[0]}-{key}-{split}.pt'
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A split: pictures (N, 3, H, W) uint8 BGR, labels (N, H, W) uint8."""
+
+    pictures: Tensor
+    labels: Tensor
+
+    @classmethod
+    def load(cls, cache: Path, name: str, text: str, split: str, device: str) -> Pictures:
+        held = torch.load(cached(cache, name, text, split), weights_only=True)
+        return cls(held['pictures'].to(device), held['labels'].to(device))
+
+    def labelled(self, count: int | None) -> Pictures:
+        """``count`` of the pictures, the same for every seed and arm."""
+        if count is None or count >= len(self.labels):
+            return self
+        chosen = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(0))[:count]
+        return Pictures(self.pictures[chosen], self.labels[chosen])
