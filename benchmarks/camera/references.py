@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdeform_upgrade import deform_conv2d, find_targets
+from mmdeform_upgrade import deform_conv2d
 
 from .testbeds import TESTBEDS, Geometry
 
@@ -43,21 +43,21 @@ class Rectified:
 class ComputedOffsets:
     """The untouched baseline whose taps are moved to where the map has put what they used to see (RectConv's idea).
 
-    A tap at ``d`` pixels of the scene is found at the inverse of the map's Jacobian times ``d``; ``targets`` are the
-    backbone's convolutions whose taps move.
+    A tap at ``d`` pixels of the scene is found at the inverse of the map's Jacobian times ``d``. All 3x3 convolutions of
+    the backbone are moved.
     """
 
-    def __init__(self, model: nn.Module, bed: str, geometry: Geometry, split: str, targets: str = r'.*layer.*'):
+    def __init__(self, model: nn.Module, bed: str, geometry: Geometry, split: str):
         self.model, self.geometry, self.split = model, geometry, split
         self.size = TESTBEDS[bed].target
-        self.names = find_targets(model.backbone, targets if targets.startswith('last') else 'last:100')
-        self.names = [name for name in self.names if model.backbone.get_submodule(name).kernel_size == (3, 3)]
+        convs = (m for m in model.backbone.modules() if isinstance(m, nn.Conv2d))
+        self.convs = [conv for conv in convs if conv.kernel_size == (3, 3)]
 
     def __call__(self, pictures: Tensor, rows: slice) -> Tensor:
         views = [self.geometry.view(self.size, self.split, rows.start + i) for i in range(len(pictures))]
         fields = np.stack([np.linalg.inv(_regular(v.jacobian(self.size, 4))) for v in views])
         field = torch.from_numpy(fields.astype(np.float32)).to(pictures.device)  # (N, h, w, 2, 2), rows x, y
-        hooks = [self._moved(self.model.backbone.get_submodule(name), field) for name in self.names]
+        hooks = [self._moved(conv, field) for conv in self.convs]
         try:
             return self.model(pictures)
         finally:

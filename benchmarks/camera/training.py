@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdeform_upgrade.optim import OffsetOptimizer
+
 from ..datasets.geometry import IGNORED
 from .arms import Groups
 from .testbeds import Pictures
@@ -101,24 +103,32 @@ class _Steps:
         self.chosen = torch.randint(len(job.data.labels), size, generator=rng).to(self.device)
         self.mirrored = (torch.rand(size, generator=rng) < 0.5).to(self.device)
         self.losses = torch.zeros(recipe.steps, device=self.device)
-        self.step = torch.zeros((), dtype=torch.long, device=self.device)
-        self.optimizers = _optimizers(job.groups, recipe, self.device)
+        self.step = torch.zeros(1, dtype=torch.long, device=self.device)
+        self.optimizer = _optimizer(job.groups, recipe, self.device)
         self.shape = recipe.shape().to(self.device)
 
     def run(self) -> None:
-        rows, flips = self.chosen[self.step], self.mirrored[self.step].view(-1, 1, 1)
+        rows = self._now(self.chosen)
+        flips = self._now(self.mirrored).view(-1, 1, 1)
         pictures, labels = self.job.data.pictures[rows], self.job.data.labels[rows]
         pictures = torch.where(flips[:, None], pictures.flip(-1), pictures)
         labels = torch.where(flips, labels.flip(-1), labels)
         value = self.loss(self.job.model, pictures, labels)
         value.backward()
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group['lr'].copy_(group['peak'] * self.shape[self.step])
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self.losses[self.step] = value.detach()
+        shape = self._now(self.shape)
+        for group in self.optimizer.param_groups:
+            if isinstance(group['lr'], Tensor):
+                group['lr'].copy_(group['peak'] * shape)
+            else:
+                group['lr'] = group['peak'] * float(shape)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.losses.index_copy_(0, self.step, value.detach().view(1))
         self.step.add_(1)
+
+    def _now(self, table: Tensor) -> Tensor:
+        # not table[step]: an index of no dimension would be read by the host
+        return table.index_select(0, self.step).squeeze(0)
 
     def capture(self) -> torch.cuda.CUDAGraph:
         """A step as a CUDA graph; what the warm-up does to network and optimizers is undone."""
@@ -135,11 +145,10 @@ class _Steps:
         with torch.no_grad():
             for name, value in self.job.model.state_dict().items():
                 value.copy_(kept[name])
-            for optimizer in self.optimizers:
-                for state in optimizer.state.values():
-                    for value in state.values():
-                        if isinstance(value, Tensor):
-                            value.zero_()
+            for state in self.optimizer.state.values():
+                for value in state.values():
+                    if isinstance(value, Tensor):
+                        value.zero_()
         self.step.zero_()
         torch.cuda.synchronize()
         return graph
@@ -149,20 +158,26 @@ class _Steps:
         self.job.loss = float(self.losses[-max(1, self.job.recipe.steps // 10) :].mean())
 
 
-def _optimizers(groups: Groups, recipe: Recipe, device: torch.device) -> list[torch.optim.Optimizer]:
-    fused = dict(fused=True, capturable=True) if device.type == 'cuda' else {}
-    made: list[torch.optim.Optimizer] = []
-    adam = []
-    for name, parameters in groups.items():
-        peak, decay = (recipe.offset_lr, 0.0) if name == 'offsets' else (recipe.lr, recipe.decay)
-        group = dict(params=parameters, lr=torch.tensor(peak, device=device), peak=peak, weight_decay=decay)
-        if recipe.optimizer == 'sgd' and name != 'offsets':
-            made.append(torch.optim.SGD([group], lr=group['lr'], momentum=0.9, fused=device.type == 'cuda'))
-        else:
-            adam.append(group)
-    if adam:
-        made.append(torch.optim.AdamW(adam, lr=adam[0]['lr'], **fused))
-    return made
+def _optimizer(groups: Groups, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
+    """The recipe's optimizer, beside Adam for the offsets where both train; on a GPU its rates are tensors."""
+    cuda = device.type == 'cuda'
+    peaks = {name: recipe.offset_lr if name == 'offsets' else recipe.lr for name in groups}
+    rates = {name: torch.tensor(peak, device=device) if cuda else peak for name, peak in peaks.items()}
+    fused = dict(fused=True, capturable=True) if cuda else {}
+    base: torch.optim.Optimizer | None = None
+    if 'rest' in groups and recipe.optimizer == 'sgd':
+        base = torch.optim.SGD(
+            groups['rest'], rates['rest'], momentum=0.9, weight_decay=recipe.decay, fused=True if cuda else None
+        )
+    elif 'rest' in groups:
+        base = torch.optim.AdamW(groups['rest'], rates['rest'], weight_decay=recipe.decay, **fused)
+    if 'offsets' in groups:
+        offsets = torch.optim.Adam(groups['offsets'], rates['offsets'], **fused)
+        base = offsets if base is None else OffsetOptimizer(base, offsets)
+    assert base is not None
+    for group in base.param_groups:
+        group['peak'] = peaks['offsets' if group['params'][0] is groups.get('offsets', [None])[0] else 'rest']
+    return base
 
 
 def segmentation_loss(model: nn.Module, pictures: Tensor, labels: Tensor) -> Tensor:
