@@ -7,6 +7,7 @@ python -m benchmarks.camera camvid horses msrc --data FOLDER --out work_dirs/cam
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,8 +19,9 @@ from .runs import Lab
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('beds', nargs='+', choices=sorted(testbeds.TESTBEDS))
+    parser.add_argument('--parts', nargs='+', choices=plans.PARTS, default=['camera'], help='default: %(default)s')
+    parser.add_argument('--seeds', nargs='+', type=int, default=list(plans.SEEDS), help='of the baselines')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/camera'), help='folder of results and baselines')
-    parser.add_argument('--cache', type=Path, help='folder of prepared pictures (default: OUT/pictures)')
     parser.add_argument('--data', type=Path, default=Path('data'), help='folder of the packed data sets')
     parser.add_argument('--weights', type=Path, help='an ImageNet ResNet-50, caffe style')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -28,11 +30,13 @@ def main(argv=None):
     parser.add_argument('--steps', type=float, default=1.0, help='part of the steps and scenes, for a trial')
     args = parser.parse_args(argv)
     deadline = time.monotonic() + 60 * args.minutes
-    cache = args.cache or args.out / 'pictures'
-    lab = Lab(args.out, cache, args.device, args.weights, deadline, args.steps)
+    lab = Lab(args.out, args.data, args.device, args.weights, deadline, args.steps, args.workers)
     for bed in args.beds:
-        testbeds.prepare(bed, plans.maps(bed), args.data, cache, args.workers, args.steps)
-        lab.run(plans.everything(bed, lambda: lab.rows))
+        lab.run(plans.selection(bed))
+        recipes = plans.chosen(lab.rows, bed)
+        for name in args.parts:
+            runs = plans.part(name, bed, recipes)
+            lab.run(replace(run, seeds=tuple(s for s in run.seeds if s in args.seeds)) for run in runs)
 
 
 if __name__ == '__main__':

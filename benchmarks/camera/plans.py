@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 from . import runs
@@ -25,13 +25,6 @@ NETWORKS = {
 SCRATCH_LR = 2e-3
 TUNE_STEPS = {'shapes': 500, 'camvid': 375, 'horses': 250, 'msrc': 375}
 SELECTION_MAP = {'shapes': 'fisheye', 'camvid': 'anisotropic', 'horses': 'anisotropic', 'msrc': 'anisotropic'}
-
-
-def maps(bed: str) -> list[str]:
-    """Every geometry that the plans of a test bed use."""
-    if bed != 'shapes':
-        return ['identity', *REAL_MAPS]
-    return ['identity', *SHAPE_MAPS, *zooms(), *stretches()]
 
 
 def zooms() -> list[str]:
@@ -147,24 +140,32 @@ def same_data(
     yield baseline(bed, network, SEEDS, geometry, factor=2)
 
 
-def everything(bed: str, rows: Callable[[], dict[str, dict]]) -> Iterator[Run]:
-    """One test bed's whole plan, in the order of importance."""
-    yield from selection(bed)
-    recipes = chosen(rows(), bed)
-    yield from camera(bed, recipes)
-    if bed == 'shapes':
-        parts = (1 / 32, 1 / 16, 1 / 4, 1 / 2)
-        yield from lengths(bed, recipes, 'fisheye', parts, ('control', '5x5', 'upgraded', 'offsets'))
-        yield from same_data(bed, recipes, 'fisheye')
-        yield from labels(bed, recipes, 'fisheye')
-        yield from ceiling(bed, 'anisotropic')
+ALL = ('control', '5x5', 'upgraded', 'offsets')
+
+
+def part(name: str, bed: str, recipes: Recipes) -> Iterator[Run]:
+    """One part of a test bed's plan; rates are those that the selection chose."""
+    geometry = SELECTION_MAP[bed]
+    if name == 'camera':
+        yield from camera(bed, recipes)
+    elif name == 'quarter':
+        yield from lengths(bed, recipes, geometry, (1 / 32, 1 / 16), ('upgraded', 'control', 'offsets'))
+    elif name == 'lengths':
+        yield from lengths(bed, recipes, geometry, (1 / 32, 1 / 16, 1 / 4, 1 / 2), ALL)
+    elif name == 'long':
+        yield from lengths(bed, recipes, geometry, (1 / 2, 1.0), ('control', 'upgraded'))
+    elif name == 'same':
+        yield from same_data(bed, recipes, 'fisheye' if bed == 'shapes' else 'identity')
+    elif name == 'labels':
+        yield from labels(bed, recipes, geometry)
+    elif name == 'ceiling':
+        yield from ceiling(bed, geometry)
+    elif name == 'dose':
         yield from dose(recipes)
+    elif name == 'reach':
         yield from reach(recipes)
-        yield from lengths(bed, recipes, 'fisheye', (1.0,), ('control', 'upgraded'))
-    else:
-        yield from lengths(bed, recipes, 'anisotropic', (1 / 32, 1 / 2), ('control', '5x5', 'upgraded', 'offsets'))
-        yield from ceiling(bed, 'anisotropic')
-        yield from labels(bed, recipes, 'anisotropic')
-        if bed == 'camvid':
-            yield from same_data(bed, recipes, 'identity')
-            yield from camera(bed, recipes, 'r18w32s3')
+    elif name == 'second':
+        yield from camera(bed, recipes, NETWORKS[bed][1])
+
+
+PARTS = ('camera', 'quarter', 'same', 'lengths', 'labels', 'ceiling', 'dose', 'reach', 'long', 'second')

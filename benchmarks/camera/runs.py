@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from . import arms, networks
 from .references import ComputedOffsets, Rectified
-from .testbeds import TESTBEDS, Geometry, Pictures
+from .testbeds import TESTBEDS, Geometry, Pictures, prepare
 from .training import Job, Recipe, mean_iou, segmentation_loss, train
 
 SELECTION = (100, 101)
@@ -66,25 +66,28 @@ class Lab:
     """Runs plans: keeps baselines, data and results.
 
     Args:
-        out: folder of ``results.jsonl`` and of the baselines.
-        cache: folder of the tensors that ``testbeds.prepare`` made.
+        out: folder of ``results.jsonl``, of the baselines and of prepared pictures.
+        data: folder of the packed data sets.
         device: ``'cpu'`` or ``'cuda'``.
         weights: of an ImageNet ResNet-50, for the networks that start from it.
         deadline: a time of ``time.monotonic()`` after which nothing new is started.
-        steps: part of the steps that are taken, for a trial.
+        steps: part of the steps that are taken, and of the scenes composed, for a trial.
+        workers: processes that prepare pictures.
     """
 
     def __init__(
         self,
         out: Path,
-        cache: Path,
+        data: Path = Path('data'),
         device: str = 'cpu',
         weights: Path | None = None,
         deadline: float = float('inf'),
         steps: float = 1.0,
+        workers: int = 1,
     ):
-        self.out, self.cache, self.device, self.weights = out, cache, device, weights
-        self.deadline, self.steps = deadline, steps
+        self.out, self.archives, self.device, self.weights = out, data, device, weights
+        self.deadline, self.steps, self.workers = deadline, steps, workers
+        self.cache = out / 'pictures'
         out.mkdir(parents=True, exist_ok=True)
         self.file = out / 'results.jsonl'
         self.rows = read(self.file)
@@ -107,6 +110,7 @@ class Lab:
         if key not in self._data:
             if self.device == 'cpu':  # one geometry at a time
                 self._data = {kept: value for kept, value in self._data.items() if kept[:2] == key[:2]}
+            prepare(bed, [geometry], self.archives, self.cache, self.workers, self.steps)
             self._data[key] = Pictures.load(self.cache, bed, geometry, split, self.device)
         return self._data[key]
 
