@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 BUILDER = 'DeformUpgrade'
+TRAIN_OFFSETS = 'TrainOffsets'
 HOOK = 'DeformUpgradeHook'
 RESUME_HOOK = 'ExactResumeHook'
 SCHEME = 'baseline://'  # MMEngine's loaders import what stands behind it

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any, Callable, Dict
 
 from mmengine.fileio import register_backend
@@ -13,10 +14,11 @@ from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from ..analysis.complexity import register_handles
-from ..config import BUILDER
+from ..config import BUILDER, TRAIN_OFFSETS
 from ..errors import ConfigError, TargetError
 from ..importers import OWN_NAMES
 from ..layers import ZeroOffsetDCN
+from ..offsets_only import train_offsets_
 from ..targets import Targets
 from ..upgrade import upgrade_
 from .bfloat16 import BFloat16Hook
@@ -50,26 +52,7 @@ def deform_upgrade(
         ConfigError: ``base_type`` is not given or not registered.
         TargetError: no match, or a match that cannot be upgraded.
     """
-    if base_type is None:
-        raise ConfigError(
-            f'{BUILDER} needs base_type, the type that the component had before: '
-            f"dict(type='{BUILDER}', base_type='ResNet', ...)"
-        )
-    other_class = isinstance(base_type, type) and not issubclass(base_type, nn.Module)
-    if not isinstance(base_type, str) and (other_class or not callable(base_type)):
-        raise ConfigError(
-            f"{BUILDER}: base_type={base_type!r} is neither a name nor a module's class; it is the type "
-            "that the component had before, such as 'ResNet'"
-        )
-    with MODELS.switch_scope_and_registry(None) as registry:
-        if isinstance(base_type, str) and not _is_registered(base_type, registry):
-            raise ConfigError(
-                f'{BUILDER}: base_type {base_type!r} is not registered in the scope {registry.scope!r}; '
-                "set default_scope in the config, or name it with its scope, as in 'mmdet.ResNet'"
-            )
-    module = MODELS.build(dict(type=base_type, **kwargs))
-    if not isinstance(module, nn.Module):
-        raise ConfigError(f'{BUILDER}: base_type={base_type!r} built a {type(module).__name__}, expected a module')
+    module = _build_base(BUILDER, base_type, kwargs)
     # Some backbones (Darknet) apply frozen_stages in train() only, and frozen targets must be seen now.
     module.train(module.training)
     try:
@@ -79,6 +62,52 @@ def deform_upgrade(
         where = f' (frozen_stages={frozen})' if isinstance(frozen, int) and frozen >= 0 else ''
         raise TargetError(f'{BUILDER} of {type(module).__name__}{where}: {error}') from error
     print_log(f'{type(module).__name__}: {report}', logger='current')
+    return module
+
+
+def train_offsets(base_type: Any = None, **kwargs: Any) -> nn.Module:
+    """Build the model that a config inherited and let nothing but its offset branches train.
+
+    In a config: ``model=dict(type='TrainOffsets', base_type='SingleStageDetector', backbone=dict(type='DeformUpgrade',
+    ...), ...)``. The result is an object of ``base_type`` itself, see :func:`train_offsets_`. It is done before the
+    model is wrapped and its optimizer is built, so neither ever sees the other parameters train.
+
+    Args:
+        base_type: the model's own ``type``.
+        **kwargs: all other settings of the model.
+
+    Raises:
+        ConfigError: ``base_type`` is not given or not registered.
+        TargetError: no offsets that could train.
+    """
+    module = _build_base(TRAIN_OFFSETS, base_type, kwargs)
+    names = train_offsets_(module)
+    print_log(f'{TRAIN_OFFSETS}: the offsets of {len(names)} layers train, and nothing else', logger='current')
+    return module
+
+
+def _build_base(builder: str, base_type: Any, settings: Mapping[str, Any]) -> nn.Module:
+    """What a builder's place in the config held before."""
+    if base_type is None:
+        raise ConfigError(
+            f'{builder} needs base_type, the type that the component had before: '
+            f"dict(type='{builder}', base_type='ResNet', ...)"
+        )
+    other_class = isinstance(base_type, type) and not issubclass(base_type, nn.Module)
+    if not isinstance(base_type, str) and (other_class or not callable(base_type)):
+        raise ConfigError(
+            f"{builder}: base_type={base_type!r} is neither a name nor a module's class; it is the type "
+            "that the component had before, such as 'ResNet'"
+        )
+    with MODELS.switch_scope_and_registry(None) as registry:
+        if isinstance(base_type, str) and not _is_registered(base_type, registry):
+            raise ConfigError(
+                f'{builder}: base_type {base_type!r} is not registered in the scope {registry.scope!r}; '
+                "set default_scope in the config, or name it with its scope, as in 'mmdet.ResNet'"
+            )
+    module = MODELS.build(dict(type=base_type, **settings))
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f'{builder}: base_type={base_type!r} built a {type(module).__name__}, expected a module')
     return module
 
 
@@ -112,6 +141,7 @@ def _imported_when_built(module: str, name: str) -> Callable[..., Any]:
 
 
 MODELS.register_module(name=BUILDER, module=deform_upgrade)
+MODELS.register_module(name=TRAIN_OFFSETS, module=train_offsets)
 MODELS.register_module(module=ZeroOffsetDCN)
 for _file, _name in (('ssd', 'WideSSDNeck'), ('ssd', 'PredictableSSDHead'), ('aspp', 'ProjectedASPPHead')):
     MODELS.register_module(name=_name, module=_imported_when_built(f'..models.{_file}', _name))
