@@ -76,7 +76,8 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
     switch = _switch(model)
     if name is not None and name not in switch.adapters:
         raise UpgradeError(f'there is no adapter {name!r}: {", ".join(map(repr, switch.adapters))} are loaded')
-    modules, new = dict(model.named_modules()), {}
+    modules: Any = dict(model.named_modules())
+    new: dict[nn.Module, nn.Module] = {}
     for layer, plain in switch.plain.items():
         before = modules[layer]
         after = switch.adapters[name].get(layer, plain) if name is not None else plain

@@ -30,7 +30,6 @@ from .hook import DeformUpgradeHook
 from .loading import AS_IT_IS, SCHEME, imported_checkpoint, load_from_safe, local_path, without_programs
 from .offset_logger import OffsetLoggerHook
 from .offset_optimizer import OffsetOptimizerConstructor
-from .offsets_first import OffsetsFirstHook
 
 
 def deform_upgrade(
@@ -154,7 +153,6 @@ for _hook in (
     ExactResumeHook,
     FiniteCheckHook,
     OffsetLoggerHook,
-    OffsetsFirstHook,
     WorkDirHook,
 ):
     HOOKS.register_module(module=_hook)

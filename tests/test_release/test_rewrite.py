@@ -33,7 +33,9 @@ def test_hooks_for_any_training_stay_with_their_import(hooks, imports):
     cfg = Config.fromfile(ROOT / 'benchmarks/compare/configs/faster-rcnn_r50-caffe-dc5_12e_cutouts.py')
     cfg.custom_hooks = hooks
     upgrade = upgrade_config(cfg, load_from='baseline.pth', targets='res5')
-    upgrade.custom_hooks = [*upgrade.custom_hooks, dict(type='OffsetLoggerHook'), dict(type='OffsetsFirstHook')]
+    upgrade.model.update(type='TrainOffsets', base_type=upgrade.model.type)
+    upgrade.custom_hooks = [*upgrade.custom_hooks, dict(type='OffsetLoggerHook')]
     back = with_layers(upgrade, {})
+    assert back.model.type == 'FasterRCNN' and 'base_type' not in back.model
     assert back.custom_hooks == hooks and back.model.backbone.type == 'ResNet' and back.load_from is None
     assert (back.get('custom_imports') or {}).get('imports') == imports
