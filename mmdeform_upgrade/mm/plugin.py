@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from typing import Any, Callable, Dict
 
@@ -28,6 +29,7 @@ from .guard.finite import FiniteCheckHook
 from .guard.work_dir import WorkDirHook
 from .hook import DeformUpgradeHook
 from .loading import AS_IT_IS, SCHEME, imported_checkpoint, load_from_safe, local_path, without_programs
+from .mmcv_ops import MissingOperators
 from .offset_logger import OffsetLoggerHook
 from .offset_optimizer import OffsetOptimizerConstructor
 
@@ -161,3 +163,4 @@ CheckpointLoader.register_scheme(SCHEME, load_from_baseline)
 CheckpointLoader.register_scheme(AS_IT_IS, load_from_safe)
 register_backend(BACKEND, WholeFiles)
 register_handles()
+sys.meta_path.append(MissingOperators())
