@@ -163,4 +163,4 @@ CheckpointLoader.register_scheme(SCHEME, load_from_baseline)
 CheckpointLoader.register_scheme(AS_IT_IS, load_from_safe)
 register_backend(BACKEND, WholeFiles)
 register_handles()
-sys.meta_path.append(MissingOperators())
+sys.meta_path.append(MissingOperators())  # last, so that a compiled mmcv._ext is found before it
