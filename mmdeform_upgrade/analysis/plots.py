@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from .signal import THRESHOLD, LayerSignal
+
 Curve = Sequence[Tuple[float, float]]
 Band = Sequence[Tuple[float, float, float, float]]
 SamplingRow = Tuple[Tuple[float, float], Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
@@ -71,6 +73,39 @@ def draw_depths(scores: Mapping[int, Sequence[float]], path: Path, *, ylabel: st
         axes.scatter([depth] * len(scores[depth]), scores[depth], color=COLOURS[1], s=16, zorder=3)
     axes.set(xlabel='upgraded layers (0: trained on without)', ylabel=ylabel, title=title, xticks=depths)
     axes.grid(alpha=0.3)
+    save(figure, path)
+
+
+def draw_signal(layers: Sequence[LayerSignal], path: Path, *, title: str) -> None:
+    """The signal of each layer's offsets and of its own weights, with what pure noise would give.
+
+    Args:
+        layers: from :func:`offset_signal`.
+        path: PNG to write.
+        title: data and conditions.
+    """
+    figure = Figure(figsize=(7.2, 1.4 + 0.32 * len(layers)), layout='constrained')
+    axes = figure.subplots()
+    rows = np.arange(len(layers))
+    colours = [COLOURS[2] if layer.verdict == 'learns' else COLOURS[4] for layer in layers]
+    axes.barh(rows, [layer.snr for layer in layers], 0.5, color=colours, label='offsets (green: learns)')
+    axes.plot([layer.weight_snr for layer in layers], rows, 'd', color=COLOURS[0], markersize=4, label='own weights')
+    errors = np.array([THRESHOLD * layer.error for layer in layers])
+    axes.barh(
+        rows,
+        np.minimum(2 * errors, 1 + errors),
+        0.9,
+        np.maximum(1 - errors, 0),
+        color=COLOURS[6],
+        alpha=0.25,
+        label='noise',
+    )
+    axes.set_yticks(rows, [layer.layer for layer in layers], fontsize=8)
+    axes.set(xlabel='|mean|² / (variance / N) of the gradient', title=title)
+    axes.set_xscale('symlog', linthresh=2)
+    axes.set_xlim(left=0)
+    axes.invert_yaxis()
+    axes.legend(fontsize=8)
     save(figure, path)
 
 
