@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .signal import THRESHOLD, LayerSignal
+from .signal import LayerSignal
 
 Curve = Sequence[Tuple[float, float]]
 Band = Sequence[Tuple[float, float, float, float]]
@@ -77,7 +77,7 @@ def draw_depths(scores: Mapping[int, Sequence[float]], path: Path, *, ylabel: st
 
 
 def draw_signal(layers: Sequence[LayerSignal], path: Path, *, title: str) -> None:
-    """The signal of each layer's offsets and of its own weights, with what pure noise would give.
+    """The signal of each layer's offsets and of its own weights.
 
     Args:
         layers: from :func:`offset_signal`.
@@ -88,22 +88,12 @@ def draw_signal(layers: Sequence[LayerSignal], path: Path, *, title: str) -> Non
     axes = figure.subplots()
     rows = np.arange(len(layers))
     colours = [COLOURS[2] if layer.verdict == 'learns' else COLOURS[4] for layer in layers]
-    axes.barh(rows, [layer.snr for layer in layers], 0.5, color=colours, label='offsets (green: learns)')
-    axes.plot([layer.weight_snr for layer in layers], rows, 'd', color=COLOURS[0], markersize=4, label='own weights')
-    errors = np.array([THRESHOLD * layer.error for layer in layers])
-    axes.barh(
-        rows,
-        np.minimum(2 * errors, 1 + errors),
-        0.9,
-        np.maximum(1 - errors, 0),
-        color=COLOURS[6],
-        alpha=0.25,
-        label='noise',
-    )
+    axes.barh(rows, [layer.snr - 1 for layer in layers], left=1, color=colours, label='offsets (green: learns)')
+    axes.plot([layer.weight_snr for layer in layers], rows, 'd', color=COLOURS[0], markersize=5, label='own weights')
+    axes.axvline(1, color=COLOURS[6], linewidth=1, label='pure noise')
     axes.set_yticks(rows, [layer.layer for layer in layers], fontsize=8)
-    axes.set(xlabel='|mean|² / (variance / N) of the gradient', title=title)
-    axes.set_xscale('symlog', linthresh=2)
-    axes.set_xlim(left=0)
+    axes.set(xscale='log', xlabel='|mean|² / (variance / N) of the gradient')
+    axes.set_title(title, fontsize=9)
     axes.invert_yaxis()
     axes.legend(fontsize=8)
     save(figure, path)

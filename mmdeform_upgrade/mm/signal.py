@@ -50,10 +50,10 @@ class SignalReport:
     targets: list[str]
 
     def __str__(self) -> str:
-        rows = [('layer', 'signal', 'own weights', 'step', 'cost', 'sees (effectively)', 'verdict')]
+        rows = [('layer', 'signal', 'z', 'own weights', 'step', 'cost', 'sees (effectively)', 'verdict')]
         for layer in self.layers:
             sees = '{:.0f} px ({:.0f})'.format(*self.reach[layer.layer]) if layer.layer in self.reach else '-'
-            numbers = (f'{layer.snr:.2f} ± {layer.error:.2f}', f'{layer.weight_snr:.2f}', f'{layer.step:.3f} px')
+            numbers = (f'{layer.snr:.2f}', f'{layer.z:.1f}', f'{layer.weight_snr:.2f}', f'{layer.step:.3f} px')
             rows.append((layer.layer, *numbers, f'+{100 * layer.cost:.1f} %', sees, layer.verdict))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         table = ['  '.join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -83,7 +83,7 @@ class SignalReport:
         """The report for a JSON file; what is not finite is None."""
         kept = dataclasses.asdict(self)
         for row, layer in zip(kept['layers'], self.layers, strict=True):
-            row.update(z=layer.z, noise_scale=layer.noise_scale, verdict=layer.verdict)
+            row.update(noise_scale=layer.noise_scale, verdict=layer.verdict)
             row.update(
                 {key: None for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
             )
@@ -144,10 +144,17 @@ def measure_signal(
     prefix = f'{part}.'
     found = offset_signal(network, progress(islice(chain(first, stream), batches)), _loss, lr=lr)
     layers = [dataclasses.replace(layer, layer=layer.layer.removeprefix(prefix)) for layer in found]
-    learning = [layer.layer for layer in layers if layer.verdict == 'learns']
+    learning = _strongest(layers)
     if learning and learning == every[-len(learning) :]:
         learning = [f'last:{len(learning)}']
     return SignalReport(layers, reach, extents, len(prepared[0]['data_samples']), len(loader.dataset), learning)
+
+
+def _strongest(layers: list[LayerSignal]) -> list[str]:
+    """Layers that learn, and whose signal is at least half of the strongest."""
+    learning = [layer for layer in layers if layer.verdict == 'learns']
+    least = max((layer.snr - 1 for layer in learning), default=0.0) / 2
+    return [layer.layer for layer in learning if layer.snr - 1 >= least]
 
 
 def _baseline(cfg: Config, checkpoint: str, part: str) -> tuple[nn.Module, nn.Module]:
@@ -185,8 +192,10 @@ def _loader(cfg: Config) -> Any:
         loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     except OSError as error:
         raise DataError(f'the training set cannot be read: {error}') from error
-    if not len(loader.dataset):
-        raise DataError('the training set is empty: no picture is left with labels of the classes of the config')
+    except ValueError as error:  # of a set without pictures, from MMEngine's serialisation
+        raise DataError(
+            f'the training set has no picture with labels of the classes in the config ({error})'
+        ) from error
     return loader
 
 
