@@ -21,6 +21,8 @@ from mmdeform_upgrade.importers import OWN_NAMES
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.mm.loading import without_scheme
 from mmdeform_upgrade.mm.preflight import plan_upgrade
+from mmdeform_upgrade.mm.signal import measure_signal
+from mmdeform_upgrade.optim import OFFSET_LR
 from mmdeform_upgrade.release import inspect_checkpoint
 
 
@@ -66,6 +68,11 @@ def parse_args(argv):
         'PACKAGE::FILE, in the current folder)',
     )
     parser.add_argument('--control', help='also write the control: the baseline trained on for the same length')
+    parser.add_argument(
+        '--signal',
+        action='store_true',
+        help='measure over 32 training batches whether the offsets have something to learn (docs/targets.md)',
+    )
     parser.add_argument('--dry-run', action='store_true', help='print the plan, write nothing')
     return parser.parse_args(argv)
 
@@ -112,6 +119,9 @@ def main(argv=None):
     upgraded = upgrade_config(baseline, **settings)
     plan = plan_upgrade(baseline, upgraded, args.checkpoint)
     print(plan)
+    if args.signal:
+        chosen = {name: settings[name] for name in ('targets', 'exclude', 'part')}
+        print(measure_signal(baseline, args.checkpoint, **chosen, lr=args.offset_lr or OFFSET_LR))
     if args.dry_run:
         print('dry run: nothing was written')
         return

@@ -5,19 +5,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..analysis.receptive_field import reaches
 from ..analysis.signal import FEWEST, LayerSignal, offset_signal
 from ..checkpoint import load_baseline
 from ..errors import ConfigError, DataError, TargetError
 from ..layers import upgraded_layers
+from ..optim import OFFSET_LR
 from ..targets import Targets, find_targets, upgradable_names
 from ..upgrade import upgrade_
 from .loading import without_scheme
@@ -99,11 +101,10 @@ def measure_signal(
     exclude: Targets = (),
     part: str = 'backbone',
     batches: int = 32,
-    lr: float = 2e-3,
+    lr: float = OFFSET_LR,
     device: str = 'cpu',
-    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> SignalReport:
-    """Upgrade a baseline in memory and measure it on batches of its own training pipeline; nothing is written.
+    """Upgrade a baseline in memory and measure it on batches of its own training pipeline, with a progress bar.
 
     Args:
         cfg: the baseline's config.
@@ -114,7 +115,6 @@ def measure_signal(
         batches: how many; at least 12.
         lr: rate of the offsets' Adam.
         device: where the network runs.
-        progress: wraps the batches, as ``tqdm`` does.
 
     Raises:
         ConfigError: a setting makes no sense, the config has no training set, or is upgraded already.
@@ -142,7 +142,8 @@ def measure_signal(
     upgrade_(component, names)
     network.to(device).train()
     prefix = f'{part}.'
-    found = offset_signal(network, progress(islice(chain(first, stream), batches)), _loss, lr=lr)
+    measured = tqdm(islice(chain(first, stream), batches), total=batches, desc='signal', unit='batch')
+    found = offset_signal(network, measured, _loss, lr=lr)
     layers = [dataclasses.replace(layer, layer=layer.layer.removeprefix(prefix)) for layer in found]
     learning = _strongest(layers)
     if learning and learning == every[-len(learning) :]:

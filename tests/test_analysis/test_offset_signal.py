@@ -39,6 +39,13 @@ def test_the_tool_says_where_offsets_learn_and_what_to_give_to_targets(tiny_conf
     assert 'batch/s' in result.stderr and out.with_suffix('.png').stat().st_size > 1000
 
 
+def test_the_plan_of_an_upgrade_says_it_for_its_targets(tiny_config, tiny_baseline):
+    text = run_tool('upgrade.py', tiny_config, tiny_baseline, '--signal', '--dry-run').stdout
+    plan, _, signal = text.partition('layer           signal')
+    assert 'schedule after' in plan and 'layer4.0.conv2' in signal and 'layer4.0.conv1' not in signal
+    assert '32 batches of 4 from 16 pictures' in signal
+
+
 def test_given_targets_alone_are_measured(baseline):
     report = measure_signal(*baseline, targets='res5b', batches=12)
     assert [layer.layer for layer in report.layers] == ['layer4.1.conv1', 'layer4.1.conv2'] == list(report.reach)
@@ -71,11 +78,12 @@ class IgnoreEverything:
         return results
 
 
-def test_labels_that_are_all_ignored_are_refused_before_the_work(baseline):
+def test_labels_that_are_all_ignored_are_refused_before_the_work(baseline, capsys):
     cfg = copy.deepcopy(baseline[0])
     cfg.train_dataloader.dataset.pipeline.insert(-1, dict(type='IgnoreEverything'))
     with pytest.raises(DataError, match='4 batches of the training set have no label that counts'):
-        measure_signal(cfg, baseline[1], progress=lambda batches: pytest.fail('the work has started'))
+        measure_signal(cfg, baseline[1])
+    assert 'batch/s' not in capsys.readouterr().err
     cfg = copy.deepcopy(baseline[0])
     cfg.train_dataloader.dataset.metainfo = dict(classes=('submarine',))
     with pytest.raises(DataError, match='the training set has no picture with labels of the classes'):

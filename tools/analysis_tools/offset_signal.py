@@ -10,11 +10,10 @@ import argparse
 import json
 from pathlib import Path
 
-from tqdm import tqdm
-
 from mmdeform_upgrade.config import read_config
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.mm.signal import measure_signal
+from mmdeform_upgrade.optim import OFFSET_LR
 
 
 def parse_args(argv):
@@ -25,7 +24,7 @@ def parse_args(argv):
     parser.add_argument('--exclude', nargs='+', default=[], help='names to leave alone')
     parser.add_argument('--part', default='backbone', help='component of the model (default: backbone)')
     parser.add_argument('--batches', type=int, default=32, help='training batches (default: 32)')
-    parser.add_argument('--offset-lr', type=float, default=2e-3, help="rate of the offsets' Adam (default: 0.002)")
+    parser.add_argument('--offset-lr', type=float, default=OFFSET_LR, help="rate of the offsets' Adam (default: 0.002)")
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--out', type=Path, help='where to write OUT.json and OUT.png')
     return parser.parse_args(argv)
@@ -42,7 +41,6 @@ def main(argv=None):
         batches=args.batches,
         lr=args.offset_lr,
         device=args.device,
-        progress=lambda batches: tqdm(batches, total=args.batches, desc='signal', unit='batch'),
     )
     print(report)
     if args.out:
