@@ -45,8 +45,7 @@ class Imported:
     def summary(self) -> dict[str, Any]:
         """What was done, in plain numbers and texts, for a checkpoint's ``meta``."""
         changed, dropped = (dict(Counter(reasons.values())) for reasons in (self.changed, self.dropped))
-        tensors = len(self.state_dict) - len(self.added)
-        return {'format': self.format, 'tensors': tensors, 'changed': changed, 'dropped': dropped}
+        return {'format': self.format, 'tensors': len(self.renamed), 'changed': changed, 'dropped': dropped}
 
     def __str__(self) -> str:
         counts = {

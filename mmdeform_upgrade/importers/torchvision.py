@@ -93,7 +93,7 @@ RESNET = Format(
     names_with(('conv1.weight', 'bn1.weight', 'layer1.0.conv1.weight', 'layer4.0.conv1.weight')),
     _convert_resnet,
 )
-DEEPLAB = Format(
+DEEPLAB: Format = Format(
     'torchvision DeepLabV3',
     names_with(('backbone.conv1.weight', 'classifier.0.convs.4.1.weight', 'classifier.0.project.0.weight')),
     lambda source: apply_rules(DEEPLAB.name, _DEEPLAB, source, checks=_DEEPLAB_CHECKS),
