@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BUILDER = 'DeformUpgrade'
 TRAIN_OFFSETS = 'TrainOffsets'
 HOOK = 'DeformUpgradeHook'
-RESUME_HOOK = 'ExactResumeHook'
+RESUME_HOOK = 'RunGuardHook'
 SCHEME = 'baseline://'  # MMEngine's loaders import what stands behind it
 
 
@@ -132,7 +132,7 @@ def control_changes(
 ) -> Dict[str, Any]:
     """The honest control of an upgrade: the baseline trained on for the same length, with no layer changed.
 
-    It sees the very batches of the upgrade, whose hook brings ``ExactResumeHook`` along.
+    It sees the very batches of the upgrade, where both have ``RunGuardHook``.
     """
     changes = {**schedule_changes(cfg, epoch_ratio), **rate_changes(cfg, lr_mult), 'load_from': load_from}
     hooks = list(changes.get('custom_hooks', cfg.get('custom_hooks') or []))

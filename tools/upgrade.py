@@ -19,7 +19,7 @@ from mmdeform_upgrade.config import (
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.importers import OWN_NAMES
 from mmdeform_upgrade.mm import command_line
-from mmdeform_upgrade.mm.loading import without_scheme
+from mmdeform_upgrade.mm.loading import local_path
 from mmdeform_upgrade.mm.preflight import plan_upgrade
 from mmdeform_upgrade.mm.signal import measure_signal
 from mmdeform_upgrade.optim import OFFSET_LR
@@ -30,7 +30,7 @@ class Inspect(argparse.Action):
     """``--inspect FILE`` stands alone, like ``--help``."""
 
     def __call__(self, parser, namespace, value, option_string=None):
-        print(command_line.printable(str(inspect_checkpoint(value))))
+        print(command_line.printable(str(inspect_checkpoint(local_path(value)))))
         parser.exit()
 
 
@@ -131,7 +131,7 @@ def main(argv=None):
         scheme = '' if plan.imported.format == OWN_NAMES else SCHEME
         changes = control_changes(
             baseline,
-            load_from=scheme + without_scheme(args.checkpoint),
+            load_from=scheme + args.checkpoint.removeprefix(SCHEME),
             epoch_ratio=args.epoch_ratio,
             lr_mult=args.lr_mult,
         )

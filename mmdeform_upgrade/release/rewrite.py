@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 # This package's types in configs: hooks that an upgrade needs, hooks for any training, and parts of networks.
-UPGRADE_HOOKS = ('DeformUpgradeHook', 'ExactResumeHook', 'OffsetLoggerHook')
-OWN_HOOKS = (*UPGRADE_HOOKS, 'BFloat16Hook', 'FiniteCheckHook', 'WorkDirHook')
+UPGRADE_HOOKS = ('DeformUpgradeHook', 'OffsetLoggerHook')
+OWN_HOOKS = (*UPGRADE_HOOKS, 'BFloat16Hook', 'RunGuardHook')
 OWN_TYPES = (
     *OWN_HOOKS,
     BUILDER,

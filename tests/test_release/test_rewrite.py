@@ -25,7 +25,7 @@ def test_every_registered_type_is_known():
 @pytest.mark.parametrize(
     'hooks,imports',
     [
-        ([dict(type='BFloat16Hook'), dict(type='FiniteCheckHook')], ['mmdeform_upgrade']),
+        ([dict(type='BFloat16Hook'), dict(type='RunGuardHook')], ['mmdeform_upgrade']),
         ([dict(type='EMAHook')], None),
     ],
 )
