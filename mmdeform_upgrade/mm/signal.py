@@ -22,7 +22,7 @@ from ..layers import upgraded_layers
 from ..optim import OFFSET_LR
 from ..targets import Targets, find_targets, upgradable_names
 from ..upgrade import upgrade_
-from .loading import without_scheme
+from .loading import local_path
 from .preflight import build_network
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class SignalReport:
     """Where an upgrade has something to learn.
 
     Attributes:
+        part: the component of the model.
         layers: see :class:`LayerSignal`; names are those inside the part.
         reach: pixels of the picture that each layer sees, in theory and effectively, see :func:`reaches`.
         extents: quartiles of the annotated objects' longer sides in pixels, as the network sees the pictures.
@@ -44,6 +45,7 @@ class SignalReport:
         targets: what to give to ``--targets``; empty where nothing learns.
     """
 
+    part: str
     layers: list[LayerSignal]
     reach: dict[str, tuple[float, float]]
     extents: tuple[float, float, float]
@@ -72,14 +74,19 @@ class SignalReport:
 
     def _advice(self) -> str:
         if not self.targets:
-            return 'no layer learns: batches do not agree where to look, and an upgrade is not expected to gain'
-        effective = max((effective for _, effective in self.reach.values()), default=math.nan)
-        short = effective < self.extents[1]
-        return (
-            f'objects are {"larger" if short else "not larger"} than what the network effectively sees '
-            f'({effective:.0f} px): {"more" if short else "less"} is to be gained by looking elsewhere\n'
-            f'use: --targets {" ".join(self.targets)}'
-        )
+            return (
+                f'no layer learns: {self.layers[0].batches} batches do not agree where to look, and an upgrade is not '
+                'expected to gain'
+            )
+        lines = []
+        if self.reach:
+            effective = max(effective for _, effective in self.reach.values())
+            larger, more = ('larger', 'more') if effective < self.extents[1] else ('not larger', 'less')
+            lines.append(
+                f'Objects are {larger} than what the network effectively sees ({effective:.0f} px): expect {more} of it.'
+            )
+        part = '' if self.part == 'backbone' else f'--part {self.part} '
+        return '\n'.join([*lines, f'use: {part}--targets {" ".join(self.targets)}'])
 
     def as_dict(self) -> dict[str, Any]:
         """The report for a JSON file; what is not finite is None."""
@@ -129,7 +136,7 @@ def measure_signal(
         raise ConfigError("the config has no train_dataloader: the signal is measured on the baseline's training set")
     set_random_seed(0)
     network, component = _baseline(cfg, checkpoint, part)
-    names = _candidates(component, part) if targets is None else find_targets(component, targets, exclude)
+    names = find_targets(component, targets or _candidates(component, part), exclude)
     loader = _loader(cfg)
     stream = _endless(loader)
     first = list(islice(stream, min(_PEEKED, batches)))
@@ -148,7 +155,7 @@ def measure_signal(
     learning = _strongest(layers)
     if learning and learning == every[-len(learning) :]:
         learning = [f'last:{len(learning)}']
-    return SignalReport(layers, reach, extents, len(prepared[0]['data_samples']), len(loader.dataset), learning)
+    return SignalReport(part, layers, reach, extents, len(prepared[0]['data_samples']), len(loader.dataset), learning)
 
 
 def _strongest(layers: list[LayerSignal]) -> list[str]:
@@ -167,7 +174,7 @@ def _baseline(cfg: Config, checkpoint: str, part: str) -> tuple[nn.Module, nn.Mo
     except AttributeError:
         parts = ', '.join(name for name, _ in network.named_children())
         raise ConfigError(f'the model has no part {part!r}: it has {parts}') from None
-    network.load_state_dict(load_baseline(without_scheme(checkpoint), network))
+    network.load_state_dict(load_baseline(local_path(checkpoint), network))
     network.train()  # some backbones freeze their stages here
     for module in network.modules():
         if getattr(module, 'with_cp', False):  # recomputation gives its gradients to .backward() alone
