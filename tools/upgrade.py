@@ -63,6 +63,12 @@ def parse_args(argv):
     parser.add_argument('--offset-lr', type=float, help="learning rate of the offsets' Adam (default: 0.002)")
     parser.add_argument('--offset-lr-mult', type=float, help="with 'same': rate of the offsets over the other layers'")
     parser.add_argument(
+        '--train',
+        choices=['all', 'offsets'],
+        default='all',
+        help='what the fine-tune trains: everything, or the offsets alone for an adapter of the baseline (default: all)',
+    )
+    parser.add_argument(
         '--out',
         help='config to write (default: CONFIG with -upgrade before its ending; for '
         'PACKAGE::FILE, in the current folder)',
@@ -115,6 +121,7 @@ def main(argv=None):
         offset_lr_mult=args.offset_lr_mult,
         offset_optimizer=args.offset_optimizer,
         offset_lr=args.offset_lr,
+        train=args.train,
     )
     upgraded = upgrade_config(baseline, **settings)
     plan = plan_upgrade(baseline, upgraded, args.checkpoint)
