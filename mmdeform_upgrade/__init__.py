@@ -3,10 +3,12 @@
 
 from importlib.util import find_spec
 
+from .adapters import disable_adapter, load_adapter, set_adapter
 from .checkpoint import load_baseline
 from .config import upgrade_config
 from .errors import UpgradeError
 from .layers import ZeroOffsetDCN
+from .offsets_only import train_offsets_
 from .ops import deform_conv2d
 from .schedule import shorten_schedule
 from .targets import find_targets
@@ -19,10 +21,14 @@ __all__ = [
     'UpgradeReport',
     'ZeroOffsetDCN',
     'deform_conv2d',
+    'disable_adapter',
     'find_targets',
+    'load_adapter',
     'load_baseline',
     'revert_',
+    'set_adapter',
     'shorten_schedule',
+    'train_offsets_',
     'upgrade_',
     'upgrade_config',
 ]

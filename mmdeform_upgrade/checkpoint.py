@@ -179,6 +179,11 @@ def _misfit(missing: list[str], unexpected: list[str], shapes: list[str], requir
     ):
         if keys:
             lines.append(f'  {title} ({len(keys)}): {_listed(keys)}')
+    if others := sorted({key.rpartition('.conv_offset.')[0] for key in missing if is_offset_key(key)}):
+        lines.append(
+            f'These deformable layers are no ZeroOffsetDCN, or only a part of them is there: {_listed(others)}. Newly '
+            'made, they compute something else than the baseline; take them out of the config (dcn=...), or upgrade them.'
+        )
     if prefix := _prefix(missing, unexpected):
         lines.append(
             f'Its names begin with {prefix!r}, which the names of the network do not: save it without, as in '

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 BUILDER = 'DeformUpgrade'
+TRAIN_OFFSETS = 'TrainOffsets'
 HOOK = 'DeformUpgradeHook'
-RESUME_HOOK = 'ExactResumeHook'
+RESUME_HOOK = 'RunGuardHook'
 SCHEME = 'baseline://'  # MMEngine's loaders import what stands behind it
 
 
@@ -35,6 +36,7 @@ def upgrade_config(
     offset_lr_mult: Optional[float] = None,
     offset_optimizer: Optional[str] = None,
     offset_lr: Optional[float] = None,
+    train: str = 'all',
 ) -> Config:
     """The config that fine-tunes the upgrade of a trained baseline.
 
@@ -50,6 +52,7 @@ def upgrade_config(
         offset_lr_mult: learning rate of the offset branches over that of the fine-tune.
         offset_optimizer: ``'adam'`` or ``'same'``, see :func:`rate_changes`.
         offset_lr: learning rate of the offsets' Adam.
+        train: ``'all'``, or ``'offsets'`` alone, see :func:`train_offsets_`.
 
     Returns:
         Config: builds with plain ``Runner.from_cfg``.
@@ -69,6 +72,7 @@ def upgrade_config(
         offset_lr_mult=offset_lr_mult,
         offset_optimizer=offset_optimizer,
         offset_lr=offset_lr,
+        train=train,
     )
     upgraded = copy.deepcopy(cfg)
     upgraded.merge_from_dict(changes)
@@ -88,11 +92,16 @@ def upgrade_changes(
     offset_lr_mult: Optional[float] = None,
     offset_optimizer: Optional[str] = None,
     offset_lr: Optional[float] = None,
+    train: str = 'all',
 ) -> Dict[str, Any]:
     """What :func:`upgrade_config` changes, as a dict that merges into ``cfg``; the keys of a short config file."""
     if not isinstance(load_from, (str, os.PathLike)) or not os.fspath(load_from):
         raise ConfigError(f'load_from={load_from!r}: give the path of the trained baseline')
     changes = retrain_changes(cfg, targets=targets, part=part, exclude=exclude, deform_groups=deform_groups)
+    if train not in ('all', 'offsets'):
+        raise ConfigError(f"train={train!r}: expected 'all' or 'offsets'")
+    if train == 'offsets':
+        changes['model'] = {'type': TRAIN_OFFSETS, 'base_type': cfg['model'].get('type'), **changes['model']}
     # The baseline brings all weights.
     if is_download(_component(cfg, part).get('init_cfg')):
         _inside(changes['model'], part)['init_cfg'] = None
@@ -131,7 +140,7 @@ def control_changes(
 ) -> Dict[str, Any]:
     """The honest control of an upgrade: the baseline trained on for the same length, with no layer changed.
 
-    It sees the very batches of the upgrade, whose hook brings ``ExactResumeHook`` along.
+    It sees the very batches of the upgrade, where both have ``RunGuardHook``.
     """
     changes = {**schedule_changes(cfg, epoch_ratio), **rate_changes(cfg, lr_mult), 'load_from': load_from}
     hooks = list(changes.get('custom_hooks', cfg.get('custom_hooks') or []))

@@ -37,5 +37,9 @@ class ExportError(UpgradeError, ValueError):
     """A network cannot be exported as asked."""
 
 
+class OperatorError(UpgradeError, NotImplementedError):
+    """An operator of mmcv that only its compiled part has."""
+
+
 class TrainingError(UpgradeError, RuntimeError):
     """A training run cannot go on: it computes what is no number, or cannot write what it computed."""

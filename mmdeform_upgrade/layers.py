@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import LayerError, TargetError, UpgradeError
-from .ops import deform_conv2d
+from .ops import deform_conv2d, flops
+from .ops.autocast import autocast
 
 _Size = Union[int, Tuple[int, int]]
 
@@ -117,6 +118,7 @@ class ZeroOffsetDCN(nn.Conv2d):
         except ValueError as error:
             raise LayerError(f'ZeroOffsetDCN: {error}') from error
         self.deform_groups = deform_groups
+        flops.register(load=True)
         # torch.fx takes modules of torch.nn as leaves; a Conv2d is one, and efficient_conv_bn_eval looks for it.
         self.__module__ = nn.Conv2d.__module__
         kh, kw = self.kernel_size
@@ -170,6 +172,7 @@ class ZeroOffsetDCN(nn.Conv2d):
         # MMEngine's efficient_conv_bn_eval calls this with weights of its own.
         if input.dim() == 3:
             return self._conv_forward(input.unsqueeze(0), weight, bias).squeeze(0)
+        input, weight, bias = autocast(input, weight, bias)  # once for both convolutions
         padding: Any
         if self.padding_mode != 'zeros':
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)

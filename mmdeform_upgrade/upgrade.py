@@ -18,7 +18,7 @@ _Function = TypeVar('_Function', bound=Callable[..., Any])
 _changing = threading.RLock()
 
 
-def _one_at_a_time(function: _Function) -> _Function:
+def one_at_a_time(function: _Function) -> _Function:
     """Two threads that matched the same convolutions would each replace them, and report what the other undid."""
 
     @wraps(function)
@@ -101,7 +101,7 @@ class UpgradeReport:
         return '\n'.join(lines)
 
 
-@_one_at_a_time
+@one_at_a_time
 def upgrade_(
     model: nn.Module,
     targets: Targets = 'last:3',
@@ -146,11 +146,13 @@ def upgrade_(
         raise TargetError('nothing was upgraded:\n  ' + '\n  '.join(problems))
     before = count_parameters(model)
     layers = tuple(LayerChange.of(name, modules[name], count) for name, count in groups.items())
-    _replace(model, {modules[name]: ZeroOffsetDCN.from_conv(modules[name], count) for name, count in groups.items()})
+    replace_modules(
+        model, {modules[name]: ZeroOffsetDCN.from_conv(modules[name], count) for name, count in groups.items()}
+    )
     return UpgradeReport(layers, before, count_parameters(model))
 
 
-@_one_at_a_time
+@one_at_a_time
 def revert_(
     model: nn.Module, *, keep: Optional[Callable[[str, ZeroOffsetDCN], bool]] = None, drop: Collection[str] = ()
 ) -> List[str]:
@@ -183,7 +185,7 @@ def revert_(
         for name, m in layers.items()
         if (name in drop or m.conv_offset.is_zero()) and not (keep and keep(name, m))
     }
-    _replace(model, {layer: layer.to_conv(force=True) for layer in chosen.values()})
+    replace_modules(model, {layer: layer.to_conv(force=True) for layer in chosen.values()})
     return list(chosen)
 
 
@@ -192,7 +194,8 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _replace(model: nn.Module, new: Dict[nn.Module, nn.Module]) -> None:
+def replace_modules(model: nn.Module, new: Dict[nn.Module, nn.Module]) -> None:
+    """Put new modules in the places of old ones, wherever these are used."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in new:

@@ -26,6 +26,7 @@ RUN_BY = {
     'benchmarks/compare/try_recipes.py': 'test_experiments/test_runs.py::test_recipes_are_reported_beside_what_was_trained',
     'benchmarks/compare/run_side_by_side.py': 'test_experiments/test_runs.py::test_side_by_side_runs_what_can_run_and_says_what_became_of_the_rest',
     'benchmarks/compare/depth_study.py': 'test_experiments/test_runs.py::',
+    'analysis_tools/offset_signal.py': 'test_analysis/test_offset_signal.py',
     'analysis_tools/cost.py': 'test_analysis/test_timing.py::',
     'benchmarks/operator/benchmark_op.py': 'test_analysis/test_timing.py::',
     'analysis_tools/show_offsets.py': 'test_analysis/test_look.py::test_the_tool_draws_and_says_the_statistics',

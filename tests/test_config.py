@@ -53,10 +53,10 @@ def test_the_control_sees_the_batches_of_the_upgrade():
     cfg = Config.fromfile(MMDET_CONFIGS / 'yolox/yolox_s_8xb8-300e_coco.py')
     changes = control_changes(cfg, load_from='x.pth', epoch_ratio=0.25)
     hooks = [hook['type'] for hook in changes['custom_hooks']]
-    assert hooks == ['YOLOXModeSwitchHook', 'SyncNormHook', 'EMAHook', 'ExactResumeHook']
+    assert hooks == ['YOLOXModeSwitchHook', 'SyncNormHook', 'EMAHook', 'RunGuardHook']
     assert changes['custom_hooks'][0]['num_last_epochs'] == 4
     assert 'mmdeform_upgrade' in changes['custom_imports']['imports'] and 'model' not in changes
-    cfg.custom_hooks = [dict(type='ExactResumeHook')]
+    cfg.custom_hooks = [dict(type='RunGuardHook')]
     assert 'custom_hooks' not in control_changes(cfg, load_from='x.pth', epoch_ratio=0.25), 'not twice'
 
 

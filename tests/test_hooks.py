@@ -125,7 +125,7 @@ def test_resume_goes_on_where_the_run_was_cut(trained, tiny_baseline, tmp_path):
     second = run_tool('train.py', config, '--work-dir', tmp_path, '--resume').stdout
     assert 'resumed epoch: 1, iter: 4' in second
     assert not re.search(r'Epoch\(train\)\s+\[1\]|tensors added|before its first', second)
-    assert re.search(r'Epoch\(train\)\s+\[2\]\[4/4\]\s+lr: 1\.5000e-05', second), 'the schedule goes on, too'
+    assert re.search(r'Epoch\(train\)\s+\[2\]\[4/4\]\s+(?:base_)?lr: 1\.5000e-05', second), 'the schedule goes on, too'
     whole, resumed = (read_checkpoint(folder / 'epoch_2.pth') for folder in (work_dir, tmp_path))
     assert resumed['meta']['deform_upgrade'] == whole['meta']['deform_upgrade']
     assert resumed['meta']['iter'] == whole['meta']['iter'] == 8
@@ -156,6 +156,8 @@ def test_scoring_first_changes_nothing_in_the_training(tiny_upgrade_cfg):
 
 
 def test_the_optimizer_holds_every_offset(tiny_upgrade_cfg):
+    for key in ('constructor', 'offset_optimizer'):
+        tiny_upgrade_cfg.optim_wrapper.pop(key, None)
     tiny_upgrade_cfg.optim_wrapper.paramwise_cfg = dict(custom_keys={'conv_offset': dict(lr_mult=0.1)})
     runner = _runner(tiny_upgrade_cfg)
     wrapper = runner.build_optim_wrapper(runner.optim_wrapper)

@@ -10,11 +10,12 @@ import zipfile
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
+from mmengine.runner.checkpoint import load_from_local
 
 from mmdeform_upgrade import load_baseline
 from mmdeform_upgrade.errors import CheckpointError
-from mmdeform_upgrade.mm.loading import safe_loaders
 from mmdeform_upgrade.release import inspect_checkpoint, publish
 
 from .conftest import build
@@ -31,7 +32,6 @@ CHEAP = [
     'delta.py apply, delta',
     'load_baseline',
     'baseline://',
-    'safe://',
 ]
 COSTLY = [
     'upgrade.py',
@@ -86,14 +86,23 @@ def test_no_door_behind_a_network_lets_a_program_in(doors, door, tmp_path):
     try_door(doors.costly()[door], path, tmp_path / 'marker')
 
 
-def test_outside_of_the_tools_mmengine_reads_as_it_always_did(tmp_path):
-    """Which is why the doors are needed: its own reader runs what a file holds."""
+@pytest.fixture
+def mmengines_own_reader(monkeypatch):
+    """As in a process that has neither run a tool nor built the hook."""
+    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+
+
+def test_a_run_with_the_hook_reads_plain_paths_safely_from_its_start_on(mmengines_own_reader, tmp_path):
+    """MMEngine's own reader runs what a file holds."""
     path = payloads.write(tmp_path, 'torch zip', 'global', tmp_path / 'marker')
-    with safe_loaders(), pytest.raises(CheckpointError, match=r'asks for os\.system'):
-        CheckpointLoader.load_checkpoint(str(path))
-    assert not (tmp_path / 'marker').exists()
     CheckpointLoader.load_checkpoint(str(path))
     assert (tmp_path / 'marker').exists()
+    (tmp_path / 'marker').unlink()
+    HOOKS.build(dict(type='DeformUpgradeHook'))
+    with pytest.raises(CheckpointError, match=r'asks for os\.system'):
+        CheckpointLoader.load_checkpoint(str(path))
+    assert not (tmp_path / 'marker').exists()
 
 
 @pytest.fixture
@@ -116,8 +125,8 @@ def with_texts(doors, tmp_path):
     return cfg, path
 
 
-@pytest.mark.parametrize('scheme', ['', 'safe://', 'baseline://'])
-def test_a_resume_runs_no_config_text_of_its_checkpoint(with_texts, tmp_path, scheme):
+@pytest.mark.parametrize('scheme', ['', 'baseline://'])
+def test_a_resume_runs_no_config_text_of_its_checkpoint(with_texts, mmengines_own_reader, tmp_path, scheme):
     cfg, path = with_texts
     cfg.update(
         work_dir=str(tmp_path / 'work'),
@@ -137,9 +146,9 @@ def test_a_resume_runs_no_config_text_of_its_checkpoint(with_texts, tmp_path, sc
     runner.call_hook('before_run')
     runner.resume(runner._load_from, resume_optimizer=False, resume_param_scheduler=False)
     assert runner.epoch == 8 and not (tmp_path / 'marker').exists()
-    if scheme == 'safe://':  # the file is live
-        runner.resume(str(path), resume_optimizer=False, resume_param_scheduler=False)
-        assert (tmp_path / 'marker').exists()
+    CheckpointLoader.register_scheme('', load_from_local, force=True)
+    runner.resume(str(path), resume_optimizer=False, resume_param_scheduler=False)
+    assert (tmp_path / 'marker').exists(), 'the file is live'
 
 
 def test_publishing_and_inspecting_run_no_config_text(with_texts, tmp_path):
@@ -174,7 +183,7 @@ def test_an_archive_that_leads_outside_is_refused(tmp_path, name):
 def test_an_archive_with_a_link_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="its member 'archive/data/0' is a symbolic link"):
         load_baseline(_archive(tmp_path / 'a.pth', 'archive/data/0', stat.S_IFLNK | 0o777, b'/etc/passwd'))
-    assert load_checkpoint(torch.nn.Module(), f'safe://{_archive(tmp_path / "b.pth", "b/more")}')
+    assert load_checkpoint(torch.nn.Module(), f'baseline://{_archive(tmp_path / "b.pth", "b/more")}')
 
 
 def test_names_in_a_file_do_not_steer_the_terminal(tmp_path):

@@ -179,8 +179,8 @@ MISTAKES = {
     'a baseline to resume': (
         [*TRAIN, '--resume', 'epoch_8.pth', '--cfg-options', 'experiment_name=c'],
         (
-            'CheckpointError: epoch_8.pth: it is no checkpoint of an interrupted run: it has no epoch and iteration and no '
-            'message_hub. --resume goes on from an interrupted run, without a path from the last whole checkpoint of the '
+            'CheckpointError: epoch_8.pth: it is no checkpoint of an interrupted run: it has no epoch and no iter and no '
+            'message_hub. --resume continues an interrupted run, without a path from the last whole checkpoint of the '
             'work directory; give a baseline or a finished network as load_from, without --resume'
         ),
     ),

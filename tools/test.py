@@ -4,8 +4,9 @@
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from mmdeform_upgrade.config import SCHEME
 from mmdeform_upgrade.mm import command_line
-from mmdeform_upgrade.mm.loading import SCHEME, local_path
+from mmdeform_upgrade.mm.loading import local_path
 
 
 def main(argv=None):

@@ -5,7 +5,6 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmdeform_upgrade.mm import command_line
-from mmdeform_upgrade.mm.preflight import check_before_training
 
 
 def main(argv=None):
@@ -16,7 +15,7 @@ def main(argv=None):
         '--resume',
         nargs='?',
         const='auto',
-        help='go on from a checkpoint; without a path, from the latest in the work directory',
+        help='continue from a checkpoint; without a path, from the latest in the work directory',
     )
     args = parser.parse_args(argv)
     cfg = command_line.load_config(args)
@@ -25,8 +24,6 @@ def main(argv=None):
     if args.auto_scale_lr:
         command_line.set_auto_scale_lr(cfg)
     command_line.set_resume(cfg, args.resume)
-    check_before_training(cfg)
-    command_line.set_safe_reader(cfg)
     with command_line.own_work_dir(cfg):
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         runner.train()

@@ -19,8 +19,10 @@ from mmdeform_upgrade.config import (
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.importers import OWN_NAMES
 from mmdeform_upgrade.mm import command_line
-from mmdeform_upgrade.mm.loading import without_scheme
+from mmdeform_upgrade.mm.loading import local_path
 from mmdeform_upgrade.mm.preflight import plan_upgrade
+from mmdeform_upgrade.mm.signal import measure_signal
+from mmdeform_upgrade.optim import OFFSET_LR
 from mmdeform_upgrade.release import inspect_checkpoint
 
 
@@ -28,7 +30,7 @@ class Inspect(argparse.Action):
     """``--inspect FILE`` stands alone, like ``--help``."""
 
     def __call__(self, parser, namespace, value, option_string=None):
-        print(command_line.printable(str(inspect_checkpoint(value))))
+        print(command_line.printable(str(inspect_checkpoint(local_path(value)))))
         parser.exit()
 
 
@@ -61,11 +63,22 @@ def parse_args(argv):
     parser.add_argument('--offset-lr', type=float, help="learning rate of the offsets' Adam (default: 0.002)")
     parser.add_argument('--offset-lr-mult', type=float, help="with 'same': rate of the offsets over the other layers'")
     parser.add_argument(
+        '--train',
+        choices=['all', 'offsets'],
+        default='all',
+        help='what the fine-tune trains: everything, or the offsets alone for an adapter of the baseline (default: all)',
+    )
+    parser.add_argument(
         '--out',
         help='config to write (default: CONFIG with -upgrade before its ending; for '
         'PACKAGE::FILE, in the current folder)',
     )
     parser.add_argument('--control', help='also write the control: the baseline trained on for the same length')
+    parser.add_argument(
+        '--signal',
+        action='store_true',
+        help='measure over 32 training batches whether the offsets have something to learn (docs/targets.md)',
+    )
     parser.add_argument('--dry-run', action='store_true', help='print the plan, write nothing')
     return parser.parse_args(argv)
 
@@ -108,10 +121,14 @@ def main(argv=None):
         offset_lr_mult=args.offset_lr_mult,
         offset_optimizer=args.offset_optimizer,
         offset_lr=args.offset_lr,
+        train=args.train,
     )
     upgraded = upgrade_config(baseline, **settings)
     plan = plan_upgrade(baseline, upgraded, args.checkpoint)
     print(plan)
+    if args.signal:
+        chosen = {name: settings[name] for name in ('targets', 'exclude', 'part')}
+        print(measure_signal(baseline, args.checkpoint, **chosen, lr=args.offset_lr or OFFSET_LR))
     if args.dry_run:
         print('dry run: nothing was written')
         return
@@ -121,7 +138,7 @@ def main(argv=None):
         scheme = '' if plan.imported.format == OWN_NAMES else SCHEME
         changes = control_changes(
             baseline,
-            load_from=scheme + without_scheme(args.checkpoint),
+            load_from=scheme + args.checkpoint.removeprefix(SCHEME),
             epoch_ratio=args.epoch_ratio,
             lr_mult=args.lr_mult,
         )

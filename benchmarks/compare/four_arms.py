@@ -71,7 +71,7 @@ def main(argv=None):
 
 
 def write(out, text, found, results, metric):
-    from mmdeform_upgrade.analysis import plots
+    from benchmarks import plots
 
     runs = flat(found)
     write_report(out, text, runs, {'runs': [asdict(run) for run in runs]})

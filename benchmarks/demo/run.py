@@ -18,7 +18,7 @@ def main(argv=None):
     sizes = demo.Sizes(args.train, args.val, args.test, args.epochs, args.batch)
     results = demo.run(args.out, sizes, args.seed)
 
-    from mmdeform_upgrade.analysis import plots
+    from benchmarks import plots
 
     rows = [(name, epochs, f'{100 * score:.2f}') for name, epochs, score in results.rows]
     table = plots.table([('network', 'epochs', 'test mAP (%)'), *rows])

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from mmdeform_upgrade.analysis.timing import conditions, now, summary
+from benchmarks.conditions import conditions
+from mmdeform_upgrade.analysis.timing import now, summary
 from mmdeform_upgrade.ops import deform_conv2d
 
 SHAPES = {

@@ -3,9 +3,9 @@
 
 For the gradients g_1 ... g_N of N batches, ``|mean|^2 / (variance / N)`` is 1 on average where they are pure noise, and
 1 + N |E g|^2 / Var g where they agree. How far chance moves it depends on how the noise is distributed: where few
-directions hold it, a ratio of 4 is nothing. So the error is measured as well. With S the sum of the gradients before
-g_i, the products g_i . S add up to the ratio's deviation from 1, and are martingale differences where there is no
-signal: the root of the sum of their squares is the standard error, whatever the noise looks like.
+directions hold it, a ratio of 4 is nothing. So that is measured as well. With S the sum of the gradients before g_i,
+the ratio exceeds 1 by the sum of the products g_i . S, scaled; without a signal these are martingale differences, and
+their sum over the root of the sum of their squares is a standard normal number, whatever the noise looks like.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..errors import LayerError, TrainingError
 from ..layers import ZeroOffsetDCN, upgraded_layers
 
-THRESHOLD = 2.5  # standard errors; pure noise passes it in at most 0.5 % of layers, for any number of batches
+THRESHOLD = 2.5  # of z; pure noise passes it in at most 0.5 % of layers, for any number of batches
 FEWEST = 12  # batches; with fewer, not even equal gradients could pass the threshold
 
 
@@ -34,7 +34,7 @@ class LayerSignal:
     Attributes:
         layer: dotted name.
         snr: |mean|^2 / (variance / N) of the gradient of ``conv_offset.weight``; 1 for pure noise.
-        error: standard error of ``snr`` if there were nothing but noise.
+        z: how sure it is that there is a signal, in standard errors; at most about 0.87 sqrt(N).
         weight_snr: the same ratio of the layer's own ``weight``: what plain training still has to learn there.
         step: how far one step of Adam moves the offsets, root mean square in pixels of the layer's input.
         cost: multiplications that the upgrade adds, over those of the whole plain network.
@@ -43,16 +43,11 @@ class LayerSignal:
 
     layer: str
     snr: float
-    error: float
+    z: float
     weight_snr: float
     step: float
     cost: float
     batches: int
-
-    @property
-    def z(self) -> float:
-        """Standard errors between the ratio and pure noise."""
-        return (self.snr - 1) / self.error if self.error > 0 else math.nan
 
     @property
     def noise_scale(self) -> float:
@@ -85,12 +80,11 @@ class _Tally:
         self.squared_products += product**2
 
     def ratio(self, count: int) -> tuple[float, float]:
-        """|mean|^2 / (variance / N), and its standard error under pure noise."""
+        """|mean|^2 / (variance / N), and z."""
         noise = (self.squares - (self.squares + 2 * self.products) / count) / (count - 1)  # trace of the covariance
         if not noise > 0:
             return math.nan, math.nan
-        scale = 2 / (count - 1) / noise
-        return 1 + scale * self.products, scale * math.sqrt(self.squared_products)
+        return 1 + 2 * self.products / (count - 1) / noise, self.products / math.sqrt(self.squared_products)
 
 
 def offset_signal(
@@ -134,7 +128,7 @@ def offset_signal(
                     stack.enter_context(_steps(layers, offsets, lr, steps))
                 value = loss(model, batch)
             if not bool(torch.isfinite(value).all()):
-                raise TrainingError(f'the loss of batch {count} is {float(value)}, expected a finite number')
+                raise TrainingError(f'the loss of batch {count} is {value.item()}, expected a finite number')
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)
             for tally, gradient in zip((*offsets.values(), *weights.values()), gradients, strict=True):
                 tally.add(gradient)

@@ -1,31 +1,12 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""Timings that can be compared: candidates take turns in one run, and the conditions stand beside the figures."""
+"""Timings that can be compared: candidates take turns in one run."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 import time
-from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, Sequence
 
 import torch
-
-_PACKAGES = (
-    'torch',
-    'mmengine',
-    'onedl-mmengine',
-    'mmcv',
-    'onedl-mmcv',
-    'mmdet',
-    'onedl-mmdetection',
-    'mmsegmentation',
-    'onedl-mmsegmentation',
-    'torchvision',
-    'triton',
-    'deformops',
-)
 
 
 def now(device: str) -> float:
@@ -53,29 +34,3 @@ def summary(times: Sequence[float]) -> Dict[str, float]:
     """Fastest, median and quartiles."""
     quartiles = torch.tensor(sorted(times)).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
     return {'fastest': min(times), **dict(zip(('lower_quartile', 'median', 'upper_quartile'), quartiles, strict=True))}
-
-
-def conditions(device: str) -> Dict[str, Any]:
-    """Hardware, versions and settings that a timing depends on, and how busy the machine was."""
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {
-        'device': device,
-        'hardware': torch.cuda.get_device_name() if device == 'cuda' else _cpu_name(),
-        'threads': torch.get_num_threads(),
-        'versions': versions,
-        'python': platform.python_version(),
-        'cudnn_tf32': torch.backends.cudnn.allow_tf32,
-        'wait_policy': os.environ.get('OMP_WAIT_POLICY', 'default'),
-        'load_average_before': os.getloadavg(),
-    }
-
-
-def _cpu_name() -> str:
-    lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').exists() else []
-    names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
-    return names[0] if names else platform.processor()

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, List, Mapping, Tuple
+from typing import Any
 
 from torch import Tensor, nn
 
-StateDict = Dict[str, Tensor]
 # Looks at the network that an import is meant for, and returns what does not fit, a line each.
-Check = Callable[[nn.Module], List[str]]
+Check = Callable[[nn.Module], list[str]]
 
 
 @dataclass(frozen=True)
@@ -22,38 +23,39 @@ class Imported:
         state_dict: target names to tensors; those of the file are not changed in place.
         renamed: source name to target name, of everything that was taken over.
         changed: target name to what was done to its values (a fold, a roll, rows selected).
-        dropped: source name to why it was left out on purpose.
+        dropped: source name to why it has no place of its own.
         checks: what only the network can tell (anchors, eps, number of classes).
         classes: names of the classes in the order of the outputs, where the file leaves no doubt about them.
         added: offset keys that the baseline lacked; zeros were put there to fit an upgraded network.
     """
 
     format: str
-    state_dict: StateDict
-    renamed: Mapping[str, str] = field(default_factory=dict)
-    changed: Mapping[str, str] = field(default_factory=dict)
-    dropped: Mapping[str, str] = field(default_factory=dict)
-    checks: Tuple[Check, ...] = ()
-    classes: Tuple[str, ...] = ()
-    added: Tuple[str, ...] = ()
+    state_dict: dict[str, Tensor]
+    renamed: dict[str, str] = field(default_factory=dict)
+    changed: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
+    classes: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
 
-    def problems(self, model: nn.Module) -> List[str]:
+    def problems(self, model: nn.Module) -> list[str]:
         """Every reason why ``model`` is not the network that this baseline was trained as."""
         return [problem for check in self.checks for problem in check(model)]
 
-    def summary(self) -> Dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """What was done, in plain numbers and texts, for a checkpoint's ``meta``."""
-        counts = {title: _counted(reasons) for title, reasons in (('changed', self.changed), ('dropped', self.dropped))}
-        return {'format': self.format, 'tensors': len(self.state_dict) - len(self.added), **counts}
+        changed, dropped = (dict(Counter(reasons.values())) for reasons in (self.changed, self.dropped))
+        return {'format': self.format, 'tensors': len(self.renamed), 'changed': changed, 'dropped': dropped}
 
     def __str__(self) -> str:
-        lines = [
-            f'{self.format}: {len(self.renamed)} tensors renamed, {len(self.changed)} changed in value, '
-            f'{len(self.dropped)} dropped'
-        ]
-        lines += _grouped('changed', self.changed)
-        lines += _grouped('dropped', self.dropped)
-        return '\n'.join(lines)
+        counts = {
+            'renamed': sum(source != target for source, target in self.renamed.items()),
+            'changed in value': len(self.changed),
+            'dropped': len(self.dropped),
+        }
+        done = ', '.join(f'{count} {what}' for what, count in counts.items() if count)
+        lines = [f'{self.format}: {len(self.renamed)} tensors, {done or "all as they are"}']
+        return '\n'.join([*lines, *_grouped('changed', self.changed), *_grouped('dropped', self.dropped)])
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,15 @@ class Format:
     convert: Callable[[Mapping[str, Tensor]], Imported]
 
 
-def _counted(reasons: Mapping[str, str]) -> Dict[str, int]:
-    return {reason: list(reasons.values()).count(reason) for reason in dict.fromkeys(reasons.values())}
+def names_with(*alternatives: tuple[str, ...]) -> Callable[[Mapping[str, Tensor]], bool]:
+    """Recognises a file that has all names of one of these."""
+    return lambda names: any(names.keys() >= set(needed) for needed in alternatives)
 
 
-def _grouped(title: str, reasons: Mapping[str, str]) -> List[str]:
-    names: Dict[str, List[str]] = {}
-    for name, reason in reasons.items():
-        names.setdefault(reason, []).append(name)
-    return [
-        f'  {title}, {reason}: {", ".join(group[:3])}' + (f' and {len(group) - 3} more' if len(group) > 3 else '')
-        for reason, group in names.items()
-    ]
+def _grouped(title: str, reasons: Mapping[str, str]) -> list[str]:
+    lines = []
+    for reason in dict.fromkeys(reasons.values()):
+        names = [name for name in reasons if reasons[name] == reason]
+        more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+        lines.append(f'  {title}, {reason}: {", ".join(names[:3])}{more}')
+    return lines

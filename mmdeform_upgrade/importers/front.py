@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterable, List, Mapping, Optional, Tuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import CheckpointError
-from . import detectron2, openmmlab, torchvision, torchvision_detection
+from . import detectron2, gluoncv, openmmlab, torchvision, torchvision_detection
 from .base import Format, Imported
-from .gluoncv_ssd import GLUONCV_SSD
-from .gluoncv_yolo import GLUONCV_YOLO
 
 # One line a format; the order does not matter, since a state dict may be of one format alone.
-FORMATS: Tuple[Format, ...] = (
+FORMATS = (
     torchvision.RESNET,
     torchvision.DEEPLAB,
     torchvision_detection.SSD,
@@ -25,16 +24,14 @@ FORMATS: Tuple[Format, ...] = (
     openmmlab.OLD_SSD,
     openmmlab.RPN,
     openmmlab.VERSION_ONE,
-    GLUONCV_SSD,
-    GLUONCV_YOLO,
+    gluoncv.SSD,
+    gluoncv.YOLO,
 )
 OWN_NAMES = "the network's own names"
 VERSION_TWO = 'MMDetection 2 or MMSegmentation 0'
 
 
-def import_state_dict(
-    source: Mapping[str, Tensor], meta: Any = None, network: Optional[Iterable[str]] = None
-) -> Imported:
+def import_state_dict(source: Mapping[str, Tensor], meta: Any = None, network: Iterable[str] | None = None) -> Imported:
     """A state dict under mmdet's or mmseg's names.
 
     Args:
@@ -49,21 +46,15 @@ def import_state_dict(
     formats = [] if network is not None and source.keys() <= set(network) else matching_formats(source)
     if not formats:
         name = VERSION_TWO if openmmlab.is_version_two(meta) else OWN_NAMES
-        return Imported(name, dict(source), {key: key for key in source}, classes=_classes(meta))
+        classes = openmmlab.dataset_meta(meta).get('classes')
+        known = tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else ()
+        return Imported(name, dict(source), {key: key for key in source}, classes=known)
     if len(formats) > 1:
-        raise CheckpointError(
-            'its names are those of '
-            + ' and of '.join(found.name for found in formats)
-            + ': give a checkpoint of one network'
-        )
+        names = ' and of '.join(found.name for found in formats)
+        raise CheckpointError(f'its names are those of {names}: give a checkpoint of one network')
     return formats[0].convert(source)
 
 
-def matching_formats(source: Mapping[str, Tensor]) -> List[Format]:
+def matching_formats(source: Mapping[str, Tensor]) -> list[Format]:
     """The formats whose names and shapes these are."""
     return [known for known in FORMATS if known.recognise(source)]
-
-
-def _classes(meta: Any) -> Tuple[str, ...]:
-    classes = openmmlab.dataset_meta(meta).get('classes') or ()
-    return tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else ()

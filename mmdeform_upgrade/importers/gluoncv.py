@@ -1,7 +1,10 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""What GluonCV's importers share: the four ways in which MXNet names parameters, and what to do with a table of them.
+"""GluonCV's ``ssd_512_resnet50_v1`` and ``yolo3_darknet53`` (VOC and COCO), as MXNet saves them.
 
-The same parameter may be called (``gluon/block.py``, ``gluon/parameter.py`` of MXNet 1.x)
+From ``gluoncv/model_zoo/{ssd,yolo,resnet.py}`` and ``gluoncv/nn/{feature,predictor}.py`` of GluonCV 0.10. The SSD goes
+onto mmdet's ResNet, ``WideSSDNeck`` and ``PredictableSSDHead``; YOLOv3 is mmdet's layer by layer.
+
+MXNet 1.x calls the same parameter
 
 1. by its place in the network, ``stages.0.0.0.weight``: ``save_parameters``;
 2. by its own name without the network's prefix, ``resnetv10_conv0_weight``: ``save_params``;
@@ -15,215 +18,222 @@ in all four cases, since it is one symbol; behind ``features.`` in the first.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .base import Check, Imported
-from .checks import flips_channels
+from .base import Format, Imported
+from .checks import IMAGENET_RGB, anchors, box_stds, norm_eps, setting, stride_in
+from .table import Rule, apply_rules, select_rows
 
-MEAN = (123.675, 116.28, 103.53)  # RGB, of 0..255; GluonCV's presets have them of 0..1
-STD = (58.395, 57.12, 57.375)
-
-_NORM = {'gamma': 'weight', 'beta': 'bias', 'running_mean': 'running_mean', 'running_var': 'running_var'}
-_SHOWN = 8
-_REWRITES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r'^(?:arg|aux):', ''),
-        (r'^features\.', ''),
-        (r'^(?:ssd|yolov3)\d+_', ''),
-        (r'^(resnetv1|darknetv3)\d+_', r'\1_'),
-        (r'(^|_)syncbatchnorm(?=\d)', r'\1batchnorm'),
-        (r'([._])moving_(?=mean$|var$)', r'\1running_'),
-    )
+_SPELLINGS = (
+    (r'^(?:arg|aux):', ''),
+    (r'^features\.', ''),
+    (r'^(?:ssd|yolov3)\d+_', ''),
+    (r'^(resnetv1|darknetv3)\d+_', r'\1_'),
+    (r'(^|_)syncbatchnorm(?=\d)', r'\1batchnorm'),
+    (r'[._](?:gamma|weight)$', '.weight'),
+    (r'[._](?:beta|bias)$', '.bias'),
+    (r'[._](?:running|moving)_(mean|var)$', r'.running_\1'),
+    (r'^convpredictor(\d*[02468])_conv0', lambda m: f'class_predictors.{int(m[1]) // 2}.predictor'),
+    (r'^convpredictor(\d*[13579])_conv0', lambda m: f'box_predictors.{int(m[1]) // 2}.predictor'),
+    (r'^ssdanchorgenerator(\d)_anchor_\1$', r'anchor_generators.\1.anchors'),
+    (r'^yolooutputv3(\d)_conv0', r'yolo_outputs.\1.prediction'),
+    (r'^yolooutputv3(\d)_(anchor|offset)_\1$', r'yolo_outputs.\1.\2s'),
 )
+_ANCHORS = 'made by the anchor generator; compared with it'
 
 
-def plain_name(name: str) -> str:
-    """``name`` without what depends on how, when and on how many devices the network was made and saved."""
-    for pattern, replacement in _REWRITES:
-        name = pattern.sub(replacement, name)
+def spelling(name: str) -> str:
+    """A name without what depends on how, when and on how many devices the network was made and saved.
+
+    A dot stands before the parameter, whose name is PyTorch's; heads have their structural names.
+    """
+    for pattern, replacement in _SPELLINGS:
+        name = re.sub(pattern, replacement, name)
     return name
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A convolution and the batch norm behind it.
-
-    Attributes:
-        conv, norm: target modules.
-        source_conv, source_norm: how plain names begin, in each dialect.
-        has_bias: GluonCV's convolution has a bias, mmdet's has none.
-        fixed_gamma: the norm multiplies by 1, whatever gamma is stored.
-    """
-
-    conv: str
-    norm: str
-    source_conv: Tuple[str, ...]
-    source_norm: Tuple[str, ...]
-    has_bias: bool = False
-    fixed_gamma: bool = False
+def _module_rule(modules: Mapping[str, str]) -> Rule:
+    return Rule(rf'({"|".join(map(re.escape, modules))})\.(\w+)', lambda m: f'{modules[m[1]]}.{m[2]}')
 
 
-class Conversion:
-    """A file on its way to mmdet's names; collects what was done, and what is wrong."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]):
-        self.problems: List[str] = []
-        self.missing: List[str] = []
-        self._tensors = tensors
-        self._state_dict: Dict[str, Tensor] = {}
-        self._renamed: Dict[str, str] = {}
-        self._changed: Dict[str, str] = {}
-        self._dropped: Dict[str, str] = {}
-        self._left: Dict[str, str] = {}  # plain name to the file's
-        for source, tensor in tensors.items():
-            plain = plain_name(source)
-            if plain in self._left:
-                self.problems.append(f'{self._left[plain]} and {source} are the same parameter')
-            if not tensor.is_floating_point():
-                self.problems.append(f'{source} is {tensor.dtype}, expected floats: is it a quantised network?')
-            self._left[plain] = source
-
-    @property
-    def unknown(self) -> List[str]:
-        """Names in the file that nothing has asked for so far."""
-        return list(self._left.values())
-
-    def take(self, names: Sequence[str], optional: bool = False) -> Optional[str]:
-        """The file's name of the parameter that is called one of ``names``; each can be taken once."""
-        found = [self._left.pop(name) for name in names if name in self._left]
-        if not found and not optional:
-            self.missing.append(names[0])
-        if len(found) > 1:
-            self.problems.append(f'{" and ".join(found)} are the same parameter')
-        return found[0] if found else None
-
-    def move(
-        self, target: str, names: Sequence[str], how: str = '', change: Optional[Callable[[Tensor], Tensor]] = None
-    ) -> None:
-        """Take a parameter over as ``target``; ``how`` tells what ``change`` did to its values."""
-        source = self.take(names)
-        if source is None:
-            return
-        tensor = self._tensors[source]
-        self._renamed[source] = target
-        if change is not None:
-            tensor = change(tensor)
-            self._changed[target] = how
-        self._state_dict[target] = tensor
-
-    def drop(self, names: Sequence[str], reason: str, optional: bool = False) -> Optional[Tensor]:
-        """Leave a parameter out on purpose; returns its values."""
-        source = self.take(names, optional)
-        if source is None:
-            return None
-        self._dropped[source] = reason
-        return self._tensors[source]
-
-    def move_cell(self, cell: Cell) -> None:
-        self.move(f'{cell.conv}.weight', [stem + 'weight' for stem in cell.source_conv])
-        for source, target in _NORM.items():
-            names = [stem + source for stem in cell.source_norm]
-            if source == 'gamma' and cell.fixed_gamma:
-                self.drop(names, 'a norm of fix_gamma multiplies by 1 instead', optional=True)
-            else:
-                self.move(f'{cell.norm}.{target}', names)
-        mean = self._state_dict.get(f'{cell.norm}.running_mean')
-        if mean is None:
-            return
-        if cell.fixed_gamma:
-            self._add(f'{cell.norm}.weight', torch.ones_like(mean), 'set to 1 (fix_gamma)')
-        self._add(f'{cell.norm}.num_batches_tracked', torch.tensor(0), 'set to 0, as MXNet does not count')
-        if cell.has_bias:
-            self._fold(f'{cell.norm}.running_mean', [stem + 'bias' for stem in cell.source_conv], mean)
-
-    def _fold(self, target: str, names: Sequence[str], mean: Tensor) -> None:
-        # gamma * (conv + bias - mean) / sigma + beta: exact, and in training the batch's mean takes the bias out anyway
-        source = self.take(names)
-        if source is None:
-            return
-        bias = self._tensors[source]
-        if bias.shape != mean.shape:
-            self.problems.append(f'{source} has the shape {tuple(bias.shape)}, its batch norm {tuple(mean.shape)}')
-            return
-        self._renamed[source] = target
-        self._add(target, (mean.double() - bias.double()).to(mean.dtype), "the convolution's bias subtracted")
-
-    def _add(self, target: str, tensor: Tensor, how: str) -> None:
-        self._state_dict[target], self._changed[target] = tensor, how
-
-    def finish(self, kind: str, checks: Sequence[Check]) -> Imported:
-        """The import, or one error with everything that is wrong."""
-        lines = list(self.problems)
-        for title, names in (('missing', self.missing), ('not part of such a network', self.unknown)):
-            if names:
-                shown = ', '.join(names[:_SHOWN]) + (f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else '')
-                lines.append(f'{title} ({len(names)}): {shown}')
-        if lines:
-            raise CheckpointError('\n  '.join([f'the file looks like a {kind}, but does not fit:', *lines]))
-        return Imported(kind, self._state_dict, self._renamed, self._changed, self._dropped, tuple(checks))
+def _parameters(modules: Mapping[str, str]) -> Iterator[str]:
+    """The network's names for convolutions without a bias and norms."""
+    for module in dict.fromkeys(modules.values()):
+        norm = re.search(r'\.(?:bn\d?|downsample\.1)$', module)
+        for parameter in ('weight', *(('bias', 'running_mean', 'running_var') if norm else ())):
+            yield f'{module}.{parameter}'
 
 
-def check_classes(found: int) -> Check:
-    """The head has to predict as many classes as the file."""
-
-    def check(model: nn.Module) -> List[str]:
-        expected = getattr(getattr(model, 'bbox_head', None), 'num_classes', None)
-        if expected == found:
-            return []
-        return [
-            f'the file was trained on {found} classes, the network has {expected}: set num_classes={found} in its '
-            'bbox_head, or take the config of the other data set'
-        ]
-
-    return check
+def _needed(format_name: str, spelled: Mapping[str, Tensor], pattern: str, levels: int) -> list[Tensor]:
+    """One tensor of each level, which tells how the others are to be read."""
+    names = [pattern.format(level) for level in range(levels)]
+    if missing := [name for name in names if name not in spelled]:
+        raise CheckpointError(f'it looks like {format_name}, and lacks {", ".join(missing)}')
+    return [spelled[name] for name in names]
 
 
-def check_eps(part: str, eps: float) -> Check:
-    """Every batch norm of ``part`` has to add ``eps``, which no file holds."""
-
-    def check(model: nn.Module) -> List[str]:
-        wrong = [f'{name} with {norm.eps:g}' for name, norm in _norms(model, part) if norm.eps != eps]
-        return (
-            [
-                f'{len(wrong)} batch norms of {part} have another eps than the {eps:g} that the file was trained with, '
-                f"first {wrong[0]}: set norm_cfg=dict(type='BN', eps={eps:g})"
-            ]
-            if wrong
-            else []
-        )
-
-    return check
-
-
-def _norms(model: nn.Module, part: str) -> Iterator[Tuple[str, nn.modules.batchnorm._BatchNorm]]:
-    for name, module in model.named_modules():
-        if name.startswith(part + '.') and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            yield name, module
-
-
-def check_normalisation(model: nn.Module) -> List[str]:
-    """The picture has to reach the network as GluonCV's presets send it: RGB, ImageNet's mean and deviation."""
-    preprocessor = getattr(model, 'data_preprocessor', None)
-    if preprocessor is None:
-        return []
-    found = [getattr(preprocessor, name, None) for name in ('mean', 'std')]
-    rgb = flips_channels(preprocessor)
-    if rgb and all(
-        value is not None and value.numel() == 3 and torch.allclose(value.flatten(), torch.tensor(expected))
-        for value, expected in zip((v if v is None else v.cpu() for v in found), (MEAN, STD), strict=True)
-    ):
-        return []
-    shown = ', '.join(
-        f'{name}={None if v is None else [round(float(x), 3) for x in v.flatten()]}'
-        for name, v in zip(('mean', 'std'), found, strict=True)
+# ---- SSD512
+def _is_ssd(names: Mapping[str, Tensor]) -> bool:
+    spelled = set(map(spelling, names))
+    return {'class_predictors.0.predictor.weight', 'box_predictors.0.predictor.weight'} <= spelled and bool(
+        {'anchor_generators.0.anchors', 'expand_trans_conv0.weight'} & spelled
     )
-    return [
-        f'the network normalises pictures with {shown}, bgr_to_rgb={rgb}; the file was trained with '
-        f'mean={list(MEAN)}, std={list(STD)}, bgr_to_rgb=True: set that in data_preprocessor'
+
+
+def _ssd_modules() -> dict[str, str]:
+    parts = (('conv1', 'bn1'), ('conv2', 'bn2'), ('conv3', 'bn3'), ('downsample.0', 'downsample.1'))
+    modules = {'resnetv1_conv0': 'backbone.conv1', 'resnetv1_batchnorm0': 'backbone.bn1'}
+    for stage, blocks in enumerate((3, 4, 6, 3), 1):
+        for number in range(3 * blocks + 1):  # convolutions are counted through a stage; the first block has four
+            block, part = (0, number) if number < 4 else divmod(number - 1, 3)
+            for kind, name in zip(('conv', 'batchnorm'), parts[part], strict=True):
+                modules[f'resnetv1_stage{stage}_{kind}{number}'] = f'backbone.layer{stage}.{block}.{name}'
+    for level in range(4):
+        for part, name in enumerate(('expand_trans', 'expand')):
+            for kind in ('conv', 'bn'):
+                modules[f'{name}_{kind}{level}'] = f'neck.extra_layers.{level}.{part}.{kind}'
+    return modules
+
+
+_SSD_MODULES = _ssd_modules()
+_SSD = (
+    Rule(
+        r'(resnetv1_stage\d_)conv(\d+)\.bias',
+        lambda m: f'{_SSD_MODULES[f"{m[1]}batchnorm{m[2]}"]}.running_mean',
+        'subtracted from the mean of the norm behind it',
+        fold=True,
+    ),
+    Rule(
+        r'(expand_(?:trans_)?bn[0-3])\.weight',
+        lambda m: f'{_SSD_MODULES[m[1]]}.weight',
+        'set to 1 (the norm has fix_gamma)',
+        torch.ones_like,
+    ),
+    _module_rule(_SSD_MODULES),
+    Rule(r'box_predictors\.([0-5])\.predictor\.(\w+)', 'bbox_head.reg_convs.{1}.0.{2}'),
+    Rule(r'anchor_generators\.[0-5]\.anchors', None, _ANCHORS),
+)
+
+
+def _convert_ssd(source: Mapping[str, Tensor]) -> Imported:
+    spelled = {spelling(name): tensor for name, tensor in source.items()}
+    if all(re.match(r'(?:class|box)_predictors\.|anchor_generators\.', name) for name in spelled):
+        raise CheckpointError(
+            f'it looks like {SSD.name}, but has no backbone at all: MXNet 1.2.0 lost the features of such networks when '
+            "it saved them; take the model zoo's file, or save the network with another version of MXNet"
+        )
+    cells = [_first_cell(grid) for grid in _needed(SSD.name, spelled, 'anchor_generators.{}.anchors', 6)]
+    scores = _needed(SSD.name, spelled, 'class_predictors.{}.predictor.weight', 6)
+    outputs = scores[0].shape[0] // len(cells[0])
+    classes = [
+        Rule(
+            rf'class_predictors\.{level}\.predictor\.(\w+)',
+            f'bbox_head.cls_convs.{level}.0.{{1}}',
+            'the background moved from the first place to the last',
+            select_rows([*range(1, outputs), 0], len(cell)),
+        )
+        for level, cell in enumerate(cells)
     ]
+    checks = (
+        setting('bbox_head.num_classes', outputs - 1),
+        norm_eps([1e-5]),
+        norm_eps([1e-3], 'neck'),
+        stride_in('conv1', 'caffe'),
+        anchors('bbox_head', cells, 0.01),
+        setting('bbox_head.bbox_coder.means', (0.0,) * 4, 'bbox_head.bbox_coder.target_means'),
+        box_stds('bbox_head'),
+        IMAGENET_RGB,
+    )
+    expected = _parameters(_SSD_MODULES)
+    return apply_rules(SSD.name, (*_SSD, *classes), source, spelling=spelling, expected=expected, checks=checks)
+
+
+def _first_cell(grid: Tensor) -> Tensor:
+    """Corners of the first cell's anchors, (A, 4), of a grid (1, 1, H, W, A * 4) of (cx, cy, w, h), in pixels."""
+    if grid.dim() != 5 or not grid.numel() or grid.shape[-1] % 4:
+        raise CheckpointError(f'it has anchors of the shape {tuple(grid.shape)}, expected (1, 1, H, W, A * 4)')
+    centre, sides = grid[0, 0, 0, 0].float().reshape(-1, 4).split(2, 1)
+    return torch.cat([centre - sides / 2, centre + sides / 2], 1)
+
+
+# ---- YOLOv3
+def _is_yolo(names: Mapping[str, Tensor]) -> bool:
+    return 'yolo_outputs.0.prediction.weight' in map(spelling, names)
+
+
+def _yolo_modules() -> dict[str, str]:
+    """Both ways of naming a convolution and its norm: by place, and counted in the order of execution."""
+    cells = [('backbone.conv1', 'stages.0.0')]  # the network's name, the place
+    layer = 1  # GluonCV cuts the list of Darknet's layers before the 15th and the 24th
+    for stage, blocks in enumerate((1, 2, 8, 8, 4), 1):
+        for block in ('conv', *(f'res{number}' for number in range(blocks))):
+            third = (layer >= 15) + (layer >= 24)
+            ours, place = f'backbone.conv_res_block{stage}.{block}', f'stages.{third}.{layer - (0, 15, 24)[third]}'
+            halves = [(f'{ours}.conv1', f'{place}.body.0'), (f'{ours}.conv2', f'{place}.body.1')]
+            cells += [(ours, place)] if block == 'conv' else halves
+            layer += 1
+    counted = [(*cell, 'darknetv3_', number) for number, cell in enumerate(cells)]
+    for level in range(3):  # the first is the deepest
+        flat = f'yolodetectionblockv3{level}_'
+        counted += [
+            (f'neck.detect{level + 1}.conv{part + 1}', f'yolo_blocks.{level}.body.{part}', flat, part)
+            for part in range(5)
+        ]
+        counted.append((f'bbox_head.convs_bridge.{level}', f'yolo_blocks.{level}.tip', flat, 5))
+    counted += [(f'neck.conv{level + 1}', f'transitions.{level}', '', level) for level in range(2)]
+    return {
+        name: f'{ours}.{kind}'
+        for ours, place, flat, number in counted
+        for kind, names in (
+            ('conv', (f'{place}.0', f'{flat}conv{number}')),
+            ('bn', (f'{place}.1', f'{flat}batchnorm{number}')),
+        )
+        for name in names
+    }
+
+
+_YOLO_MODULES = _yolo_modules()
+_YOLO = (
+    _module_rule(_YOLO_MODULES),
+    Rule(r'yolo_outputs\.[0-2]\.anchors', None, _ANCHORS),
+    Rule(r'yolo_outputs\.[0-2]\.offsets', None, 'the numbers of the cells, which the head counts itself'),
+)
+
+
+def _convert_yolo(source: Mapping[str, Tensor]) -> Imported:
+    spelled = {spelling(name): tensor for name, tensor in source.items()}
+    rows = [t.shape[0] for t in _needed(YOLO.name, spelled, 'yolo_outputs.{}.prediction.weight', 3)]
+    sides = _needed(YOLO.name, spelled, 'yolo_outputs.{}.anchors', 3)
+    if wrong := [tuple(level.shape) for level in sides if level.dim() != 4 or level.shape[-1] != 2]:
+        raise CheckpointError(f'it has anchors of the shape {wrong[0]}, expected (1, 1, A, 2)')
+    counts = {row / level.shape[-2] - 5 for row, level in zip(rows, sides, strict=True)}
+    if len(counts) > 1 or any(count < 1 or count % 1 for count in counts):
+        raise CheckpointError(f'its levels have {rows} outputs, expected the same A * (5 + classes) on each')
+    classes = int(counts.pop())
+    boxes = [
+        torch.cat([stride / 2 - wh / 2, stride / 2 + wh / 2], 1)
+        for wh, stride in zip((level.float().reshape(-1, 2) for level in sides), (32, 16, 8), strict=True)
+    ]
+    checks = (
+        setting('bbox_head.num_classes', classes),
+        *(norm_eps([1e-5], part) for part in ('backbone', 'neck', 'bbox_head')),
+        _check_slopes,
+        anchors('bbox_head', boxes, 0.01),
+        IMAGENET_RGB,
+    )
+    rules = (*_YOLO, Rule(r'yolo_outputs\.([0-2])\.prediction\.(\w+)', 'bbox_head.convs_pred.{1}.{2}'))
+    expected = _parameters(_YOLO_MODULES)
+    return apply_rules(YOLO.name, rules, source, spelling=spelling, expected=expected, checks=checks)
+
+
+def _check_slopes(model: nn.Module) -> list[str]:
+    wrong = sorted({module.negative_slope for module in model.modules() if isinstance(module, nn.LeakyReLU)} - {0.1})
+    return [f'the network has LeakyReLUs of slope {wrong}, the file was trained with 0.1'] if wrong else []
+
+
+SSD = Format('GluonCV SSD512 on ResNet-50 v1', _is_ssd, _convert_ssd)
+YOLO = Format('GluonCV YOLOv3 on Darknet-53', _is_yolo, _convert_yolo)

@@ -4,26 +4,24 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Dict, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .base import Format, Imported
+from .base import Format, Imported, names_with
 from .table import Rule, apply_rules
 
 _OLD_SSD = (
-    Rule(
-        r'backbone\.extra\.(\d+)\.(weight|bias)',
-        lambda m: f'neck.extra_layers.{int(m[1]) // 2}.{int(m[1]) % 2}.conv.{m[2]}',
-    ),
+    Rule(r'backbone\.extra\.(\d+)\.(weight|bias)', 'neck.extra_layers.{1/2}.{1%2}.conv.{2}'),
     Rule(r'(?:backbone|neck)\.l2_norm\.weight', 'neck.l2_norm.weight'),
-    Rule(r'bbox_head\.(cls|reg)_convs\.(\d)\.(weight|bias)', r'bbox_head.\1_convs.\2.0.\3'),
-    Rule(r'((?:backbone\.features|neck)\..*)', r'\1'),
+    Rule(r'bbox_head\.(cls|reg)_convs\.(\d)\.(weight|bias)', 'bbox_head.{1}_convs.{2}.0.{3}'),
+    Rule(r'((?:backbone\.features|neck)\..*)', '{1}'),
 )
 _RPN = (
-    Rule(r'rpn_head\.(.*)', r'bbox_head.\1'),
-    Rule(r'((?:backbone|neck)\..*)', r'\1'),
+    Rule(r'rpn_head\.(.*)', 'bbox_head.{1}'),
+    Rule(r'((?:backbone|neck)\..*)', '{1}'),
 )
 _TOO_OLD = (
     'it comes from MMDetection 1 or older, which had the background as its first class and other anchors, box '
@@ -32,21 +30,16 @@ _TOO_OLD = (
 )
 
 
-def _is_old_ssd(names: Mapping[str, Tensor]) -> bool:
-    return {'backbone.features.0.weight', 'backbone.extra.0.weight', 'bbox_head.cls_convs.0.weight'} <= names.keys()
-
-
 def _is_rpn(names: Mapping[str, Tensor]) -> bool:
-    return 'rpn_head.rpn_conv.weight' in names and not any(
-        name.startswith(('roi_head.', 'bbox_head.')) for name in names
-    )
+    heads = {name.partition('.')[0] for name in names} & {'rpn_head', 'roi_head', 'bbox_head'}
+    return 'rpn_head.rpn_conv.weight' in names and heads == {'rpn_head'}
 
 
-def _is_one(names: Mapping[str, Tensor]) -> bool:
+def _is_version_one(names: Mapping[str, Tensor]) -> bool:
     return any(re.fullmatch(r'bbox_head\.(?:\d\.)?fc_cls\.weight', name) for name in names)
 
 
-def _refuse_one(source: Mapping[str, Tensor]) -> Imported:
+def _refuse_version_one(source: Mapping[str, Tensor]) -> Imported:
     raise CheckpointError(_TOO_OLD)
 
 
@@ -61,14 +54,14 @@ def refuse_version_one(meta: Any) -> None:
         raise CheckpointError(f'{_TOO_OLD} (mmdet_version {version})')
 
 
-def dataset_meta(meta: Any) -> Dict[str, Any]:
+def dataset_meta(meta: Any) -> dict[str, Any]:
     """``dataset_meta`` of mmdet 3 and mmseg 1, from whichever version's meta."""
     if not isinstance(meta, Mapping):
         return {}
     if isinstance(meta.get('dataset_meta'), Mapping):
         return dict(meta['dataset_meta'])
     found = {name.lower(): meta[name] for name in ('CLASSES', 'PALETTE') if meta.get(name) is not None}
-    if 'classes' in found and isinstance(found['classes'], str):
+    if isinstance(found.get('classes'), str):
         found['classes'] = (found['classes'],)
     return found
 
@@ -79,7 +72,9 @@ def is_version_two(meta: Any) -> bool:
 
 
 OLD_SSD: Format = Format(
-    'MMDetection SSD before 2.14', _is_old_ssd, lambda source: apply_rules(OLD_SSD.name, _OLD_SSD, source)
+    'MMDetection SSD before 2.14',
+    names_with(('backbone.features.0.weight', 'backbone.extra.0.weight', 'bbox_head.cls_convs.0.weight')),
+    lambda source: apply_rules(OLD_SSD.name, _OLD_SSD, source),
 )
 RPN: Format = Format('MMDetection RPN', _is_rpn, lambda source: apply_rules(RPN.name, _RPN, source))
-VERSION_ONE = Format('MMDetection 1', _is_one, _refuse_one)
+VERSION_ONE = Format('MMDetection 1', _is_version_one, _refuse_version_one)

@@ -7,9 +7,10 @@ import argparse
 import errno
 import os
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Iterator, List, Optional
+from typing import TYPE_CHECKING
 
 from ..config import read_config
 from ..errors import CheckpointError, ConfigError, UpgradeError
@@ -84,20 +85,20 @@ def set_auto_scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def set_resume(cfg: Config, resume: Optional[str]) -> None:
+def set_resume(cfg: Config, resume: str | None) -> None:
     """``--resume``: 'auto' takes the latest whole checkpoint of the work directory, or starts anew where there is none.
 
     Raises:
-        CheckpointError: the given checkpoint, or every one in the work directory, cannot be gone on from.
+        CheckpointError: the given checkpoint, or every one in the work directory, cannot be resumed from.
     """
     from .guard import find_resumable, why_not_resumable
 
     if not resume:
         return
-    latest = find_resumable(cfg.work_dir) if resume == 'auto' else resume  # what is found is verified already
+    latest = find_resumable(cfg.work_dir) if resume == 'auto' else resume
     if resume != 'auto' and '://' not in resume and not os.path.isdir(resume) and (why := why_not_resumable(resume)):
         raise CheckpointError(
-            f'{resume}: {why}. --resume goes on from an interrupted run, without a path from the '
+            f'{resume}: {why}. --resume continues an interrupted run, without a path from the '
             'last whole checkpoint of the work directory; give a baseline or a finished network as '
             'load_from, without --resume'
         )
@@ -105,7 +106,7 @@ def set_resume(cfg: Config, resume: Optional[str]) -> None:
         cfg.resume, cfg.load_from = True, latest
 
 
-def set_visualization(cfg: Config, show: bool, show_dir: Optional[str], wait_time: float) -> None:
+def set_visualization(cfg: Config, show: bool, show_dir: str | None, wait_time: float) -> None:
     """``--show`` and ``--show-dir``: draw the predictions of the test."""
     hook = (cfg.get('default_hooks') or {}).get('visualization')
     if hook is None:
@@ -128,31 +129,18 @@ def set_tta(cfg: Config) -> None:
     dataset.pipeline = cfg.tta_pipeline
 
 
-def set_safe_reader(cfg: Config) -> None:
-    """Have a ``FlexibleRunner`` read its checkpoint safely; with ``Runner``, the hook sees to it."""
-    from .guard import find_resumable
-    from .loading import AS_IT_IS, local_path
-    from .preflight import has_hook
-
-    if 'runner_type' not in cfg or not has_hook(cfg):
-        return
-    path = cfg.get('load_from')
-    if path is None and cfg.get('resume'):
-        path = find_resumable(cfg.work_dir)
-    if path is not None:
-        cfg.load_from = AS_IT_IS + local_path(path)
-
-
 @contextmanager
 def own_work_dir(cfg: Config) -> Iterator[None]:
-    """One run at a time in a work directory; before the runner is built, which writes there.
+    """Where a config has ``RunGuardHook``: one run at a time in its work directory, refused before anything is written.
 
     Raises:
         ConfigError: another process has it.
     """
-    from .guard import hold, release
+    from .guard import RunGuardHook, hold, release
 
-    taken = _is_main_process(cfg) and hold(cfg.work_dir)
+    hooks = [hook for hook in cfg.get('custom_hooks') or [] if isinstance(hook, Mapping)]
+    guarded = any(type_name(hook.get('type', '')) == RunGuardHook.__name__ for hook in hooks)
+    taken = guarded and _is_main_process(cfg) and hold(cfg.work_dir)
     try:
         yield
     finally:
@@ -169,25 +157,24 @@ def dump_predictions(runner, path: str) -> None:
     runner.test_evaluator.metrics.append(DumpResults(out_file_path=path))
 
 
-def run(main: Callable[[Optional[List[str]]], None], argv: Optional[List[str]] = None) -> None:
+def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> None:
     """Call a tool's ``main``, in which all checkpoints are read safely; the package's own errors, and a full disk,
     become one message and exit status 2."""
-    from .loading import safe_loaders
+    from .loading import read_checkpoints_safely
 
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):
+            stream.reconfigure(errors='backslashreplace')  # a console's encoding may lack what a name or a path has
+    read_checkpoints_safely()
     try:
-        with safe_loaders():
-            main(argv)
+        main(argv)
     except UpgradeError as error:
         print(f'{type(error).__name__}: {printable(str(error))}', file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(
-            f'OSError: {error}: what was written before stays. Make room and start again; a training goes on with '
-            '--resume',
-            file=sys.stderr,
-        )
+        print(f'OSError: {error}: what was written before stays; make room and start again', file=sys.stderr)
         sys.exit(2)
 
 

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
-from typing import Iterator, Tuple
 
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
@@ -20,7 +20,20 @@ def bare_network(runner) -> nn.Module:
     return model
 
 
-def named_tensors(model: nn.Module) -> Iterator[Tuple[str, Tensor]]:
+def whole_state_dict(runner) -> dict[str, Tensor]:
+    """The network's state dict, also where its own tensors are shards (FSDP)."""
+    model = runner.model
+    if is_model_wrapper(model):
+        from torch.distributed.fsdp import FullStateDictConfig, FullyShardedDataParallel, StateDictType
+
+        if isinstance(model, FullyShardedDataParallel):
+            whole = FullStateDictConfig(offload_to_cpu=False, rank0_only=False)
+            with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT, whole):
+                return model.state_dict()
+    return bare_network(runner).state_dict()
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers under the names that they have in a checkpoint."""
     for name, value in chain(model.named_parameters(), model.named_buffers()):
         yield unwrapped_name(name), value

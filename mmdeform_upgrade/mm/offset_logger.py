@@ -13,7 +13,7 @@ from torch import Tensor
 from ..analysis.offsets import OffsetRecorder, OffsetStatistics, statistics
 from ..errors import ConfigError, TrainingError
 from ..layers import upgraded_layers
-from .guard.finite import CALMER, kept
+from .messages import TAME_OFFSETS, what_is_left
 from .network import bare_network
 
 
@@ -103,7 +103,7 @@ class OffsetLoggerHook(Hook):
                 runner.logger.warning(
                     f'Iteration {runner.iter + 1}: offsets of {name} explode: mean {numbers.mean:.4g}, 95 % below '
                     f'{numbers.percentile95:.4g}, largest {numbers.largest:.4g} pixels, {100 * numbers.outside:.0f} % '
-                    f'of its taps outside the map; expected {self.warn_above:g} at most. {CALMER}'
+                    f'of its taps outside the map; expected {self.warn_above:g} at most. {TAME_OFFSETS}'
                 )
 
     def _warn_of_standstill(self, runner) -> None:
@@ -141,7 +141,7 @@ def _check_offsets(found: Dict[str, OffsetStatistics], runner) -> None:
         if not math.isfinite(numbers.largest):
             raise TrainingError(
                 f'iteration {runner.iter + 1}: offsets of {name} are not finite, the first of the '
-                f'layers in forward order. Expected finite numbers. {CALMER} {kept(runner)}'
+                f'layers in forward order. Expected finite numbers. {TAME_OFFSETS} {what_is_left(runner)}'
             )
 
 
@@ -161,6 +161,6 @@ def _check_loss(outputs: Optional[dict], runner) -> None:
     )
     raise TrainingError(
         f'iteration {runner.iter + 1}: the loss is {float(loss)}; {where}. Expected finite numbers. '
-        f'{CALMER} OffsetLoggerHook(interval=1) names the layer whose offsets break first. '
-        f'{kept(runner)}'
+        f'{TAME_OFFSETS} OffsetLoggerHook(interval=1) names the layer whose offsets break first. '
+        f'{what_is_left(runner)}'
     )

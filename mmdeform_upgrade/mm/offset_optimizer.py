@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine.optim import OptimWrapper
@@ -47,17 +48,30 @@ class OffsetOptimizerConstructor:
     def __call__(self, model: nn.Module) -> OptimWrapper:
         """The optimizer wrapper of a network."""
         model = getattr(model, 'module', model)
-        _, offsets = split_offsets(model)
+        others, offsets = split_offsets(model)
         if not offsets:
             raise ConfigError(
                 'OffsetOptimizerConstructor: the network has no offset branches that train: upgrade a part of it '
                 "(type='DeformUpgrade'), or take optim_wrapper.constructor out; under FSDP set use_orig_params=True"
             )
-        with without_offsets(model):
+        with without_offsets(model), _thawed(model, not others):
             base = self._base(model).optimizer
         own = OPTIMIZERS.build(dict(self._offsets, params=offsets))
         wrapper = {'type': 'OptimWrapper', **self._wrapper}
         return OPTIM_WRAPPERS.build(wrapper, default_args=dict(optimizer=OffsetOptimizer(base, own)))
+
+
+@contextmanager
+def _thawed(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Where offsets train alone, the others are listed all the same: the schedule's shape is that of their groups."""
+    frozen = [p for p in model.parameters() if wanted and not p.requires_grad and p.is_floating_point()]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 def _offset_settings(given: Any, optimizer: Mapping[str, Any], paramwise: Mapping[str, Any]) -> dict[str, Any]:

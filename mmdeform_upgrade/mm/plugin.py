@@ -1,34 +1,35 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""The only registration. Everything stands in MMEngine's root registries, so that every scope finds it."""
+"""The only registration. Everything stands in MMEngine's root registries, so that every scope finds it.
+
+What needs mmdet or mmseg (``mmdeform_upgrade.models``) registers itself when a config imports its file.
+"""
 
 from __future__ import annotations
 
-import importlib
-from typing import Any, Callable, Dict
+import sys
+from collections.abc import Mapping
+from typing import Any
 
 from mmengine.fileio import register_backend
 from mmengine.logging import print_log
-from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
 from ..analysis.complexity import register_handles
-from ..config import BUILDER
+from ..config import BUILDER, SCHEME, TRAIN_OFFSETS
 from ..errors import ConfigError, TargetError
-from ..importers import OWN_NAMES
 from ..layers import ZeroOffsetDCN
+from ..offsets_only import train_offsets_
 from ..targets import Targets
 from ..upgrade import upgrade_
 from .bfloat16 import BFloat16Hook
-from .guard import BACKEND, WholeFiles
-from .guard.exact_resume import ExactResumeHook
-from .guard.finite import FiniteCheckHook
-from .guard.work_dir import WorkDirHook
+from .guard import BACKEND, RunGuardHook, WholeFiles
 from .hook import DeformUpgradeHook
-from .loading import AS_IT_IS, SCHEME, imported_checkpoint, load_from_safe, local_path, without_programs
+from .loading import load_from_safe_reader
+from .mmcv_ops import MissingOperators
 from .offset_logger import OffsetLoggerHook
 from .offset_optimizer import OffsetOptimizerConstructor
-from .offsets_first import OffsetsFirstHook
 
 
 def deform_upgrade(
@@ -50,26 +51,7 @@ def deform_upgrade(
         ConfigError: ``base_type`` is not given or not registered.
         TargetError: no match, or a match that cannot be upgraded.
     """
-    if base_type is None:
-        raise ConfigError(
-            f'{BUILDER} needs base_type, the type that the component had before: '
-            f"dict(type='{BUILDER}', base_type='ResNet', ...)"
-        )
-    other_class = isinstance(base_type, type) and not issubclass(base_type, nn.Module)
-    if not isinstance(base_type, str) and (other_class or not callable(base_type)):
-        raise ConfigError(
-            f"{BUILDER}: base_type={base_type!r} is neither a name nor a module's class; it is the type "
-            "that the component had before, such as 'ResNet'"
-        )
-    with MODELS.switch_scope_and_registry(None) as registry:
-        if isinstance(base_type, str) and not _is_registered(base_type, registry):
-            raise ConfigError(
-                f'{BUILDER}: base_type {base_type!r} is not registered in the scope {registry.scope!r}; '
-                "set default_scope in the config, or name it with its scope, as in 'mmdet.ResNet'"
-            )
-    module = MODELS.build(dict(type=base_type, **kwargs))
-    if not isinstance(module, nn.Module):
-        raise ConfigError(f'{BUILDER}: base_type={base_type!r} built a {type(module).__name__}, expected a module')
+    module = _build_base(BUILDER, base_type, kwargs)
     # Some backbones (Darknet) apply frozen_stages in train() only, and frozen targets must be seen now.
     module.train(module.training)
     try:
@@ -82,6 +64,52 @@ def deform_upgrade(
     return module
 
 
+def train_offsets(base_type: Any = None, **kwargs: Any) -> nn.Module:
+    """Build the model that a config inherited and let nothing but its offset branches train.
+
+    In a config: ``model=dict(type='TrainOffsets', base_type='SingleStageDetector', backbone=dict(type='DeformUpgrade',
+    ...), ...)``. The result is an object of ``base_type`` itself, see :func:`train_offsets_`. It is done before the
+    model is wrapped and its optimizer is built, so neither ever sees the other parameters train.
+
+    Args:
+        base_type: the model's own ``type``.
+        **kwargs: all other settings of the model.
+
+    Raises:
+        ConfigError: ``base_type`` is not given or not registered.
+        TargetError: no offsets that could train.
+    """
+    module = _build_base(TRAIN_OFFSETS, base_type, kwargs)
+    names = train_offsets_(module)
+    print_log(f'{TRAIN_OFFSETS}: the offsets of {len(names)} layers train, and nothing else', logger='current')
+    return module
+
+
+def _build_base(builder: str, base_type: Any, settings: Mapping[str, Any]) -> nn.Module:
+    """What a builder's place in the config held before."""
+    if base_type is None:
+        raise ConfigError(
+            f'{builder} needs base_type, the type that the component had before: '
+            f"dict(type='{builder}', base_type='ResNet', ...)"
+        )
+    other_class = isinstance(base_type, type) and not issubclass(base_type, nn.Module)
+    if not isinstance(base_type, str) and (other_class or not callable(base_type)):
+        raise ConfigError(
+            f"{builder}: base_type={base_type!r} is neither a name nor a module's class; it is the type "
+            "that the component had before, such as 'ResNet'"
+        )
+    with MODELS.switch_scope_and_registry(None) as registry:
+        if isinstance(base_type, str) and not _is_registered(base_type, registry):
+            raise ConfigError(
+                f'{builder}: base_type {base_type!r} is not registered in the scope {registry.scope!r}; '
+                "set default_scope in the config, or name it with its scope, as in 'mmdet.ResNet'"
+            )
+    module = MODELS.build(dict(type=base_type, **settings))
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f'{builder}: base_type={base_type!r} built a {type(module).__name__}, expected a module')
+    return module
+
+
 def _is_registered(name: str, registry: Any) -> bool:
     try:
         return registry.get(name) is not None
@@ -89,47 +117,13 @@ def _is_registered(name: str, registry: Any) -> bool:
         return False
 
 
-def load_from_baseline(filename: str, map_location: Any = None) -> Dict[str, Any]:
-    """MMEngine checkpoint scheme ``baseline://PATH``: read without running anything that it holds, and imported.
-
-    It serves whatever loads a checkpoint: ``load_from``, ``init_detector``, ``init_cfg``. The settings of the network,
-    which these loaders do not show, are checked by ``DeformUpgradeHook`` and by ``load_baseline(path, model)``.
-    """
-    checkpoint, imported = imported_checkpoint(local_path(filename), map_location or 'cpu')
-    if imported.format != OWN_NAMES:
-        print_log(f'Imported {imported}', logger='current')
-    return without_programs(checkpoint)
-
-
-def _imported_when_built(module: str, name: str) -> Callable[..., Any]:
-    """A registry entry for a class that needs mmdet or mmseg, which the other's users may not have."""
-
-    def build(**kwargs: Any) -> Any:
-        return getattr(importlib.import_module(module, __package__), name)(**kwargs)
-
-    build.__name__ = build.__qualname__ = name
-    return build
-
-
 MODELS.register_module(name=BUILDER, module=deform_upgrade)
+MODELS.register_module(name=TRAIN_OFFSETS, module=train_offsets)
 MODELS.register_module(module=ZeroOffsetDCN)
-for _file, _name in (('ssd', 'WideSSDNeck'), ('ssd', 'PredictableSSDHead'), ('aspp', 'ProjectedASPPHead')):
-    MODELS.register_module(name=_name, module=_imported_when_built(f'..models.{_file}', _name))
-TRANSFORMS.register_module(
-    name='ResizeByDirection', module=_imported_when_built('..models.transforms', 'ResizeByDirection')
-)
-for _hook in (
-    BFloat16Hook,
-    DeformUpgradeHook,
-    ExactResumeHook,
-    FiniteCheckHook,
-    OffsetLoggerHook,
-    OffsetsFirstHook,
-    WorkDirHook,
-):
+for _hook in (BFloat16Hook, DeformUpgradeHook, OffsetLoggerHook, RunGuardHook):
     HOOKS.register_module(module=_hook)
 OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=OffsetOptimizerConstructor)
-CheckpointLoader.register_scheme(SCHEME, load_from_baseline)
-CheckpointLoader.register_scheme(AS_IT_IS, load_from_safe)
+CheckpointLoader.register_scheme(SCHEME, load_from_safe_reader)
 register_backend(BACKEND, WholeFiles)
 register_handles()
+sys.meta_path.append(MissingOperators())  # last, so that a compiled mmcv._ext is found before it

@@ -1,24 +1,23 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""Checks before a run starts: the network built from its config, the baseline fitted to it, nothing written."""
+"""What an upgraded config will do, before anything is written: its network built, the baseline fitted to it."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Mapping
+from typing import TYPE_CHECKING
 
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from ..checkpoint import import_baseline
-from ..config import HOOK
 from ..errors import ConfigError
 from ..importers import OWN_NAMES, Imported
 from ..layers import upgraded_layers
-from ..schedule import describe_schedule, type_name
+from ..schedule import describe_schedule
 from ..upgrade import LayerChange, UpgradeReport, count_parameters
-from .loading import without_scheme
+from .loading import local_path
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -59,7 +58,7 @@ def plan_upgrade(before: Config, after: Config, checkpoint: str) -> UpgradePlan:
         UpgradeError: whatever would stop the run: targets, the checkpoint, the schedule.
     """
     network = build_network(after)
-    imported = import_baseline(without_scheme(checkpoint), network)
+    imported = import_baseline(local_path(checkpoint), network)
     return UpgradePlan(report_of(network), imported, describe_schedule(before), describe_schedule(after))
 
 
@@ -69,24 +68,3 @@ def report_of(network: nn.Module) -> UpgradeReport:
     changes = tuple(LayerChange.of(name, layer, layer.deform_groups) for name, layer in layers.items())
     after = count_parameters(network)
     return UpgradeReport(changes, after - sum(change.added for change in changes), after)
-
-
-def check_before_training(cfg: Config) -> None:
-    """Refuse what an upgrade's run would stumble over, before its runner writes anything.
-
-    A config without ``DeformUpgradeHook`` is not looked at.
-
-    Raises:
-        UpgradeError: see :func:`plan_upgrade`.
-    """
-    path = without_scheme(cfg.get('load_from') or '')
-    if not has_hook(cfg) or cfg.get('resume') or not path or '://' in path:
-        return
-    import_baseline(path, build_network(cfg))
-
-
-def has_hook(cfg: Mapping[str, Any]) -> bool:
-    """Whether a config upgrades a baseline."""
-    return any(
-        type_name(hook.get('type', '')) == HOOK for hook in cfg.get('custom_hooks') or [] if isinstance(hook, Mapping)
-    )

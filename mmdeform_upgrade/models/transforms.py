@@ -1,13 +1,15 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""Data transforms that mmdet lacks. Needs mmdet, so the plugin imports it only when a config names one."""
+"""Data transforms that mmdet lacks."""
 
 from __future__ import annotations
 
 from typing import Tuple
 
 from mmdet.datasets.transforms import Resize
+from mmengine.registry import TRANSFORMS
 
 
+@TRANSFORMS.register_module()
 class ResizeByDirection(Resize):
     """mmdet's ``Resize`` to a fixed size, with the interpolation that GluonCV chooses by direction.
 

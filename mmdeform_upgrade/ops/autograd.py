@@ -2,11 +2,12 @@
 """A backend's forward and backward pass as two operators of PyTorch's dispatcher, and as one autograd function.
 
 As operators they are opaque: ``torch.compile`` keeps them whole (no graph break, no unrolled chunks), tracers
-see one node, FLOP counters one formula.
+see one node, FLOP counters one formula. Only the arguments are kept for the backward pass, as by a plain convolution.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,55 +16,62 @@ from torch import Tensor
 
 from ..errors import UpgradeError
 from . import flops, matrices
+from .autocast import no_autocast
 from .geometry import Geometry
-from .passes import Wanted, passes
+from .passes import Passes, Wanted
 
 _LIBRARY = torch.library.Library('mmdeform_upgrade', 'DEF')
 _LIBRARY.define(
-    'deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, SymInt[] sizes,'
-    ' str backend, bool saving=True) -> (Tensor output, Tensor saved0, Tensor saved1, Tensor saved2)'
+    'deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, SymInt[] sizes, str backend)'
+    ' -> Tensor'
 )
 _LIBRARY.define(
-    'deform_conv2d_backward(Tensor saved0, Tensor saved1, Tensor saved2, Tensor weight, Tensor grad_output,'
-    ' SymInt[] sizes, str backend, bool[] wanted, bool masked, bool channels_last)'
-    ' -> (Tensor input, Tensor offset, Tensor mask, Tensor weight)'
+    'deform_conv2d_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, Tensor? mask,'
+    ' SymInt[] sizes, str backend, bool[] wanted) -> (Tensor input, Tensor offset, Tensor weight, Tensor mask)'
 )
+# 'auto' that has not become 'triton' is 'eager', and the plain convolution while offsets are zero.
+_MODULES = {'auto': '.eager', 'eager': '.eager', 'triton': '.triton_backend'}
+_loaded: dict[str, Passes] = {}
+
+
+def passes(backend: str) -> Passes:
+    """A backend's module, imported when it is first asked for."""
+    if backend not in _loaded:
+        _loaded[backend] = import_module(_MODULES[backend], __package__)  # type: ignore[assignment]
+    return _loaded[backend]
 
 
 def deform_conv2d(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    geo: Geometry,
-    backend: str,
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, geo: Geometry, backend: str
 ) -> Tensor:
     """Deformable convolution; see :func:`mmdeform_upgrade.ops.deform_conv2d`."""
-    tensors = (input, offset, weight, bias, mask)
-    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
-        node: Tensor = _DeformConv2d.apply(*tensors, geo, backend)  # its `symbolic` is one node
-        return node
-    if torch.jit.is_tracing():
-        return passes(backend).forward(*tensors, geo)[0]  # a tracer records plain operations
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        output: Tensor = _DeformConv2d.apply(*tensors, geo, backend)
-        return output
-    inference: Tensor = torch.ops.mmdeform_upgrade.deform_conv2d(*tensors, list(geo), backend, False)[0]
-    return inference
+    if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
+        return passes(backend).forward(input, offset, weight, bias, mask, geo)  # a tracer records plain operations
+    needs_grad = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (input, offset, weight, bias, mask)
+    )
+    if needs_grad or torch.jit.is_tracing():  # ONNX's older exporter asks the function for its `symbolic`
+        output: Tensor = _DeformConv2d.apply(input, offset, weight, bias, mask, geo, backend)
+    else:
+        output = _FORWARD(input, offset, weight, bias, mask, geo, backend)
+    return output
 
 
 class _DeformConv2d(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        input, offset, weight, bias, mask, geo, backend = args
-        run = torch.ops.mmdeform_upgrade.deform_conv2d
-        output, *saved = run(input, offset, weight, bias, mask, list(geo), backend)
-        ctx.save_for_backward(*saved, weight)
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        offset: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        geo: Geometry,
+        backend: str,
+    ) -> Tensor:
+        ctx.save_for_backward(input, offset, weight, mask)
         ctx.geo, ctx.backend = geo, backend
-        ctx.channels_last = matrices.format_of(input) is torch.channels_last
-        ctx.offset_dtype = offset.dtype
-        ctx.mask_dtype = None if mask is None else mask.dtype
+        output: Tensor = _FORWARD(input, offset, weight, bias, mask, geo, backend)
         return output
 
     @staticmethod
@@ -84,22 +92,15 @@ class _DeformConv2d(torch.autograd.Function):
                 "gradients. Use backend='reference', which has them."
             )
         need_input, need_offset, need_weight, need_bias, need_mask, *_ = ctx.needs_input_grad
+        input, offset, weight, mask = ctx.saved_tensors
         wanted = [need_input, need_offset or need_mask, need_weight]
-        grads = torch.ops.mmdeform_upgrade.deform_conv2d_backward(
-            *ctx.saved_tensors,
-            grad_output,
-            list(ctx.geo),
-            ctx.backend,
-            wanted,
-            ctx.mask_dtype is not None,
-            ctx.channels_last,
-        )
+        grads = _BACKWARD(grad_output, input, offset, weight, mask, ctx.geo, ctx.backend, wanted)
         return (
             grads[0] if need_input else None,
-            grads[1].to(ctx.offset_dtype) if need_offset else None,
-            grads[3] if need_weight else None,
+            grads[1] if need_offset else None,
+            grads[2] if need_weight else None,
             grad_output.sum((0, 2, 3)) if need_bias else None,
-            grads[2].to(ctx.mask_dtype) if need_mask else None,
+            grads[3] if need_mask else None,
             None,
             None,
         )
@@ -125,16 +126,13 @@ def _forward(
     mask: Tensor | None,
     sizes: list[int],
     backend: str,
-    saving: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Tensor:
+    flops.register()
     geo = Geometry(*sizes)
-    plain = backend == 'auto' and mask is None and _is_plain(offset)
-    with torch.autocast(input.device.type, enabled=False):
-        if saving or not plain:  # a backward pass needs what sampling leaves, whatever the offsets are
-            output, saved = passes(backend).forward(input, offset, weight, bias, mask, geo)
-        if plain:
-            output = _plain(input, weight, bias, geo)
-    return (output, *saved) if saving else (output, *_nothing(input))
+    with no_autocast(input.device.type):
+        if backend == 'auto' and mask is None and _is_plain(offset):
+            return _plain(input, weight, bias, geo)
+        return passes(backend).forward(input, offset, weight, bias, mask, geo)
 
 
 def _is_plain(offset: Tensor) -> bool:
@@ -145,10 +143,11 @@ def _is_plain(offset: Tensor) -> bool:
 def _plain(input: Tensor, weight: Tensor, bias: Tensor | None, geo: Geometry) -> Tensor:
     """What the layer computed before it was upgraded, to the bit."""
     stride, padding = (geo.stride_h, geo.stride_w), (geo.pad_h, geo.pad_w)
-    return F.conv2d(input, weight, bias, stride, padding, (geo.dil_h, geo.dil_w), geo.groups)
+    output = F.conv2d(input, weight, bias, stride, padding, (geo.dil_h, geo.dil_w), geo.groups)
+    return output.contiguous(memory_format=matrices.format_of(input))
 
 
-def _forward_fake(
+def _forward_meta(
     input: Tensor,
     offset: Tensor,
     weight: Tensor,
@@ -156,73 +155,52 @@ def _forward_fake(
     mask: Tensor | None,
     sizes: list[int],
     backend: str,
-    saving: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> Tensor:
     geo = Geometry(*sizes)
     shape = (geo.N, geo.O, geo.Ho, geo.Wo)
-    output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=matrices.format_of(input))
-    return (output, *(passes(backend).like_saved(input, offset, mask, geo) if saving else _nothing(input)))
-
-
-def _nothing(input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return input.new_empty(0), input.new_empty(0), input.new_empty(0)
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=matrices.format_of(input))
 
 
 def _backward(
-    saved0: Tensor,
-    saved1: Tensor,
-    saved2: Tensor,
-    weight: Tensor,
     grad_output: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
     sizes: list[int],
     backend: str,
     wanted: list[bool],
-    masked: bool,
-    channels_last: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    saved = (saved0, saved1, saved2)
-    with torch.autocast(saved0.device.type, enabled=False):
-        grads = passes(backend).backward(saved, weight, grad_output, Geometry(*sizes), Wanted(*wanted))
-    grad_input = saved0.new_empty(0)
-    if grads.input is not None:
-        grad_input = grads.input.to(weight.dtype).contiguous(memory_format=_memory_format(channels_last))
-    grad_offset, grad_mask, grad_weight = (saved0.new_empty(0) if g is None else g for g in grads[1:])
-    return grad_input, grad_offset, grad_mask, grad_weight
+) -> tuple[Tensor, ...]:
+    with no_autocast(input.device.type):
+        grads = passes(backend).backward(grad_output, input, offset, weight, mask, Geometry(*sizes), Wanted(*wanted))
+        found = [
+            input.new_empty(0) if grad is None or like is None else grad.to(like.dtype)
+            for grad, like in zip(grads, (input, offset, weight, mask), strict=True)
+        ]
+        if wanted[0]:
+            found[0] = found[0].contiguous(memory_format=matrices.format_of(input))
+    return tuple(found)
 
 
-def _backward_fake(
-    saved0: Tensor,
-    saved1: Tensor,
-    saved2: Tensor,
-    weight: Tensor,
+def _backward_meta(
     grad_output: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
     sizes: list[int],
     backend: str,
     wanted: list[bool],
-    masked: bool,
-    channels_last: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    geo = Geometry(*sizes)
     need_input, need_plan, need_weight = wanted
-    shapes = {
-        'input': (geo.N, geo.C, geo.H, geo.W) if need_input else (0,),
-        'offset': (geo.N, 2 * geo.G * geo.K, geo.Ho, geo.Wo) if need_plan else (0,),
-        'mask': (geo.N, geo.G * geo.K, geo.Ho, geo.Wo) if need_plan and masked else (0,),
-    }
-    coord = torch.promote_types(weight.dtype, torch.float32)
-    grad_input = weight.new_empty(shapes['input'])
-    if need_input:
-        grad_input = grad_input.contiguous(memory_format=_memory_format(channels_last))
     return (
-        grad_input,
-        weight.new_empty(shapes['offset'], dtype=coord),
-        weight.new_empty(shapes['mask'], dtype=coord),
-        torch.empty_like(matrices.dense(weight)) if need_weight else weight.new_empty(0),
+        torch.empty_like(input, memory_format=matrices.format_of(input)) if need_input else input.new_empty(0),
+        torch.empty_like(offset, memory_format=torch.contiguous_format) if need_plan else offset.new_empty(0),
+        torch.empty_like(matrices.dense(weight)) if need_weight else input.new_empty(0),
+        input.new_empty(0)
+        if mask is None or not need_plan
+        else torch.empty_like(mask, memory_format=torch.contiguous_format),
     )
-
-
-def _memory_format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _is_compiling() -> bool:
@@ -230,17 +208,12 @@ def _is_compiling() -> bool:
     return bool(is_compiling is not None and is_compiling())
 
 
-def _register() -> None:
-    _LIBRARY.impl('deform_conv2d', _forward, 'CompositeExplicitAutograd')
-    _LIBRARY.impl('deform_conv2d_backward', _backward, 'CompositeExplicitAutograd')
-    # Names since torch 2.4 and 2.2; before them, fake tensors took what was registered for meta tensors.
-    fake = getattr(torch.library, 'register_fake', None) or getattr(torch.library, 'impl_abstract', None)
-    for name, shapes in (('deform_conv2d', _forward_fake), ('deform_conv2d_backward', _backward_fake)):
-        if fake is not None:
-            fake(f'mmdeform_upgrade::{name}')(shapes)
-        else:
-            _LIBRARY.impl(name, shapes, 'Meta')
-    flops.register()
-
-
-_register()
+for _name, _run, _shapes in (
+    ('deform_conv2d', _forward, _forward_meta),
+    ('deform_conv2d_backward', _backward, _backward_meta),
+):
+    _LIBRARY.impl(_name, _run, 'CompositeExplicitAutograd')
+    _LIBRARY.impl(_name, _shapes, 'Meta')
+_FORWARD = torch.ops.mmdeform_upgrade.deform_conv2d.default
+_BACKWARD = torch.ops.mmdeform_upgrade.deform_conv2d_backward.default
+flops.register()

@@ -20,18 +20,13 @@ from torch import Tensor
 from . import matrices, sampling
 from .chunks import cut, images
 from .geometry import Geometry
-from .passes import Grads, Saved, Wanted
+from .passes import Grads, Wanted
 from .sampling import Corners, Plan
 
 
 def forward(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    geo: Geometry,
-) -> tuple[Tensor, Saved]:
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, geo: Geometry
+) -> Tensor:
     """See :class:`.passes.Passes`."""
     work = torch.promote_types(input.dtype, torch.float32)
     weight = matrices.dense(weight)
@@ -46,23 +41,24 @@ def forward(
             matrices.project(output[positions], columns, kernel, geo, first=taps.start == 0)
     if bias is not None:
         output += bias
-    return matrices.rows_to_map(output, geo, input.dtype, matrices.format_of(input)), (table, *plan)
+    return matrices.rows_to_map(output, geo, input.dtype, matrices.format_of(input))
 
 
-def like_saved(input: Tensor, offset: Tensor, mask: Tensor | None, geo: Geometry) -> Saved:
+def backward(
+    grad_output: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    geo: Geometry,
+    wanted: Wanted,
+) -> Grads:
     """See :class:`.passes.Passes`."""
-    rows, cols = sampling.table_size(geo)
     work = torch.promote_types(input.dtype, torch.float32)
-    table = input.new_empty((rows * cols * geo.G, geo.C // geo.G), dtype=work)
-    base = input.new_empty((geo.N * geo.L, geo.K, geo.G), dtype=sampling.index_dtype(geo))
-    return table, base, table.new_empty((2 if mask is None else 3, *base.shape))
-
-
-def backward(saved: Saved, weight: Tensor, grad_output: Tensor, geo: Geometry, wanted: Wanted) -> Grads:
-    """See :class:`.passes.Passes`."""
-    table, plan = saved[0], Plan(*saved[1:])
     weight = matrices.dense(weight)
     product = matrices.product_dtype(weight)
+    table = sampling.to_table(input, geo, work)
+    plan = sampling.make_plan(offset, mask, geo, work)
     rows = matrices.map_to_rows(grad_output, product)
     sums = Sums(
         torch.zeros_like(table) if wanted.input else None,
@@ -120,7 +116,7 @@ def _finish(sums: Sums, plan: Plan, geo: Geometry) -> Grads:
     grad_offset = grad_mask = None
     if sums.dots is not None:
         grad_offset, grad_mask = sampling.plan_gradients(plan, sums.dots, geo)
-    return Grads(grad_input, grad_offset, grad_mask, sums.weight)
+    return Grads(grad_input, grad_offset, sums.weight, grad_mask)
 
 
 def _sample(table: Tensor, corners: Corners, taps: slice, geo: Geometry) -> Tensor:

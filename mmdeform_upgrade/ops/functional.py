@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import UpgradeError
 from . import autograd, reference
+from .autocast import autocast, no_autocast
 from .geometry import IntPair, describe
 
 BACKENDS = ('auto', 'reference', 'eager', 'triton')
@@ -74,31 +75,13 @@ def deform_conv2d(
         2018, section 3.2 (the mask).
     """
     geo = describe(input, offset, weight, bias, mask, stride, padding, dilation)
-    input, weight, bias = _autocast(input, weight, bias)
+    input, weight, bias = autocast(input, weight, bias)
     _check_types(input, offset, weight, bias, mask)
     chosen = _choose(backend, input)
     if chosen != 'reference':
         return autograd.deform_conv2d(input, offset, weight, bias, mask, geo, chosen)
-    with torch.autocast(input.device.type, enabled=False):
+    with no_autocast(input.device.type):
         return reference.deform_conv2d(input, offset, weight, bias, mask, geo)
-
-
-def _autocast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Under autocast, values (not coordinates) go to its dtype, as for any convolution."""
-    dtype = _autocast_dtype(input.device.type)
-    if dtype is None or input.dtype == torch.float64:
-        return input, weight, bias
-    return input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-
-
-def _autocast_dtype(device_type: str) -> torch.dtype | None:
-    if hasattr(torch, 'get_autocast_dtype'):  # torch >= 2.4
-        return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-    if device_type == 'cuda':
-        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
-    if device_type == 'cpu':
-        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
-    return None
 
 
 def _check_types(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None) -> None:

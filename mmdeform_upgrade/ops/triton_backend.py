@@ -19,7 +19,7 @@ from torch import Tensor
 from . import matrices
 from .chunks import cut
 from .geometry import Geometry
-from .passes import Grads, Saved, Wanted
+from .passes import Grads, Wanted
 from .triton_kernels import convolve_kernel, corner_kernel, gather_kernel, plan_kernel, sample_kernel
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET', '0') == '1'  # the interpreter multiplies bfloat16 wrongly
@@ -57,50 +57,44 @@ def _fitting(tile: Tile, geo: Geometry) -> Tile:
 
 
 def forward(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    geo: Geometry,
-) -> tuple[Tensor, Saved]:
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, geo: Geometry
+) -> Tensor:
     """See :class:`.passes.Passes`."""
-    rows = _fresh(matrices.map_to_rows(input, input.dtype).contiguous(), input)
-    shift = _fresh(offset.to(torch.float32).contiguous(), offset)
-    modulation = rows.new_empty(0, dtype=torch.float32)
-    if mask is not None:
-        modulation = _fresh(mask.to(torch.float32).contiguous(), mask)
-    saved = (rows, shift, modulation)
-    output = rows.new_empty((geo.N * geo.L, geo.O))
+    saved = _read(input, offset, mask)
+    output = saved[0].new_empty((geo.N * geo.L, geo.O))
     if FUSED and geo.groups == 1:
         _convolve(output, saved, weight, bias, geo)
     else:
         _convolve_columns(output, saved, matrices.dense(weight), bias, geo)
-    return matrices.rows_to_map(output, geo, input.dtype, matrices.format_of(input)), saved
+    return matrices.rows_to_map(output, geo, input.dtype, matrices.format_of(input))
 
 
-def _fresh(tensor: Tensor, source: Tensor) -> Tensor:
-    """A copy if it shares memory with its source: what an operator returns must not be what it was given."""
-    return tensor.clone() if tensor.data_ptr() == source.data_ptr() else tensor
+def _read(input: Tensor, offset: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of pixels, offsets and modulation as the kernels read them."""
+    rows = matrices.map_to_rows(input, input.dtype).contiguous()
+    shift = offset.to(torch.float32).contiguous()
+    modulation = rows.new_empty(0, dtype=torch.float32) if mask is None else mask.to(torch.float32).contiguous()
+    return rows, shift, modulation
 
 
-def like_saved(input: Tensor, offset: Tensor, mask: Tensor | None, geo: Geometry) -> Saved:
+def backward(
+    grad_output: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    geo: Geometry,
+    wanted: Wanted,
+) -> Grads:
     """See :class:`.passes.Passes`."""
-    rows = input.new_empty((geo.N * geo.H * geo.W, geo.C))
-    plan = [rows.new_empty((0,) if t is None else t.shape, dtype=torch.float32) for t in (offset, mask)]
-    return rows, plan[0], plan[1]
-
-
-def backward(saved: Saved, weight: Tensor, grad_output: Tensor, geo: Geometry, wanted: Wanted) -> Grads:
-    """See :class:`.passes.Passes`."""
-    rows, shift, modulation = saved
+    saved = rows, shift, modulation = _read(input, offset, mask)
     weight = matrices.dense(weight)
     grad_rows = matrices.map_to_rows(grad_output, weight.dtype)
     sums = Grads(
         torch.empty_like(rows, dtype=torch.float32) if wanted.input else None,  # the first gather writes all of it
         torch.empty_like(shift) if wanted.plan else None,
-        torch.empty_like(modulation) if wanted.plan and modulation.dim() == 4 else None,
         matrices.new_kernel_grad(weight, geo) if wanted.weight else None,
+        torch.empty_like(modulation) if wanted.plan and modulation.dim() == 4 else None,
     )
     cuts = cut(geo, rows.itemsize, rows.device.type)
     for taps in cuts.taps:
@@ -121,7 +115,13 @@ def backward(saved: Saved, weight: Tensor, grad_output: Tensor, geo: Geometry, w
 
 
 def _column_grads(
-    sums: Grads, saved: Saved, grad_rows: Tensor, kernel: Tensor, positions: slice, taps: slice, geo: Geometry
+    sums: Grads,
+    saved: tuple[Tensor, Tensor, Tensor],
+    grad_rows: Tensor,
+    kernel: Tensor,
+    positions: slice,
+    taps: slice,
+    geo: Geometry,
 ) -> Tensor | None:
     """Bring the gradient of some columns to input, offset and mask; the columns themselves, if they came up."""
     if sums.input is None and sums.offset is None:
@@ -135,7 +135,9 @@ def _column_grads(
     return columns
 
 
-def _convolve(output: Tensor, saved: Saved, weight: Tensor, bias: Tensor | None, geo: Geometry) -> None:
+def _convolve(
+    output: Tensor, saved: tuple[Tensor, Tensor, Tensor], weight: Tensor, bias: Tensor | None, geo: Geometry
+) -> None:
     """Sample and multiply in one kernel, with the largest tile that the device has the memory for."""
     if not len(output):
         return
@@ -158,7 +160,13 @@ def _convolve(output: Tensor, saved: Saved, weight: Tensor, bias: Tensor | None,
 
 
 def _launch_convolve(
-    tile: Tile, output: Tensor, saved: Saved, kernel: Tensor, bias: Tensor, tf32: bool, geo: Geometry
+    tile: Tile,
+    output: Tensor,
+    saved: tuple[Tensor, Tensor, Tensor],
+    kernel: Tensor,
+    bias: Tensor,
+    tf32: bool,
+    geo: Geometry,
 ) -> None:
     rows, shift, modulation = saved
     tile = _fitting(tile, geo)
@@ -183,7 +191,9 @@ def _launch_convolve(
     )
 
 
-def _convolve_columns(output: Tensor, saved: Saved, weight: Tensor, bias: Tensor | None, geo: Geometry) -> None:
+def _convolve_columns(
+    output: Tensor, saved: tuple[Tensor, Tensor, Tensor], weight: Tensor, bias: Tensor | None, geo: Geometry
+) -> None:
     """Sample some columns, multiply, forget them."""
     cuts = cut(geo, output.itemsize, output.device.type)
     total = torch.empty_like(output, dtype=torch.float32) if len(cuts.taps) > 1 else output
@@ -195,7 +205,7 @@ def _convolve_columns(output: Tensor, saved: Saved, weight: Tensor, bias: Tensor
     output.copy_(total if bias is None else total + bias)
 
 
-def _sample(saved: Saved, positions: slice, taps: slice, geo: Geometry) -> Tensor:
+def _sample(saved: tuple[Tensor, Tensor, Tensor], positions: slice, taps: slice, geo: Geometry) -> Tensor:
     """The columns (p, k*C) of some positions and taps."""
     rows, shift, modulation = saved
     tile = _fitting(_SAMPLE, geo)
@@ -214,7 +224,12 @@ def _sample(saved: Saved, positions: slice, taps: slice, geo: Geometry) -> Tenso
 
 
 def _plan_grads(
-    sums: Grads, saved: Saved, grad_columns: Tensor, positions: slice, taps: slice, geo: Geometry
+    sums: Grads,
+    saved: tuple[Tensor, Tensor, Tensor],
+    grad_columns: Tensor,
+    positions: slice,
+    taps: slice,
+    geo: Geometry,
 ) -> Tensor | None:
     """Write the gradients of offset and mask; the columns, if the kernel's gradient is going to need them."""
     rows, shift, modulation = saved
@@ -239,7 +254,12 @@ def _plan_grads(
 
 
 def _gather(
-    grad_rows: Tensor, saved: Saved, grad_columns: Tensor, positions: slice, taps: slice, geo: Geometry
+    grad_rows: Tensor,
+    saved: tuple[Tensor, Tensor, Tensor],
+    grad_columns: Tensor,
+    positions: slice,
+    taps: slice,
+    geo: Geometry,
 ) -> None:
     """Add the columns' gradients to those of the pixels that the columns were sampled from."""
     _, shift, modulation = saved

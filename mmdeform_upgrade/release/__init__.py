@@ -1,7 +1,7 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Releases: published files, what a checkpoint is, deltas, configs for stock installations, and the way back."""
 
-from .delta import apply_delta, make_delta, tensors_sha256
+from .delta import apply_delta, make_delta
 from .inspection import Inspection, inspect_checkpoint
 from .publish import publish, published_checkpoint
 from .stock import stock_config
@@ -14,5 +14,4 @@ __all__ = [
     'publish',
     'published_checkpoint',
     'stock_config',
-    'tensors_sha256',
 ]

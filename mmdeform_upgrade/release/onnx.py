@@ -171,9 +171,7 @@ def translation_table(opset: int) -> Dict[Callable[..., Any], Callable[..., Any]
     ops = getattr(onnxscript, f'opset{opset}')
 
     def deform_conv2d(input, offset, weight, bias=None, mask=None, sizes=(), *_):
-        geo = Geometry(*sizes)
-        output = ops.DeformConv(input, weight, offset, bias, mask, **onnx_attributes(geo))
-        return (output, *(ops.Identity(offset) for _ in range(3)))  # what a backward pass would need: pruned
+        return ops.DeformConv(input, weight, offset, bias, mask, **onnx_attributes(Geometry(*sizes)))
 
     return {torch.ops.mmdeform_upgrade.deform_conv2d.default: deform_conv2d}
 

@@ -7,18 +7,19 @@ import copy
 import re
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Sequence
 
-from ..config import BUILDER
+from ..config import BUILDER, TRAIN_OFFSETS
 from ..schedule import type_name
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
 # This package's types in configs: hooks that an upgrade needs, hooks for any training, and parts of networks.
-UPGRADE_HOOKS = ('DeformUpgradeHook', 'ExactResumeHook', 'OffsetLoggerHook', 'OffsetsFirstHook')
-OWN_HOOKS = (*UPGRADE_HOOKS, 'BFloat16Hook', 'FiniteCheckHook', 'WorkDirHook')
+UPGRADE_HOOKS = ('DeformUpgradeHook', 'OffsetLoggerHook')
+OWN_HOOKS = (*UPGRADE_HOOKS, 'BFloat16Hook', 'RunGuardHook')
 OWN_TYPES = (
     *OWN_HOOKS,
     BUILDER,
+    TRAIN_OFFSETS,
     'ZeroOffsetDCN',
     'WideSSDNeck',
     'PredictableSSDHead',
@@ -29,7 +30,7 @@ _SETTINGS = ('base_type', 'targets', 'exclude', 'deform_groups')
 
 
 def without_plugin(cfg: Config) -> Config:
-    """``cfg`` without this package's hooks and import, and with nothing to load; the model is left as it is."""
+    """``cfg`` without this package's hooks and import, and with nothing to load; its components are left as they are."""
     return _without_import(_without_hooks(cfg, OWN_HOOKS))
 
 
@@ -56,6 +57,8 @@ def _types(node: Any) -> Iterator[str]:
 def _without_hooks(cfg: Config, names: Sequence[str]) -> Config:
     result = copy.deepcopy(cfg)
     result.load_from, result.resume = None, False
+    if type_name(result.model.get('type', '')) == TRAIN_OFFSETS:
+        result.model.type = result.model.pop('base_type')
     hooks = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook.get('type', '')) not in names]
     if hooks:
         result.custom_hooks = hooks

@@ -119,7 +119,6 @@ class Doors:
             ),
             'load_baseline': self._python(lambda path: load_baseline(path)),
             'baseline://': self._python(lambda path: CheckpointLoader.load_checkpoint(f'baseline://{path}')),
-            'safe://': self._python(lambda path: CheckpointLoader.load_checkpoint(f'safe://{path}')),
         }
 
     def costly(self):

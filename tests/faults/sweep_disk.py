@@ -11,7 +11,9 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmdeform_upgrade.mm.guard import last_saved, why_not_resumable
+from mmengine.runner import find_latest_checkpoint
+
+from mmdeform_upgrade.mm.guard import why_not_resumable
 from tests.faults.common import arguments, differences, finished, report, start
 from tests.faults.tiny import save_tiny_baseline, tiny_config
 
@@ -40,7 +42,11 @@ def run_into_it(config, disk, epoch, room, log):
     """Fill the disk as soon as the checkpoint of ``epoch`` stands; returns the exit status and what was said last."""
     work_dir = disk / 'work'
     process = start(config, work_dir, log=log)
-    while process.poll() is None and epoch and last_saved(str(work_dir)) != str(work_dir / f'epoch_{epoch}.pth'):
+    while (
+        process.poll() is None
+        and epoch
+        and find_latest_checkpoint(str(work_dir)) != str(work_dir / f'epoch_{epoch}.pth')
+    ):
         time.sleep(0.0005)
     fill(disk, room)
     status = process.wait(timeout=300)
@@ -70,7 +76,7 @@ def attempt(config, disk, epoch, whole, room, figures):
     log = disk.with_suffix('.log')
     status, said = run_into_it(config, disk, epoch, room, log)
     work_dir = disk / 'work'
-    left = last_saved(str(work_dir))
+    left = find_latest_checkpoint(str(work_dir))
     whole_files = [path.name for path in work_dir.glob('*.pth') if why_not_resumable(str(path)) is None]
     broken = [path.name for path in work_dir.glob('*.pth') if path.name not in whole_files]
     (disk / 'filler').unlink()

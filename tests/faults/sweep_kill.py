@@ -4,7 +4,6 @@ Every attempt is a process of its own, tools/train.py --resume, and ends by SIGK
 while a checkpoint is being written. After each, every checkpoint under its own name has to be whole.
 """
 
-import json
 import random
 import shutil
 import signal
@@ -13,7 +12,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from mmdeform_upgrade.mm.guard import last_saved, why_not_resumable
+from mmengine.runner import find_latest_checkpoint
+
+from mmdeform_upgrade.mm.guard import why_not_resumable
 from mmdeform_upgrade.readers import read_checkpoint
 from tests.faults.common import arguments, differences, finished, report, start
 from tests.faults.tiny import save_tiny_baseline, tiny_config
@@ -73,8 +74,8 @@ def has_stepped(work_dir, before):
 
 def has(work_dir, pid):
     try:
-        return json.loads((work_dir / '.run.lock').read_text())['pid'] == pid
-    except (OSError, ValueError):
+        return (work_dir / '.run.lock').read_text().startswith(f'process {pid} ')
+    except OSError:
         return False
 
 
@@ -100,8 +101,8 @@ def sweep(name, config, folder, kills, chance):
         figures['while_writing'] += being_written(work_dir)
         look(work_dir, figures)
     finished(start(config, work_dir, '--resume', log=log), log)
-    last = [last_saved(path) for path in (whole, work_dir)]
-    figures['passed_over'] = log.read_text(errors='replace').count('Going on from the last checkpoint that is whole')
+    last = [find_latest_checkpoint(path) for path in (whole, work_dir)]
+    figures['passed_over'] = log.read_text(errors='replace').count('Resuming from the newest checkpoint that is whole')
     figures['differences'] = differences(*last)
     best = [read_checkpoint(path)['message_hub']['runtime_info']['best_score'] for path in last]
     if figures['differences'] or best[0] != best[1]:
@@ -116,7 +117,7 @@ def look(work_dir, figures):
         if why is not None:
             sys.exit(f'{path} is not whole: {why}')
         figures['checkpoints_looked_at'] += 1
-    last = last_saved(str(work_dir))
+    last = find_latest_checkpoint(str(work_dir))
     figures['places'].append(Path(last).stem if last else None)
 
 

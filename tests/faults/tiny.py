@@ -85,7 +85,7 @@ def tiny_config(work_dir, baseline=None, **changes):
     backbone, extra = dict(type='TinyBackbone'), {}
     if baseline is not None:
         backbone = dict(type='DeformUpgrade', base_type='TinyBackbone', targets='last:1')
-        extra = dict(load_from=str(baseline), custom_hooks=[dict(type='DeformUpgradeHook')])
+        extra = dict(load_from=str(baseline), custom_hooks=[dict(type='DeformUpgradeHook'), dict(type='RunGuardHook')])
     loader = dict(batch_size=2, num_workers=0, dataset=dict(type='TinyData'), collate_fn=dict(type='default_collate'))
     cfg = Config(
         dict(

@@ -13,7 +13,7 @@ from mmdeform_upgrade.checkpoint import import_baseline
 from mmdeform_upgrade.errors import CheckpointError
 from mmdeform_upgrade.importers import OWN_NAMES, import_state_dict
 from mmdeform_upgrade.importers.front import FORMATS
-from mmdeform_upgrade.importers.gluoncv_ssd import GLUONCV_SSD
+from mmdeform_upgrade.importers.gluoncv import SSD
 from mmdeform_upgrade.readers import read_checkpoint, read_tensors, write_safetensors
 
 from ..conftest import ROOT, build
@@ -61,7 +61,7 @@ def test_files_of_mxnet_are_told_by_their_content(tmp_path, zipped):
             archive.write(path, 'ssd_512_resnet50_v1_voc-9c8b225a.params')
         path = tmp_path / 'zoo.pth'
     imported = import_baseline(path)
-    assert imported.format == GLUONCV_SSD.name and read_tensors(path).container == 'MXNet file'
+    assert imported.format == SSD.name and read_tensors(path).container == 'MXNet file'
     cfg = Config.fromfile(ROOT / 'configs' / 'gluoncv' / 'ssd512_r50_voc.py')
     cfg.model.backbone.init_cfg = None
     model = build(cfg)

@@ -71,17 +71,12 @@ def test_the_operators_meet_the_rules_of_the_dispatcher():
     inputs, offset, weight, bias, mask = CASE.tensors(torch.float32, requires_grad=False)
     geo = list(describe(inputs, offset, weight, bias, mask, CASE.stride, CASE.padding, CASE.dilation))
     operators, tests = torch.ops.mmdeform_upgrade, ('test_schema', 'test_faketensor')
-    for saving in (True, False):
-        torch.library.opcheck(
-            operators.deform_conv2d, (inputs, offset, weight, bias, mask, geo, 'eager', saving), test_utils=tests
-        )
-    output, *saved = operators.deform_conv2d(inputs, offset, weight, bias, mask, geo, 'eager')
+    arguments = (inputs, offset, weight, bias, mask, geo, 'eager')
+    torch.library.opcheck(operators.deform_conv2d, arguments, test_utils=tests)
+    output = operators.deform_conv2d(*arguments)
     for wanted in ([True, True, True], [False, True, False], [True, False, True]):
-        torch.library.opcheck(
-            operators.deform_conv2d_backward,
-            (*saved, weight, output, geo, 'eager', wanted, True, False),
-            test_utils=tests,
-        )
+        arguments = (output, inputs, offset, weight, mask, geo, 'eager', wanted)
+        torch.library.opcheck(operators.deform_conv2d_backward, arguments, test_utils=tests)
 
 
 @pytest.mark.parametrize('reentrant', [True, False])
@@ -139,7 +134,7 @@ def test_a_frozen_input_needs_no_gradient():
     assert tensors[0].grad is None and all(t.grad is not None for t in tensors[1:])
 
 
-def test_zero_offsets_are_not_sampled_where_no_gradient_is_wanted(monkeypatch):
+def test_zero_offsets_cost_one_pass_of_a_plain_convolution(monkeypatch):
     from mmdeform_upgrade.ops import eager
 
     sampled, sample = [], eager._sample
@@ -150,8 +145,18 @@ def test_zero_offsets_are_not_sampled_where_no_gradient_is_wanted(monkeypatch):
     deform_conv2d(inputs, offset, weight, bias, **CASE.hyper)
     assert len(sampled) == 1
     weight.requires_grad_()
-    deform_conv2d(inputs, offset * 0, weight, bias, **CASE.hyper).sum().backward()  # its gradient needs the samples
+    output = deform_conv2d(inputs, offset * 0, weight, bias, **CASE.hyper)
+    assert torch.equal(output, plain) and len(sampled) == 1
+    output.sum().backward()
     assert len(sampled) > 1 and weight.grad.abs().sum() > 0
+
+
+def test_only_the_arguments_are_kept_for_the_backward_pass():
+    kept = []
+    tensors = CASE.tensors(torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        call(*tensors)
+    assert set(kept) <= {t.data_ptr() for t in tensors}
 
 
 @pytest.mark.parametrize('requires_grad', [False, True])
@@ -179,12 +184,12 @@ def test_flop_counters_know_the_operator_whichever_was_imported_first():
     code = (
         'import torch\n'
         '{}\n'
-        'x, offset = torch.randn(1, 4, 5, 5), torch.randn(1, 18, 5, 5)\n'
+        'layer = ZeroOffsetDCN(4, 6, 3, padding=1)\n'
         'with FlopCounterMode(display=False) as counter:\n'
-        '    deform_conv2d(x, offset, torch.randn(6, 4, 3, 3), padding=1)\n'
+        '    layer(torch.randn(1, 4, 5, 5))\n'
         'print(counter.get_total_flops())'
     )
-    imports = ['from mmdeform_upgrade.ops import deform_conv2d', 'from torch.utils.flop_counter import FlopCounterMode']
+    imports = ['from mmdeform_upgrade import ZeroOffsetDCN', 'from torch.utils.flop_counter import FlopCounterMode']
     for order in (imports, imports[::-1]):
         result = subprocess.run(
             [sys.executable, '-c', code.format('\n'.join(order))],
@@ -194,7 +199,7 @@ def test_flop_counters_know_the_operator_whichever_was_imported_first():
             timeout=300,
             cwd=Path(__file__).resolve().parents[2],
         )
-        assert int(result.stdout) == 2 * 4 * 6 * 9 * 25
+        assert int(result.stdout) == 2 * 4 * (6 + 18) * 9 * 25
 
 
 def test_importing_the_operator_imports_nothing_heavy():

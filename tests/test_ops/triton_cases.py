@@ -159,8 +159,8 @@ def test_the_operators_meet_the_rules_of_the_dispatcher(memory_format):
     operators, tests = torch.ops.mmdeform_upgrade, ('test_schema', 'test_faketensor')
     arguments = (inputs, offset, weight, bias, mask, geo, 'triton')
     torch.library.opcheck(operators.deform_conv2d, arguments, test_utils=tests)
-    output, *saved = operators.deform_conv2d(*arguments)
-    arguments = (*saved, weight, output, geo, 'triton', [True, True, True], True, False)
+    output = operators.deform_conv2d(*arguments)
+    arguments = (output, inputs, offset, weight, mask, geo, 'triton', [True, True, True])
     torch.library.opcheck(operators.deform_conv2d_backward, arguments, test_utils=tests)
 
 

@@ -12,8 +12,7 @@ from mmengine.model import ExponentialMovingAverage
 
 from mmdeform_upgrade.checkpoint import file_sha256
 from mmdeform_upgrade.errors import CheckpointError, ConfigError
-from mmdeform_upgrade.mm.loading import read_as_it_is
-from mmdeform_upgrade.readers import read_safetensors
+from mmdeform_upgrade.readers import read_checkpoint, read_safetensors
 from mmdeform_upgrade.release import inspect_checkpoint, publish, published_checkpoint
 
 from ..conftest import run_tool
@@ -71,7 +70,7 @@ def test_the_safetensors_of_a_release_brings_classes_and_provenance_along(files,
     model = init_detector(files.config, f'baseline://{release[1]}', device='cpu')
     assert _same(model.state_dict(), files.state_dict)
     assert tuple(model.dataset_meta['classes']) == CLASSES
-    meta = read_as_it_is(release[1])['meta']
+    meta = read_checkpoint(release[1])['meta']
     assert meta['deform_upgrade'] == torch.load(release[0], weights_only=True)['meta']['deform_upgrade']
 
 

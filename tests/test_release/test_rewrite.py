@@ -1,5 +1,7 @@
 """What of this package a config keeps when its upgrade goes."""
 
+import importlib
+
 import mmengine.registry as registries
 import pytest
 from mmengine.config import Config
@@ -12,6 +14,8 @@ from ..conftest import ROOT
 
 
 def test_every_registered_type_is_known():
+    for name in ('aspp', 'ssd', 'transforms'):
+        importlib.import_module(f'mmdeform_upgrade.models.{name}')
     found = {
         name
         for registry in vars(registries).values()
@@ -25,7 +29,7 @@ def test_every_registered_type_is_known():
 @pytest.mark.parametrize(
     'hooks,imports',
     [
-        ([dict(type='BFloat16Hook'), dict(type='FiniteCheckHook')], ['mmdeform_upgrade']),
+        ([dict(type='BFloat16Hook'), dict(type='RunGuardHook')], 'mmdeform_upgrade'),
         ([dict(type='EMAHook')], None),
     ],
 )
@@ -33,7 +37,9 @@ def test_hooks_for_any_training_stay_with_their_import(hooks, imports):
     cfg = Config.fromfile(ROOT / 'benchmarks/compare/configs/faster-rcnn_r50-caffe-dc5_12e_cutouts.py')
     cfg.custom_hooks = hooks
     upgrade = upgrade_config(cfg, load_from='baseline.pth', targets='res5')
-    upgrade.custom_hooks = [*upgrade.custom_hooks, dict(type='OffsetLoggerHook'), dict(type='OffsetsFirstHook')]
+    upgrade.model.update(type='TrainOffsets', base_type=upgrade.model.type)
+    upgrade.custom_hooks = [*upgrade.custom_hooks, dict(type='OffsetLoggerHook')]
     back = with_layers(upgrade, {})
+    assert back.model.type == 'FasterRCNN' and 'base_type' not in back.model
     assert back.custom_hooks == hooks and back.model.backbone.type == 'ResNet' and back.load_from is None
-    assert (back.get('custom_imports') or {}).get('imports') == imports
+    assert (back.get('custom_imports') or {}).get('imports', [None])[0] == imports

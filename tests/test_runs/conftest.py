@@ -81,6 +81,7 @@ def short_cfg(tiny_upgrade_cfg):
     cfg.param_scheduler = None
     cfg.train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
     cfg.log_level = 'WARNING'
+    cfg.custom_hooks = [dict(type='DeformUpgradeHook'), dict(type='RunGuardHook')]
     return cfg
 
 
@@ -155,7 +156,7 @@ def segmentor_files(shapes, tmp_path_factory):
     cfg.model.backbone.update(type='DeformUpgrade', base_type='ResNet', targets='last:3')
     cfg.update(
         load_from=str(folder / 'baseline.pth'),
-        custom_hooks=[dict(type='DeformUpgradeHook')],
+        custom_hooks=[dict(type='DeformUpgradeHook'), dict(type='RunGuardHook')],
         custom_imports=dict(imports=['mmdeform_upgrade'], allow_failed_imports=False),
     )
     cfg.dump(folder / 'segmentor.py')

@@ -14,10 +14,10 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, DefaultScope
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmdeform_upgrade.errors import CheckpointError, TrainingError
-from mmdeform_upgrade.mm.guard import find_resumable, last_saved
+from mmdeform_upgrade.mm.guard import find_resumable
 from mmdeform_upgrade.readers import read_checkpoint
 
 from ..conftest import ROOT
@@ -31,7 +31,7 @@ LAYER = 'backbone.second'
 class SetWeights(Hook):
     """Sets one parameter after a step."""
 
-    priority = 'VERY_HIGH'
+    priority = 'HIGHEST'
 
     def __init__(self, name, value, epoch=2):
         self.name, self.value, self.epoch = name, value, epoch
@@ -59,7 +59,7 @@ def run(cfg, *hooks, **changes):
     DefaultScope._instance_dict.clear()
     cfg = cfg.copy()
     cfg.merge_from_dict(changes)
-    cfg.custom_hooks = [*cfg.custom_hooks, *hooks]
+    cfg.custom_hooks = [*hooks, *cfg.custom_hooks]
     cfg.experiment_name = f'tiny{next(_number)}'
     runner = Runner.from_cfg(cfg)
     runner.train()
@@ -177,12 +177,12 @@ def _flip(path):
 )
 def test_a_checkpoint_that_is_not_whole_is_passed_over_with_a_warning(whole_run, damage, reason, monkeypatch):
     said = []
-    monkeypatch.setattr('mmdeform_upgrade.mm.guard.resuming.print_log', lambda text, **kwargs: said.append(text))
+    monkeypatch.setattr('mmdeform_upgrade.mm.guard.checkpoints.print_log', lambda text, **kwargs: said.append(text))
     assert find_resumable(str(whole_run)) == str(whole_run / 'epoch_3.pth') and not said
     damage(whole_run / 'epoch_3.pth')
     assert find_resumable(str(whole_run)) == str(whole_run / 'epoch_2.pth')
     (text,) = said
-    assert re.search(f'resume: .*{reason}.* Going on from the last checkpoint that is whole: .*epoch_2.pth', text)
+    assert re.search(f'resume: .*{reason}.* Resuming from the newest checkpoint that is whole: .*epoch_2.pth', text)
 
 
 def test_a_folder_that_was_moved_is_gone_on_in(whole_run):
@@ -202,7 +202,7 @@ def test_without_a_whole_checkpoint_a_resume_is_refused(tiny, whole_run, capfd):
         find_resumable(str(whole_run))
     assert ended(train_tool(tiny, '--resume', str(whole_run / 'epoch_3.pth'))) == 2
     assert re.search(
-        r'CheckpointError: .*epoch_3\.pth: .*truncated.*--resume goes on from an interrupted run',
+        r'CheckpointError: .*epoch_3\.pth: .*truncated.*--resume continues an interrupted run',
         capfd.readouterr().err,
     )
     assert not Path(tiny.work_dir).exists()
@@ -233,11 +233,10 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stays(tiny, whole_run, smal
     tiny.custom_hooks.append(fill)
     assert ended(train_tool(tiny)) == 2
     assert re.search(
-        r'TrainingError: .*epoch_2.pth could not be written: No space left on device: it needs \S+ MB, and'
-        r' \S+ MB are free.*go on with --resume',
+        r'TrainingError: .*epoch_2.pth \(\S+ MB\) could not be written: No space left on device.*make room.*--resume',
         capfd.readouterr().err,
     )
-    assert last_saved(tiny.work_dir) == f'{tiny.work_dir}/epoch_1.pth'
+    assert find_latest_checkpoint(tiny.work_dir) == f'{tiny.work_dir}/epoch_1.pth'
     left = {path.name for path in Path(tiny.work_dir).iterdir() if '.pth' in path.name}
     assert left == {'epoch_1.pth', 'best_tiny_error_epoch_1.pth'}, 'and nothing half-written'
     (small_disk / 'filler').unlink()
@@ -284,7 +283,7 @@ def _scalars_log(runner):
 @pytest.mark.parametrize('value', [math.nan, math.inf])
 def test_weights_that_are_no_numbers_stop_the_run_and_are_never_saved(tiny, value, interval):
     tiny.default_hooks.checkpoint.max_keep_ckpts = 1
-    tiny.custom_hooks[0].finite_interval = interval
+    tiny.custom_hooks[1].finite_interval = interval
     message = (
         rf'iteration {9 if interval == 1 else 12}: weights are not finite: of the upgraded layers {LAYER}.*'
         r'conv_offset=dict\(lr_mult=0.1\).*The last checkpoint is .*epoch_2.pth'
@@ -300,11 +299,10 @@ def test_a_loss_that_is_no_number_once_is_a_warning(tiny):
     """As where the loss scale of mixed precision is too large, and the step is left out."""
     runner = run(tiny, _BadLoss(times=1))
     assert re.search(
-        r'WARNING - 1 of the last 4 losses were not finite, the first at iteration 6; the weights still '
-        'are',
+        r'WARNING - Iteration 8: 1 of the last 4 losses were not finite; the weights still are',
         _scalars_log(runner),
     )
-    tiny.custom_hooks[0].finite_interval = 2
+    tiny.custom_hooks[1].finite_interval = 2
     with pytest.raises(
         TrainingError, match='iteration 8: not one loss of the last 2 iterations is finite, and the weights are'
     ):
@@ -312,7 +310,7 @@ def test_a_loss_that_is_no_number_once_is_a_warning(tiny):
 
 
 class _BadLoss(Hook):
-    priority = 'HIGH'
+    priority = 'HIGHEST'
 
     def __init__(self, times):
         self.times = times
@@ -341,7 +339,7 @@ def test_a_validation_that_a_break_cut_off_is_made_up_for(tiny, whole_run):
     assert ended(in_child(lambda: run(tiny, _Die()))) == -signal.SIGKILL
     assert [path.name for path in Path(tiny.work_dir).glob('best_*')] == ['best_tiny_error_epoch_2.pth']
     runner = run(tiny, resume=True, load_from=None)
-    assert 'Validating once more where the resumed run stood' in _scalars_log(runner)
+    assert 'Validating where the resumed run stood' in _scalars_log(runner)
     (best,) = Path(tiny.work_dir).glob('best_*')
     assert best.name == 'best_tiny_error_epoch_3.pth'
     weights = [read_checkpoint(path)['state_dict'] for path in (best, whole_run / best.name)]

@@ -131,7 +131,6 @@ FLEXIBLE = dict(runner_type='FlexibleRunner', strategy=dict(type='SingleDeviceSt
 
 def test_flexible_runner_on_one_device_is_the_runner(segmentor_cfg):
     plain = train(segmentor_cfg)
-    segmentor_cfg.load_from = f'baseline://{segmentor_cfg.load_from}'
     flexible = train(segmentor_cfg, **FLEXIBLE)
     assert type(flexible).__name__ == 'FlexibleRunner'
     assert flexible.record.losses == plain.record.losses
@@ -141,14 +140,8 @@ def test_flexible_runner_on_one_device_is_the_runner(segmentor_cfg):
         segmentor_cfg,
         **FLEXIBLE,
         resume=True,
-        load_from=f'baseline://{flexible.work_dir}/epoch_1.pth',
+        load_from=f'{flexible.work_dir}/epoch_1.pth',
         **{'train_cfg.max_epochs': 2},
     )
     whole = train(segmentor_cfg, **{'train_cfg.max_epochs': 2})
     assert resumed.record.losses == whole.record.losses[4:]
-
-
-def test_flexible_runner_that_reads_past_the_safe_reader_is_told(segmentor_cfg):
-    runner = train(segmentor_cfg, **FLEXIBLE)
-    log = next(Path(runner.log_dir).glob('*.log')).read_text()
-    assert "did not read this one safely; write load_from='baseline://PATH'" in log

@@ -17,7 +17,7 @@ from .conftest import build_runner, train
 # schedule, and no seed in the config, so that every process draws its own.
 SETTINGS = """
 _base_ = ['tiny_upgrade.py']
-custom_hooks = [dict(type='EMAHook', momentum=0.5), dict(type='DeformUpgradeHook')]
+custom_hooks = [dict(type='EMAHook', momentum=0.5), dict(type='DeformUpgradeHook'), dict(type='RunGuardHook')]
 model = dict(train_cfg=dict(sampler=dict(type='RandomSampler', num=8, pos_fraction=0.5, add_gt_as_proposals=False)))
 randomness = dict(seed=None)
 default_hooks = dict(checkpoint=dict(save_best=None))
@@ -100,7 +100,7 @@ def test_resume_without_a_path_takes_the_latest_checkpoint(short_cfg):
     runner = build_runner(cfg)
     runner._work_dir = first.work_dir
     runner.train()
-    assert runner._load_from == f'safe://{first.work_dir}/epoch_1.pth' and runner.epoch == 2 and runner.iter == 4
+    assert runner._load_from == f'{first.work_dir}/epoch_1.pth' and runner.epoch == 2 and runner.iter == 4
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_resume_that_cannot_be_exact_warns_and_goes_on(short_cfg, changes, mes
     first = train(short_cfg)
     path = f'{first.work_dir}/epoch_1.pth'
     if message is None:
-        checkpoint, message = read_checkpoint(path), 'written without ExactResumeHook.*not bit for bit'
+        checkpoint, message = read_checkpoint(path), 'written without RunGuardHook.*not bit for bit'
         del checkpoint['meta']['exact_resume']
         torch.save(checkpoint, path)
     runner = build_runner(short_cfg, resume=True, load_from=path, **{'train_cfg.max_epochs': 2, **changes})
@@ -137,12 +137,16 @@ def test_data_that_were_opened_before_the_training_are_drawn_again(short_cfg):
     assert losses[0] == losses[1]
 
 
-def test_exact_resume_can_be_left_out(short_cfg):
-    short_cfg.custom_hooks[0].exact_resume = False
+@pytest.mark.parametrize('guard', [[], [dict(type='RunGuardHook', exact_resume=False, finite_interval=None)]])
+def test_without_the_guard_the_data_are_read_as_mmengine_reads_them(short_cfg, guard):
+    short_cfg.custom_hooks = [dict(type='DeformUpgradeHook'), *guard]
     runner = train(short_cfg)
-    assert not any(type(hook).__name__ == 'ExactResumeHook' for hook in runner.hooks)
     assert 'exact_resume' not in read_checkpoint(f'{runner.work_dir}/epoch_1.pth')['meta']
     assert not hasattr(runner.train_dataloader.dataset, '__getitems__')
+    assert [type(hook).__name__ for hook in runner.hooks if 'mmdeform' in type(hook).__module__] == [
+        *(hook['type'] for hook in guard),
+        'DeformUpgradeHook',
+    ], 'and no hook brings another'
 
 
 def _log(runner):

@@ -8,12 +8,12 @@ Weights and pictures are random; the offsets of upgraded layers spread by 1.5 pi
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import torch
 
 from mmdeform_upgrade.analysis.cost import BASELINE, SIGMA, Load, cost_table, measure_costs
-from mmdeform_upgrade.analysis.timing import conditions
 from mmdeform_upgrade.config import read_config, upgrade_config
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.mm.preflight import build_network
@@ -46,19 +46,20 @@ def networks(args):
 def main(argv=None):
     args = parse_args(argv)
     torch.set_num_threads(args.threads)
-    kept = conditions(args.device)
+    conditions = {
+        name: getattr(args, name) for name in ('config', 'part', 'size', 'batch_size', 'repetitions', 'device')
+    }
+    conditions.update(threads=torch.get_num_threads(), torch=torch.__version__, load_average=os.getloadavg()[0])
     costs = measure_costs(dict(networks(args)), Load(args.size, args.batch_size, args.repetitions, args.device))
-    settings = {name: getattr(args, name) for name in ('config', 'part', 'size', 'batch_size', 'repetitions')}
     text = (
-        f'{args.config}, {args.batch_size}x{args.size}x{args.size}, {kept["hardware"]}, {kept["threads"]} threads, '
-        f'torch {kept["versions"]["torch"]}; {args.repetitions} repetitions in turns, offsets sigma {SIGMA} px; '
-        f'load average before {kept["load_average_before"][0]:.1f}. In brackets: over the '
-        'baseline (times: fastest, median). FLOPs and inference are those of backbone and neck.\n\n' + cost_table(costs)
+        ', '.join(f'{name} {value}' for name, value in conditions.items())
+        + f'. Networks take turns, offsets spread by {SIGMA} px. In brackets: over the baseline (times: fastest, median). '
+        'FLOPs and inference are those of backbone and neck.\n\n' + cost_table(costs)
     )
     print(text)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        report = {'conditions': {**kept, **settings, 'offset_sigma': SIGMA}, 'results': costs}
+        report = {'conditions': {**conditions, 'offset_sigma': SIGMA}, 'results': costs}
         args.out.with_suffix('.json').write_text(json.dumps(report, indent=1) + '\n')
         args.out.with_suffix('.md').write_text(text)
 

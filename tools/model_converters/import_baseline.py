@@ -10,9 +10,9 @@ from mmdeform_upgrade.checkpoint import file_sha256, import_baseline
 from mmdeform_upgrade.config import read_config
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.mm import command_line
-from mmdeform_upgrade.mm.loading import imported_checkpoint, meta_of, read_as_it_is
+from mmdeform_upgrade.mm.loading import meta_of, read_imported
 from mmdeform_upgrade.mm.preflight import build_network
-from mmdeform_upgrade.readers import written_whole
+from mmdeform_upgrade.readers import read_checkpoint, written_whole
 
 
 def parse_args(argv):
@@ -42,9 +42,9 @@ def main(argv=None):
     if args.config:
         imported = import_baseline(args.src, build_network(read_config(args.config)))
         state_dict = {name: value for name, value in imported.state_dict.items() if name not in imported.added}
-        meta = meta_of(imported, read_as_it_is(args.src).get('meta'))
+        meta = meta_of(imported, read_checkpoint(args.src).get('meta'))
     else:
-        checkpoint, imported = imported_checkpoint(args.src)
+        checkpoint, imported = read_imported(args.src)
         state_dict, meta = imported.state_dict, meta_of(imported, checkpoint.get('meta'))
     meta['imported'].update(source=os.path.basename(args.src), source_sha256=file_sha256(args.src))
     with written_whole(args.dst) as temporary:

@@ -13,8 +13,8 @@ from mmdeform_upgrade.config import read_config
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.mm import command_line
-from mmdeform_upgrade.mm.loading import read_as_it_is
 from mmdeform_upgrade.mm.preflight import build_network
+from mmdeform_upgrade.readers import read_checkpoint
 from mmdeform_upgrade.release.contents import plain_meta, refuse_existing, write_checkpoint
 from mmdeform_upgrade.release.revert import judge, output_difference, reverted_checkpoint, reverted_config, validate
 
@@ -67,7 +67,7 @@ def main(argv=None):
     args = parse_args(argv)
     check(args)
     cfg = read_config(args.config)
-    checkpoint = read_as_it_is(args.checkpoint)
+    checkpoint = read_checkpoint(args.checkpoint)
     model = build_network(cfg).eval()
     checkpoint['state_dict'] = remap_state_dict(clean_state_dict(checkpoint['state_dict']), model.state_dict())
     model.load_state_dict(checkpoint['state_dict'])

@@ -52,7 +52,7 @@ param_scheduler = [
 train_cfg = dict(max_iters=600, val_interval=100)
 custom_hooks = [
     dict(type='BFloat16Hook', parts=['backbone', 'decode_head', 'auxiliary_head']),
-    dict(type='ExactResumeHook'),
+    dict(type='RunGuardHook'),
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=100, max_keep_ckpts=1))
 randomness = dict(seed=0)

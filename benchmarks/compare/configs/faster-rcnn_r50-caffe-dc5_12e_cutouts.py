@@ -42,7 +42,7 @@ param_scheduler = [
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=12, val_interval=3)
 custom_hooks = [
     dict(type='BFloat16Hook', parts=['backbone', 'neck', 'rpn_head', 'roi_head.bbox_head']),
-    dict(type='ExactResumeHook'),
+    dict(type='RunGuardHook'),
 ]
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=3, max_keep_ckpts=1, save_best=None))
 randomness = dict(seed=0)

@@ -25,5 +25,5 @@ param_scheduler = [
     dict(type='MultiStepLR', begin=0, end=12, by_epoch=True, milestones=[8, 10], gamma=0.1),
 ]
 train_cfg = dict(max_epochs=12, val_interval=2)
-custom_hooks = [dict(type='BFloat16Hook'), dict(type='ExactResumeHook')]
+custom_hooks = [dict(type='BFloat16Hook'), dict(type='RunGuardHook')]
 default_hooks = dict(checkpoint=dict(interval=3, max_keep_ckpts=1, save_best=None))

@@ -6,6 +6,7 @@ custom_imports = dict(
     allow_failed_imports=False,
     imports=[
         'mmdeform_upgrade',
+        'mmdeform_upgrade.models.ssd',
     ],
 )
 load_from = 'work_dirs/ssd320_r50_cutouts/epoch_8.pth'

@@ -21,5 +21,5 @@ param_scheduler = [
 ]
 train_cfg = dict(max_epochs=24, val_interval=8)
 custom_imports = dict(imports=['benchmarks.compare.cpu_head'])
-custom_hooks = [dict(type='BFloat16Hook'), dict(type='ExactResumeHook'), dict(type='CPUHeadHook')]
+custom_hooks = [dict(type='BFloat16Hook'), dict(type='RunGuardHook'), dict(type='CPUHeadHook')]
 default_hooks = dict(checkpoint=dict(interval=12, max_keep_ckpts=1, save_best=None, save_optimizer=False))

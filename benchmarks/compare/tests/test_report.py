@@ -2,11 +2,11 @@
 
 import pytest
 
+from benchmarks import plots
 from benchmarks.compare import Result, summarise
 from benchmarks.compare.depth import depth_table
 from benchmarks.compare.report import curves
 from benchmarks.compare.statistics import Spread, mean_curve, paired, reached
-from mmdeform_upgrade.analysis import plots
 
 
 def _result(arm, seed, score, curve, length=4):

@@ -1,8 +1,8 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""A run's folder: one run at a time, checkpoints that are whole, and the one to go on from."""
+"""What makes a run safe, for those who want it: ``RunGuardHook`` and what it is made of."""
 
-from .lock import held, hold, release
-from .resuming import find_resumable, last_saved, why_not_resumable
-from .storage import BACKEND, WholeFiles
+from .checkpoints import BACKEND, WholeFiles, find_resumable, why_not_resumable
+from .hook import RunGuardHook
+from .lock import hold, release
 
-__all__ = ['BACKEND', 'WholeFiles', 'find_resumable', 'held', 'hold', 'last_saved', 'release', 'why_not_resumable']
+__all__ = ['BACKEND', 'RunGuardHook', 'WholeFiles', 'find_resumable', 'hold', 'release', 'why_not_resumable']

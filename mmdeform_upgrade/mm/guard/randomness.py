@@ -4,119 +4,104 @@
 from __future__ import annotations
 
 import random
-from contextlib import contextmanager
-from typing import Any, Iterable, Iterator, List, Tuple
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import get_worker_info
+
+from ..random_state import kept_random_state
 
 _STEP, _SAMPLE = 0, 1  # two uses of the same place never share a seed
 
 
 def seed_step(seed: int, rank: int, iteration: int) -> None:
-    """Seed Python, NumPy and PyTorch (all devices) for one training step.
-
-    Args:
-        seed: the run's seed.
-        rank: of this process.
-        iteration: steps taken since the training began.
-    """
-    _seed_python_and_numpy(word := _word(_STEP, seed, rank, iteration))
-    torch.manual_seed(word)
+    """Seed Python, NumPy and PyTorch (all devices) for one training step."""
+    torch.manual_seed(_seed_python_and_numpy(_STEP, seed, rank, iteration))
 
 
-@contextmanager
-def kept_random_state() -> Iterator[None]:
-    """Whatever is drawn inside does not move the random state outside."""
-    devices: List[int] = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=devices):
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
+class Draw(NamedTuple):
+    """An index that a sampler drew, of whatever kind, with the place of that draw in the training."""
+
+    index: Any
+    place: tuple[int, ...]
 
 
-class Draw(int):
-    """An index that a sampler drew, with the place of that draw in the training."""
+class PlacedBatches:
+    """A batch sampler whose indices know the how-manieth they are since ``start``, also in a data loader's workers.
 
-    place: Tuple[int, ...] = ()
-
-    @classmethod
-    def at(cls, index: int, place: Tuple[int, ...]) -> Draw:
-        draw = cls(index)
-        draw.place = place
-        return draw
-
-
-class PlacedSampler:
-    """A sampler whose indices know the how-manieth they are since ``start``, also in the workers of a data loader.
-
-    A sampler lives in the main process as long as the run, which workers do not.
-
-    Args:
-        sampler: the sampler to draw from; everything else is passed on to it.
+    It lives in the main process, which counts. Everything else is passed on to ``batches``.
     """
 
-    def __init__(self, sampler: Any):
-        self.sampler = sampler
-        self.place: Tuple[int, ...] = ()
+    def __init__(self, batches: Any):
+        self.batches = batches
+        self.place: tuple[int, ...] = ()
         self.drawn = 0
-        if hasattr(sampler, 'skip'):  # MMEngine calls it when it resumes by iterations, on either of the two
-            self._skip_inner = sampler.skip
-            self.skip = sampler.skip = self._skip
+        sampler: Any = getattr(batches, 'sampler', None)
+        if hasattr(sampler, 'skip'):  # MMEngine calls it when it resumes by iterations
+            self._skip_inner, sampler.skip = sampler.skip, self._skip
 
     def start(self, *place: int) -> None:
         """Count from zero; ``place`` goes before the count."""
         self.place, self.drawn = place, 0
 
-    def __iter__(self) -> Iterator[Draw]:
-        for index in self.sampler:
-            draw = Draw.at(index, (*self.place, self.drawn))
-            self.drawn += 1
-            yield draw
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for batch in self.batches:
+            first, self.drawn = self.drawn, self.drawn + len(batch)
+            yield [Draw(index, (*self.place, first + number)) for number, index in enumerate(batch)]
 
     def _skip(self, num_samples: int) -> None:
         self._skip_inner(num_samples)
         self.drawn = num_samples
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        return len(self.batches)
 
     def __getattr__(self, name: str) -> Any:
-        if name == 'sampler':  # while unpickling
+        if name == 'batches':  # while unpickling
             raise AttributeError(name)
-        return getattr(self.sampler, name)
+        return getattr(self.batches, name)
 
 
 class SeededFetch:
-    """Reads the samples of a batch, each with random numbers of its own: the same ones in any worker or none.
+    """Reads a batch, each sample with random numbers of its own: the same ones in any worker or none.
 
     PyTorch's fetcher calls it where a data set has it as ``__getitems__``.
     """
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Any):
         self.dataset = dataset
 
-    def __call__(self, indices: Iterable[int]) -> List[Any]:
+    def __call__(self, draws: Iterable[Any]) -> list[Any]:
         if get_worker_info() is not None:
-            return [self._sample(index) for index in indices]
+            return [self._sample(draw) for draw in draws]
         with kept_random_state():
-            return [self._sample(index) for index in indices]
+            return [self._sample(draw) for draw in draws]
 
-    def _sample(self, index: int) -> Any:
-        place = getattr(index, 'place', ())
-        if place:
-            _seed_python_and_numpy(word := _word(_SAMPLE, *place))
-            torch.default_generator.manual_seed(word)  # torch.manual_seed would queue a call for CUDA, too
-        return self.dataset[int(index)]
+    def _sample(self, draw: Any) -> Any:
+        if not isinstance(draw, Draw):
+            return self.dataset[draw]
+        # torch.manual_seed would queue a call for CUDA, too
+        torch.default_generator.manual_seed(_seed_python_and_numpy(_SAMPLE, *draw.place))
+        return self.dataset[draw.index]
 
 
-def _seed_python_and_numpy(word: int) -> None:
+def draw_again(loop: Any) -> None:
+    """Draw anew what MMEngine up to 0.10.7 drew as soon as the loop was built, before the indices had their places."""
+    data: Any = getattr(loop, 'dataloader_iterator', None)
+    if getattr(data, '_iterator', None) is None:
+        return
+    sampler: Any = getattr(loop.dataloader.batch_sampler, 'sampler', None)
+    if hasattr(sampler, '_indices_of_rank'):
+        sampler.indices = sampler._indices_of_rank()
+    loop.dataloader._iterator = None  # no persistent worker stays
+    loop.dataloader_iterator = type(data)(loop.dataloader)
+
+
+def _seed_python_and_numpy(*place: int) -> int:
+    """Seed both by 63 bits that depend on every number of ``place``; returns these."""
+    word = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1))
     random.seed(word)
     np.random.seed(word & 0xFFFFFFFF)
-
-
-def _word(*place: int) -> int:
-    """63 bits that depend on every number of ``place``."""
-    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return word

@@ -1,0 +1,115 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""What the host spends on one call of the Triton backend, without a GPU.
+
+    python benchmarks/operator/host_path.py
+
+The kernels are compiled for compute capability 9.0 and launched by Triton's own launcher into a driver that does
+nothing; PyTorch's operations run on a CPU on a map so small that they take next to no time. What is left is Python,
+the dispatcher and autograd.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections import Counter
+from types import SimpleNamespace
+
+import torch
+import triton
+from torch.utils._python_dispatch import TorchDispatchMode
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from mmdeform_upgrade.ops import deform_conv2d, functional
+
+launches = 0
+
+
+class NullDriver:
+    """A GPU of compute capability 9.0 on which nothing runs."""
+
+    def __init__(self):
+        self.utils = SimpleNamespace(
+            load_binary=lambda *_: (None, None, 0, 0, 1024),
+            unload_module=lambda *_: None,
+            get_device_properties=lambda *_: {'max_shared_mem': 232448, 'multiprocessor_count': 132},
+        )
+        self.launcher_cls = lambda source, metadata: _count
+
+    def get_current_target(self):
+        return GPUTarget('cuda', 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def _count(*_):
+    global launches
+    launches += 1
+
+
+class Operations(TorchDispatchMode):
+    """PyTorch's operations, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def microseconds(function, repetitions):
+    times = []
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        function()
+        times.append((time.perf_counter() - start) * 1e6)
+    return statistics.median(times[repetitions // 5 :])
+
+
+def main(argv=None):
+    global launches
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--repetitions', type=int, default=300)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    driver.set_active(NullDriver())
+    functional._check_triton = lambda input: None
+    for channels_last in (True, False):
+        x, offset, weight, grad = torch.randn(1, 16, 4, 4), torch.randn(1, 18, 4, 4), torch.randn(16, 16, 3, 3), None
+        if channels_last:
+            x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
+        tensors = [t.bfloat16().requires_grad_() for t in (x, offset, weight)]
+        grad = torch.randn_like(tensors[0])
+
+        def forward(tensors=tensors):
+            return deform_conv2d(*tensors, None, (1, 1), (1, 1), (1, 1), backend='triton')
+
+        def both(tensors=tensors, grad=grad, forward=forward):
+            torch.autograd.grad(forward(tensors), tensors, grad)
+
+        both()
+        launches, counts = 0, []
+        for function in (forward, both):
+            with Operations() as operations:
+                function()
+            counts.append((launches, dict(operations.seen)))
+            launches = 0
+        first, whole = (microseconds(f, args.repetitions) for f in (forward, both))
+        layout = 'channels-last' if channels_last else 'contiguous'
+        print(f'{layout}: forward {first:.0f} us, forward and backward {whole:.0f} us, backward {whole - first:.0f} us')
+        for name, (launched, seen) in zip(('forward', 'forward and backward'), counts, strict=True):
+            print(f'  {name}: {launched} launches of Triton kernels; {seen}')
+    print(f'torch {torch.__version__}, triton {triton.__version__}, Python {sys.version.split()[0]}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,255 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Adapters: offset branches of a baseline, read from small files and switched at run time.
+
+A delta is a safetensors file of what an upgrade changed against its baseline; an adapter is a delta of offset branches
+alone. Names are beside those of peft.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import StateDict, is_offset_key
+from .errors import CheckpointError, UpgradeError
+from .layers import ZeroOffsetDCN, upgraded_layers
+from .readers import read_checkpoint
+from .targets import check_module
+from .upgrade import one_at_a_time, replace_modules
+
+DELTA = 'mmdeform_upgrade delta 2'
+COUNTER = 'num_batches_tracked'
+_ATTRIBUTE = '_offset_switch'
+
+
+def load_adapter(model: nn.Module, path: str, name: str | None = None) -> str:
+    """Put an adapter's offsets on its baseline, and switch them on. Weights and statistics are not touched.
+
+    Args:
+        model: the baseline as its own config builds it, with its weights loaded, or an upgrade of it. The offsets of an
+            upgrade stay at hand as the adapter ``'default'``.
+        path: file of ``tools/model_converters/delta.py make``.
+        name: what :func:`set_adapter` calls it; the file's name without its ending by default.
+
+    Returns:
+        The adapter's name.
+
+    Raises:
+        CheckpointError: the file is damaged or no adapter, or belongs to another baseline or other layers. The model
+            was left as it was.
+    """
+    check_module(model)
+    delta = read_delta(path)
+    layers = _layers_of(delta)
+    name = os.path.splitext(os.path.basename(path))[0] if name is None else name
+    switch = vars(model).get(_ATTRIBUTE) or _Switch.of(model, only=layers)
+    if name in switch.adapters:
+        raise CheckpointError(f'an adapter called {name!r} is loaded already: give this one another name=...')
+    _check_baseline(model, delta, switch, layers)
+    modules = dict(model.named_modules())
+    plain = {layer: switch.plain.get(layer) or _plain(layer, modules) for layer in layers}
+    twins = {layer: _twin(plain[layer], tensors) for layer, tensors in layers.items()}
+    switch.plain.update(plain)
+    switch.adapters[name] = twins
+    setattr(model, _ATTRIBUTE, switch)
+    set_adapter(model, name)
+    return name
+
+
+@one_at_a_time
+def set_adapter(model: nn.Module, name: str | None) -> None:
+    """Compute with the offsets of one loaded adapter; with None, as the baseline.
+
+    ``state_dict()`` holds the tensors of what is switched on.
+
+    Raises:
+        UpgradeError: the model has no adapter of that name.
+    """
+    switch = _switch(model)
+    if name is not None and name not in switch.adapters:
+        raise UpgradeError(f'there is no adapter {name!r}: {", ".join(map(repr, switch.adapters))} are loaded')
+    modules: Any = dict(model.named_modules())
+    new: dict[nn.Module, nn.Module] = {}
+    for layer, plain in switch.plain.items():
+        before = modules[layer]
+        after = switch.adapters[name].get(layer, plain) if name is not None else plain
+        if after is before:
+            continue
+        # The layer that was on may have been moved, converted or loaded anew meanwhile.
+        after.weight, after.bias = before.weight, before.bias
+        if isinstance(after, ZeroOffsetDCN):
+            after.conv_offset.to(before.weight)
+        new[before] = after.train(before.training)
+    replace_modules(model, new)
+    switch.active = name
+
+
+@contextmanager
+def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the context the model is its baseline, whose output it gives to the bit: plain convolutions compute.
+
+    Raises:
+        UpgradeError: the model has neither an adapter nor an upgraded layer.
+    """
+    before = _switch(model).active
+    set_adapter(model, None)
+    try:
+        yield model
+    finally:
+        set_adapter(model, before)
+
+
+@dataclass
+class _Switch:
+    """The plain convolutions of a network, and by adapter the deformable layers that take their places."""
+
+    plain: dict[str, nn.Conv2d]
+    adapters: dict[str, dict[str, ZeroOffsetDCN]]
+    active: str | None
+
+    @classmethod
+    def of(cls, model: nn.Module, only: Any = None) -> _Switch:
+        """That of a network whose upgraded layers are, or of which ``only`` some are, an adapter already."""
+        layers = {name: layer for name, layer in upgraded_layers(model).items() if only is None or name in only}
+        plain = {name: layer.to_conv(force=True) for name, layer in layers.items()}
+        return cls(plain, {'default': layers} if layers else {}, 'default' if layers else None)
+
+
+def _switch(model: nn.Module) -> _Switch:
+    check_module(model)
+    switch = vars(model).get(_ATTRIBUTE) or _Switch.of(model)
+    if not switch.plain:
+        raise UpgradeError(f'{type(model).__name__} has no adapter and no upgraded layer: call load_adapter first')
+    setattr(model, _ATTRIBUTE, switch)
+    return switch
+
+
+def _layers_of(delta: Delta) -> dict[str, StateDict]:
+    """The offset branches of an adapter by layer."""
+    layers: dict[str, StateDict] = {}
+    others = []
+    for key, tensor in delta.tensors.items():
+        layer, _, last = key.rpartition('.conv_offset.')
+        if is_offset_key(key) and layer:
+            layers.setdefault(layer, {})[last] = tensor
+        elif not key.endswith(COUNTER):
+            others.append(key)
+    if others or not layers:
+        raise CheckpointError(
+            f'{delta.path} is no adapter: besides offset branches it changes {len(others)} tensors '
+            f'({", ".join(others[:3])}); train with TrainOffsets, or make the whole checkpoint with delta.py apply'
+        )
+    return layers
+
+
+def _plain(layer: str, modules: Mapping[str, nn.Module]) -> nn.Conv2d:
+    module: Any = modules[layer]
+    return module.to_conv(force=True) if isinstance(module, ZeroOffsetDCN) else module
+
+
+def _twin(conv: nn.Conv2d, offsets: StateDict) -> ZeroOffsetDCN:
+    twin = ZeroOffsetDCN.from_conv(conv, _deform_groups(offsets))
+    twin.conv_offset.load_state_dict(offsets)
+    return twin
+
+
+def _deform_groups(offsets: StateDict) -> int:
+    channels, _, kh, kw = offsets['weight'].shape  # (2GK, C, kh, kw)
+    return channels // (2 * kh * kw)
+
+
+def _check_baseline(model: nn.Module, delta: Delta, switch: _Switch, layers: Mapping[str, StateDict]) -> None:
+    """Refuse a network that is not the baseline of an adapter, or is upgraded otherwise."""
+    state, expected = model.state_dict(), delta.metadata.get('baseline_tensors_sha256')
+    found = baseline_sha256(_without_offsets(state, switch.plain.keys() | layers.keys()))
+    own = switch.adapters.get('default', {})
+    if found == expected and not own:
+        return
+    if found != expected:
+        own = upgraded_layers(model)
+        if baseline_sha256(_without_offsets(state, own)) != expected:
+            raise CheckpointError(
+                f'the network does not hold the baseline of {delta.path}, which is {delta.metadata.get("baseline")!r}:\n'
+                f'  sha256 over its tensors: {found}, expected {expected}\n'
+                'Load that checkpoint first, and adapters before the network is converted to another precision or fused.'
+            )
+    has = {name: layer.deform_groups for name, layer in own.items()}
+    needs = {name: _deform_groups(offsets) for name, offsets in layers.items()}
+    if has != needs:
+        raise CheckpointError(
+            f'{delta.path} is an adapter of other targets: it has the layers (and deform groups) {needs}, and the '
+            f'network is upgraded at {has}; load it on the network that the config of the baseline builds'
+        )
+
+
+def _without_offsets(state: Mapping[str, Tensor], layers: Any) -> StateDict:
+    return {key: value for key, value in state.items() if key.rpartition('.conv_offset.')[0] not in layers}
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A delta file: its tensors, what is said beside them, and the ``meta`` of the upgrade's checkpoint."""
+
+    path: str
+    tensors: StateDict
+    metadata: Mapping[str, str]
+    meta: Mapping[str, Any]
+
+
+def read_delta(path: str) -> Delta:
+    """A delta file, checked to hold what was written.
+
+    Raises:
+        CheckpointError: it is no delta, or damaged.
+    """
+    contents = read_checkpoint(path)
+    tensors, metadata = contents['state_dict'], dict(contents.get('metadata') or {})
+    if metadata.get('kind') != DELTA:
+        raise CheckpointError(
+            f'{path} is no delta ({DELTA!r} expected in its metadata, found {metadata.get("kind")!r}); '
+            'make one with tools/model_converters/delta.py make'
+        )
+    found, expected = contents_sha256(tensors, metadata), metadata.get('contents_sha256')
+    if found != expected:
+        raise CheckpointError(
+            f'{path} is damaged: its contents have the sha256 {found}, expected {expected}; copy or download it again'
+        )
+    return Delta(path, tensors, metadata, contents.get('meta') or {})
+
+
+def contents_sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Hex digest over everything in a delta file but the digest itself."""
+    texts = {key: text for key, text in metadata.items() if key != 'contents_sha256'}
+    return hashlib.sha256((tensors_sha256(tensors) + json.dumps(texts, sort_keys=True)).encode()).hexdigest()
+
+
+def baseline_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Hex digest over a baseline's values, the same in its file and in a network that has loaded it.
+
+    A network may hold half-precision values in single precision, and counters of batch norms that a file lacks.
+    """
+    values = {key: value for key, value in tensors.items() if not key.endswith(COUNTER)}
+    return tensors_sha256({key: value.float() if value.is_floating_point() else value for key, value in values.items()})
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Hex digest over names, dtypes, shapes and bytes; the order of the names does not matter."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f'{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0'.encode())
+        digest.update(as_bytes(tensor).numpy().data)
+    return digest.hexdigest()
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """Its bytes, (numel * itemsize), on the CPU."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

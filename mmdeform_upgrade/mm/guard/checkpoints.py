@@ -1,0 +1,131 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Checkpoints that are whole: written so, and found again."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import logging
+import os
+import re
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import ClassVar
+
+from mmengine.fileio import LocalBackend
+from mmengine.logging import print_log
+from mmengine.runner import find_latest_checkpoint
+
+from ...errors import CheckpointError, TrainingError
+from ...readers import read_checkpoint, written_whole
+
+BACKEND = 'WholeFiles'  # as in CheckpointHook(backend_args=dict(backend='WholeFiles'))
+_NAMES = re.compile(r'(?:epoch|iter)_\d+\.pth')
+
+
+class WholeFiles(LocalBackend):
+    """Local files that stand under their name as soon as all of them is on the disk, and not before.
+
+    MMEngine's own backend writes over a file in place, and its ``CheckpointHook`` removes a checkpoint before the one
+    that replaces it is written. Here, what is removed stays until the next file stands in its folder.
+    """
+
+    _to_remove: ClassVar[dict[str, list[str]]] = {}  # by folder; MMEngine makes a new backend for every call
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write bytes.
+
+        Raises:
+            TrainingError: they could not be written; whatever stood under the name still stands.
+        """
+        path = os.path.abspath(filepath)
+        try:
+            with written_whole(path) as temporary, open(temporary, 'wb') as file:
+                file.write(obj)
+        except OSError as error:
+            room = 'make room, or keep fewer (default_hooks.checkpoint.max_keep_ckpts)'
+            what_to_do = room if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'set this right'
+            raise TrainingError(
+                f'{path} ({len(obj) / 1e6:.3g} MB) could not be written: {error.strerror or error}. Checkpoints that '
+                f'were written before stay; {what_to_do}, and go on with --resume.'
+            ) from error
+        for old in self._to_remove.pop(os.path.dirname(path), []):
+            if old != path:
+                with suppress(FileNotFoundError):
+                    os.remove(old)
+
+    def remove(self, filepath: str | Path) -> None:
+        """Remove a file as soon as the next one is written beside it."""
+        path = os.path.abspath(filepath)
+        self._to_remove.setdefault(os.path.dirname(path), []).append(path)
+
+
+def find_resumable(work_dir: str) -> str | None:
+    """The checkpoint to resume from: what ``last_checkpoint`` names or, if that is not whole, the newest that is.
+
+    A run that was killed may leave ``last_checkpoint`` empty and, without ``WholeFiles``, a checkpoint cut off.
+
+    Returns:
+        The path, or None where nothing was ever saved.
+
+    Raises:
+        CheckpointError: something was saved, and none of it is whole; names each file with the reason.
+    """
+    named = find_latest_checkpoint(work_dir)
+    named = named.strip('\0 \n') if named else None
+    if named and ('://' in named or os.path.isdir(named)):
+        return named  # storage of other kinds, which has its own readers
+    problems: dict[str, str] = {}
+    for path in ([named] if named else []) + _others(work_dir, named or ''):
+        why = why_not_resumable(path)
+        if why is None:
+            if path != named:
+                found = _listed(problems) or f'{work_dir} has no last_checkpoint'
+                _warn(f'{found}. Resuming from the newest checkpoint that is whole: {path}')
+            return path
+        problems[path] = why
+    if problems:
+        raise CheckpointError(
+            f'resume: no checkpoint in {work_dir} is whole: {_listed(problems)}. To start anew from '
+            'the baseline, run without --resume; to resume from another file, give --resume PATH'
+        )
+    return None
+
+
+def why_not_resumable(path: str) -> str | None:
+    """What keeps a run from being resumed from a local file, or None."""
+    if not os.path.isfile(path):
+        return 'there is no such file'
+    try:
+        checkpoint = read_checkpoint(path)
+    except CheckpointError as error:
+        return str(error).removeprefix(f'{path} ')
+    if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip() is not None:
+        return 'a checksum in it is wrong, so it is damaged'
+    meta = checkpoint.get('meta')
+    lacking = [key for key in ('epoch', 'iter') if not isinstance(meta, dict) or key not in meta]
+    lacking += [key for key in ('message_hub',) if key not in checkpoint]
+    return f'it is no checkpoint of an interrupted run: it has no {" and no ".join(lacking)}' if lacking else None
+
+
+def _others(work_dir: str, named: str) -> list[str]:
+    """Checkpoints beside the named one, newest first; its namesake before them, should the folder have moved.
+
+    By time and not by number: an older run in the same folder may have gone further.
+    """
+    paths = [
+        path
+        for path in glob.glob(os.path.join(glob.escape(os.path.abspath(work_dir)), '*.pth'))
+        if _NAMES.fullmatch(os.path.basename(path)) and path != os.path.abspath(named)
+    ]
+    namesake = os.path.basename(named)
+    return sorted(paths, key=lambda path: (os.path.basename(path) == namesake, os.stat(path).st_mtime_ns), reverse=True)
+
+
+def _listed(problems: dict[str, str]) -> str:
+    return '; '.join(f'{path}: {why}' for path, why in problems.items())
+
+
+def _warn(text: str) -> None:
+    print_log(f'resume: {text}.', logger='current', level=logging.WARNING)

@@ -1,0 +1,264 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""The offsets' signal of a config and its trained baseline, beside the network's reach and the objects' extents."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..analysis.receptive_field import reaches
+from ..analysis.signal import FEWEST, LayerSignal, offset_signal
+from ..checkpoint import load_baseline
+from ..errors import ConfigError, DataError, TargetError
+from ..layers import upgraded_layers
+from ..optim import OFFSET_LR
+from ..targets import Targets, find_targets, upgradable_names
+from ..upgrade import upgrade_
+from .loading import local_path
+from .preflight import build_network
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+_PEEKED = 4  # batches whose labels are looked at before the work starts
+
+
+@dataclass(frozen=True)
+class SignalReport:
+    """Where an upgrade has something to learn.
+
+    Attributes:
+        part: the component of the model.
+        layers: see :class:`LayerSignal`; names are those inside the part.
+        reach: pixels of the picture that each layer sees, in theory and effectively, see :func:`reaches`.
+        extents: quartiles of the annotated objects' longer sides in pixels, as the network sees the pictures.
+        batch_size: pictures in a batch.
+        pictures: pictures in the training set.
+        targets: what to give to ``--targets``; empty where nothing learns.
+    """
+
+    part: str
+    layers: list[LayerSignal]
+    reach: dict[str, tuple[float, float]]
+    extents: tuple[float, float, float]
+    batch_size: int
+    pictures: int
+    targets: list[str]
+
+    def __str__(self) -> str:
+        rows = [('layer', 'signal', 'z', 'own weights', 'step', 'cost', 'sees (effectively)', 'verdict')]
+        for layer in self.layers:
+            sees = '{:.0f} px ({:.0f})'.format(*self.reach[layer.layer]) if layer.layer in self.reach else '-'
+            numbers = (f'{layer.snr:.2f}', f'{layer.z:.1f}', f'{layer.weight_snr:.2f}', f'{layer.step:.3f} px')
+            rows.append((layer.layer, *numbers, f'+{100 * layer.cost:.1f} %', sees, layer.verdict))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        table = ['  '.join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return '\n'.join((*table, self._conditions(), self._advice()))
+
+    def _conditions(self) -> str:
+        seen = self.layers[0].batches * self.batch_size / max(self.pictures, 1)
+        again = f', each seen {seen:.1f} times' if seen > 1 else ''
+        return (
+            f'signal: 1 is noise; {self.layers[0].batches} batches of {self.batch_size} from {self.pictures} pictures'
+            f'{again}. Objects are {self.extents[1]:.0f} px long (quartiles {self.extents[0]:.0f}, '
+            f'{self.extents[2]:.0f}).'
+        )
+
+    def _advice(self) -> str:
+        if not self.targets:
+            return (
+                f'no layer learns: {self.layers[0].batches} batches do not agree where to look, and an upgrade is not '
+                'expected to gain'
+            )
+        lines = []
+        if self.reach:
+            effective = max(effective for _, effective in self.reach.values())
+            larger, more = ('larger', 'more') if effective < self.extents[1] else ('not larger', 'less')
+            lines.append(
+                f'Objects are {larger} than what the network effectively sees ({effective:.0f} px): expect {more} of it.'
+            )
+        part = '' if self.part == 'backbone' else f'--part {self.part} '
+        return '\n'.join([*lines, f'use: {part}--targets {" ".join(self.targets)}'])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report for a JSON file; what is not finite is None."""
+        kept = dataclasses.asdict(self)
+        for row, layer in zip(kept['layers'], self.layers, strict=True):
+            row.update(noise_scale=layer.noise_scale, verdict=layer.verdict)
+            row.update(
+                {key: None for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+            )
+        kept['reach'] = {n: [r if math.isfinite(r) else None for r in pair] for n, pair in self.reach.items()}
+        return kept
+
+
+def measure_signal(
+    cfg: Config,
+    checkpoint: str,
+    *,
+    targets: Targets | None = None,
+    exclude: Targets = (),
+    part: str = 'backbone',
+    batches: int = 32,
+    lr: float = OFFSET_LR,
+    device: str = 'cpu',
+) -> SignalReport:
+    """Upgrade a baseline in memory and measure it on batches of its own training pipeline, with a progress bar.
+
+    Args:
+        cfg: the baseline's config.
+        checkpoint: the trained baseline.
+        targets: see :func:`find_targets`; all spatial convolutions of the part that train where it is None.
+        exclude: convolutions to leave alone.
+        part: the component of the model.
+        batches: how many; at least 12.
+        lr: rate of the offsets' Adam.
+        device: where the network runs.
+
+    Raises:
+        ConfigError: a setting makes no sense, the config has no training set, or is upgraded already.
+        DataError: the training set cannot be read, or has no labels.
+        CheckpointError, TargetError: as for an upgrade.
+    """
+    from mmengine.runner import set_random_seed
+
+    if batches < FEWEST or not lr > 0:
+        raise ConfigError(f'batches={batches}, lr={lr}: expected at least {FEWEST} batches and a rate above 0')
+    if not cfg.get('train_dataloader'):
+        raise ConfigError("the config has no train_dataloader: the signal is measured on the baseline's training set")
+    set_random_seed(0)
+    network, component = _baseline(cfg, checkpoint, part)
+    names = find_targets(component, targets or _candidates(component, part), exclude)
+    loader = _loader(cfg)
+    stream = _endless(loader)
+    first = list(islice(stream, min(_PEEKED, batches)))
+    network.to(device)
+    prepared = [_prepared(network, batch) for batch in first]
+    extents = _extents(prepared, loader.dataset.metainfo.get('classes') or ())
+    every = upgradable_names(dict(component.named_modules()))
+    reach = _reaches(network, component, names, prepared[0]['inputs'][:2])
+    # The mode of a training: batch norms use and move what norm_eval leaves them.
+    upgrade_(component, names)
+    network.to(device).train()
+    prefix = f'{part}.'
+    measured = tqdm(islice(chain(first, stream), batches), total=batches, desc='signal', unit='batch')
+    found = offset_signal(network, measured, _loss, lr=lr)
+    layers = [dataclasses.replace(layer, layer=layer.layer.removeprefix(prefix)) for layer in found]
+    learning = _strongest(layers)
+    if learning and learning == every[-len(learning) :]:
+        learning = [f'last:{len(learning)}']
+    return SignalReport(part, layers, reach, extents, len(prepared[0]['data_samples']), len(loader.dataset), learning)
+
+
+def _strongest(layers: list[LayerSignal]) -> list[str]:
+    """Layers that learn, and whose signal is at least half of the strongest."""
+    learning = [layer for layer in layers if layer.verdict == 'learns']
+    least = max((layer.snr - 1 for layer in learning), default=0.0) / 2
+    return [layer.layer for layer in learning if layer.snr - 1 >= least]
+
+
+def _baseline(cfg: Config, checkpoint: str, part: str) -> tuple[nn.Module, nn.Module]:
+    network = build_network(cfg)
+    if upgraded_layers(network):
+        raise ConfigError('the config is upgraded already: give the config and the checkpoint of the baseline')
+    try:
+        component = network.get_submodule(part)
+    except AttributeError:
+        parts = ', '.join(name for name, _ in network.named_children())
+        raise ConfigError(f'the model has no part {part!r}: it has {parts}') from None
+    network.load_state_dict(load_baseline(local_path(checkpoint), network))
+    network.train()  # some backbones freeze their stages here
+    for module in network.modules():
+        if getattr(module, 'with_cp', False):  # recomputation gives its gradients to .backward() alone
+            module.with_cp = False  # type: ignore[assignment]
+    return network, component
+
+
+def _candidates(component: nn.Module, part: str) -> list[str]:
+    modules = dict(component.named_modules())
+    names = [name for name in upgradable_names(modules) if modules[name].get_parameter('weight').requires_grad]
+    if not names:
+        raise TargetError(
+            f'{part} has no convolution to upgrade: none is exactly an nn.Conv2d with a kernel larger than 1x1 that '
+            'trains; lower frozen_stages, or name another --part'
+        )
+    return names
+
+
+def _loader(cfg: Config) -> Any:
+    from mmengine.runner import Runner
+
+    try:
+        loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    except OSError as error:
+        raise DataError(f'the training set cannot be read: {error}') from error
+    except ValueError as error:  # of a set without pictures, from MMEngine's serialisation
+        raise DataError(
+            f'the training set has no picture with labels of the classes in the config ({error})'
+        ) from error
+    return loader
+
+
+def _endless(loader: Any) -> Iterator[Any]:
+    for epoch in range(2**31):
+        if hasattr(loader.sampler, 'set_epoch'):
+            loader.sampler.set_epoch(epoch)
+        yield from loader
+
+
+def _prepared(network: Any, batch: Any) -> Any:
+    prepared = network.data_preprocessor(batch, training=True)
+    if not (isinstance(prepared, dict) and isinstance(prepared.get('inputs'), Tensor)):
+        raise ConfigError(
+            f'{type(network).__name__} trains on batches of several kinds; give the config of a plain detector or segmentor'
+        )
+    return prepared
+
+
+def _loss(network: Any, batch: Any) -> Tensor:
+    losses = network(**network.data_preprocessor(batch, training=True), mode='loss')
+    return network.parse_losses(losses)[0]
+
+
+def _reaches(network: Any, component: nn.Module, names: list[str], images: Tensor) -> dict[str, tuple[float, float]]:
+    network.eval()
+    modules = dict(component.named_modules())
+    return reaches({name: modules[name] for name in names}, images, network.extract_feat)
+
+
+def _extents(batches: list[Any], classes: Sequence[str]) -> tuple[float, float, float]:
+    unlabelled = {255, 0} if classes and classes[0] == 'background' else {255}
+    found = [item for batch in batches for sample in batch['data_samples'] for item in _objects(sample, unlabelled)]
+    if not found:
+        raise DataError(
+            f'{len(batches)} batches of the training set have no label that counts: boxes or classes are all ignored. '
+            'Look at the annotations, the classes (metainfo) and the pipeline of train_dataloader'
+        )
+    lengths, weights = np.array(sorted(found)).T
+    below = weights.cumsum() / weights.sum()
+    return tuple(float(lengths[np.searchsorted(below, q)]) for q in (0.25, 0.5, 0.75))  # type: ignore[return-value]
+
+
+def _objects(sample: Any, unlabelled: set[int]) -> Iterator[tuple[float, float]]:
+    """Longer side and weight of what is annotated in a picture: boxes, or connected regions by their area."""
+    import cv2
+
+    instances = getattr(sample, 'gt_instances', None)
+    if instances is not None and 'bboxes' in instances:
+        boxes = getattr(instances.bboxes, 'tensor', instances.bboxes)
+        for x1, y1, x2, y2 in boxes[:, :4].tolist():
+            yield max(x2 - x1, y2 - y1), 1.0
+        return
+    labels = sample.gt_sem_seg.data.squeeze().cpu().numpy()
+    for label in set(np.unique(labels).tolist()) - unlabelled:
+        _, _, stats, _ = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8))
+        for region in stats[1:]:
+            yield float(max(region[cv2.CC_STAT_WIDTH], region[cv2.CC_STAT_HEIGHT])), float(region[cv2.CC_STAT_AREA])

@@ -1,0 +1,263 @@
+"""Adapters in plain PyTorch: offsets alone trained, loaded on the baseline, switched."""
+
+import copy
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from mmdeform_upgrade import disable_adapter, load_adapter, set_adapter, train_offsets_, upgrade_
+from mmdeform_upgrade.errors import CheckpointError, TargetError, UpgradeError
+from mmdeform_upgrade.layers import upgraded_layers
+from mmdeform_upgrade.readers import read_safetensors
+from mmdeform_upgrade.release import apply_delta, make_delta
+
+PICTURES = torch.linspace(-2, 2, 2 * 3 * 16 * 16).sin().view(2, 3, 16, 16)
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.Dropout(0.5),
+        nn.utils.parametrizations.spectral_norm(nn.Conv2d(8, 8, 1)),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.Flatten(),
+        nn.Linear(8 * 16 * 16, 2),
+    ).eval()
+
+
+def trained_offsets(model, targets, steps=3):
+    """An upgrade of ``model`` whose offsets alone were trained."""
+    model = copy.deepcopy(model)
+    upgrade_(model, targets)
+    train_offsets_(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(steps):
+        model.train()
+        optimizer.zero_grad()
+        model(PICTURES).square().mean().backward()
+        optimizer.step()
+    assert {id(p) for p in optimizer.state} == {
+        id(p) for layer in upgraded_layers(model).values() for p in layer.conv_offset.parameters()
+    }
+    return model.eval()
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    """A baseline and two adapters of it: ``left`` of its last two convolutions, ``right`` of its last alone."""
+    folder = tmp_path_factory.mktemp('adapters')
+    baseline = network()
+    torch.save({'state_dict': baseline.state_dict()}, folder / 'baseline.pth')
+    for name, targets in (('left', 'last:2'), ('right', 'last:1')):
+        upgraded = trained_offsets(baseline, targets)
+        torch.save({'state_dict': upgraded.state_dict()}, folder / f'{name}.pth')
+        make_delta(*(str(folder / file) for file in ('baseline.pth', f'{name}.pth', f'{name}.safetensors')))
+    return folder
+
+
+def upgraded(files, name):
+    """The whole upgrade that an adapter was made of."""
+    model = network()
+    upgrade_(model, 'last:2' if name == 'left' else 'last:1')
+    model.load_state_dict(torch.load(files / f'{name}.pth')['state_dict'])
+    return model
+
+
+def same_bits(model, other):
+    with torch.no_grad():
+        return torch.equal(model(PICTURES), other(PICTURES))
+
+
+def test_everything_but_the_offsets_stays_to_the_bit():
+    before = network()
+    after = trained_offsets(before, 'last:2').state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.state_dict().items())
+    moved = set(after) - set(before.state_dict())
+    assert moved == {f'{n}.conv_offset.{p}' for n in (3, 7) for p in ('weight', 'bias')}
+    assert all(after[key].any() for key in moved)
+
+
+def test_statistics_stay_in_evaluation_mode_and_dropout_follows_train():
+    model = network()
+    upgrade_(model, 'last:2')
+    train_offsets_(model)
+    model.train()
+    modes = {type(m).__name__: m.training for m in model.modules()}
+    assert not modes['BatchNorm2d'] and modes['Dropout'] and modes['ZeroOffsetDCN']
+    assert not any(m.training for m in model.eval().modules())
+    clone = copy.deepcopy(model).train()
+    assert not clone[1].training and clone.training and not model.training
+
+
+def test_no_graph_is_built_before_the_first_upgraded_layer():
+    model = network()
+    upgrade_(model, 'last:1')
+    train_offsets_(model)
+    seen = []
+    for module in model:
+        module.register_forward_hook(lambda m, args, output: seen.append(output.requires_grad))
+    model(PICTURES)
+    assert seen == [False] * 7 + [True] * 3
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+def test_a_network_whose_offsets_cannot_train_is_refused_untouched(frozen):
+    model = network()
+    if frozen:
+        model.requires_grad_(False)
+        upgrade_(model, 'last:1', allow_frozen=True)
+        model[1].weight.requires_grad_(True)
+    with pytest.raises(TargetError, match='those of 7 are frozen' if frozen else 'it has no ZeroOffsetDCN'):
+        train_offsets_(model)
+    assert model[1].weight.requires_grad and model.train()[1].training
+
+
+def test_an_adapter_is_the_offset_branches_alone(files):
+    for name, layers in (('left', (3, 7)), ('right', (7,))):
+        tensors, metadata = read_safetensors(str(files / f'{name}.safetensors'))
+        assert set(tensors) == {f'{n}.conv_offset.{p}' for n in layers for p in ('weight', 'bias')}
+        assert metadata['baseline'] == 'baseline.pth'
+    assert os.path.getsize(files / 'right.safetensors') < 8000
+
+
+def test_adapters_are_switched_on_the_baseline(files):
+    model, baseline = network(), network()
+    assert load_adapter(model, str(files / 'left.safetensors')) == 'left'
+    assert same_bits(model, upgraded(files, 'left')) and not same_bits(model, baseline)
+    load_adapter(model, str(files / 'right.safetensors'), 'the right one')
+    assert same_bits(model, upgraded(files, 'right')) and list(upgraded_layers(model)) == ['7']
+    set_adapter(model, 'left')
+    with disable_adapter(model) as plain:
+        assert plain is model and same_bits(model, baseline)
+        assert list(model.state_dict()) == list(baseline.state_dict())
+    assert same_bits(model, upgraded(files, 'left'))
+    set_adapter(model, None)
+    assert same_bits(model, baseline)
+
+
+def test_an_upgrade_is_its_own_adapter_beside_the_loaded_ones(files):
+    model = upgraded(files, 'left')
+    with disable_adapter(model):
+        assert same_bits(model, network())
+    nn.init.ones_(model[7].conv_offset.bias)
+    moved = copy.deepcopy(model)
+    load_adapter(model, str(files / 'left.safetensors'))
+    assert same_bits(model, upgraded(files, 'left')) and not same_bits(model, moved)
+    set_adapter(model, 'default')
+    assert same_bits(model, moved)
+
+
+def test_copies_moves_and_conversions_of_the_model_keep_the_switch(files):
+    model = network()
+    load_adapter(model, str(files / 'left.safetensors'))
+    set_adapter(model, None)
+    clone = copy.deepcopy(model).double().train()
+    set_adapter(clone, 'left')
+    assert clone[3].training and clone[3].conv_offset.weight.dtype is torch.float64
+    assert same_bits(model, network()) and not model[3].training
+    reference = upgraded(files, 'left').double().eval()
+    with torch.no_grad():
+        assert torch.equal(clone.eval()(PICTURES.double()), reference(PICTURES.double()))
+
+
+def test_weights_loaded_while_switched_off_count(files):
+    model, other = network(), network(1)
+    load_adapter(model, str(files / 'left.safetensors'))
+    with disable_adapter(model):
+        model.load_state_dict(other.state_dict(), assign=True)
+    assert torch.equal(model[3].weight, other[3].weight)
+
+
+def test_a_baseline_with_deformable_layers_of_its_own_keeps_them(tmp_path):
+    baseline = trained_offsets(network(), 'last:1').requires_grad_(True)
+    model = copy.deepcopy(baseline)
+    upgrade_(model, ['3'])
+    nn.init.normal_(model[3].conv_offset.bias)
+    for name, net in (('b', baseline), ('u', model)):
+        torch.save({'state_dict': net.state_dict()}, tmp_path / f'{name}.pth')
+    make_delta(*(str(tmp_path / file) for file in ('b.pth', 'u.pth', 'adapter.safetensors')))
+    switched = copy.deepcopy(baseline)
+    load_adapter(switched, str(tmp_path / 'adapter.safetensors'))
+    assert same_bits(switched, model)
+    with disable_adapter(switched):
+        assert same_bits(switched, baseline) and list(upgraded_layers(switched)) == ['7']
+
+
+def refused(model, path, match, **settings):
+    before, modules = model.state_dict(), dict(model.named_modules())
+    with pytest.raises(CheckpointError, match=match):
+        load_adapter(model, str(path), **settings)
+    assert dict(model.named_modules()) == modules
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_another_baseline_is_refused_by_name(files):
+    refused(network(1), files / 'left.safetensors', r"does not hold the baseline of .*, which is 'baseline\.pth'")
+    refused(network().half(), files / 'left.safetensors', 'before the network is converted')
+
+
+def test_other_targets_than_an_upgraded_networks_are_refused_by_name(files):
+    match = r'of other targets: it has the layers .* {}, and the network is upgraded at {}; load it on'
+    for name, other in (('left', 'right'), ('right', 'left')):
+        needs, has = (r"\{'7': 1\}", r"\{'3': 1, '7': 1\}")[:: 1 if name == 'right' else -1]
+        refused(upgraded(files, other), files / f'{name}.safetensors', match.format(needs, has))
+    model = network()
+    upgrade_(model, 'last:2', deform_groups=2)
+    refused(model, files / 'left.safetensors', r"upgraded at \{'3': 2, '7': 2\}")
+
+
+def test_a_damaged_adapter_is_refused_wherever_it_is_damaged(files, tmp_path):
+    whole, damaged = (files / 'left.safetensors').read_bytes(), tmp_path / 'damaged.safetensors'
+    start = int.from_bytes(whole[:8], 'little')
+    for cut in (4, start, len(whole) - 1):
+        damaged.write_bytes(whole[:cut])
+        refused(network(), damaged, 'damaged.safetensors')
+        with pytest.raises(CheckpointError, match='damaged.safetensors'):
+            apply_delta(str(files / 'baseline.pth'), str(damaged), str(tmp_path / 'out.pth'))
+    for bit in (*range(8 * 8, 8 * len(whole), 8 * len(whole) // 40), 8 * whole.index(b'baseline.pth')):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.write_bytes(flipped)
+        refused(network(), damaged, 'damaged.safetensors')
+    assert list(tmp_path.iterdir()) == [damaged]
+
+
+def test_what_is_no_adapter_is_refused(files, tmp_path):
+    model = network()
+    refused(model, files / 'baseline.pth', 'is no delta')
+    state = upgraded(files, 'left').state_dict()
+    state['9.bias'] = state['9.bias'] + 1
+    torch.save({'state_dict': state}, tmp_path / 'tuned.pth')
+    make_delta(str(files / 'baseline.pth'), str(tmp_path / 'tuned.pth'), str(tmp_path / 'tuned.safetensors'))
+    refused(model, tmp_path / 'tuned.safetensors', r'besides offset branches it changes 1 tensors \(9.bias\)')
+    load_adapter(model, str(files / 'left.safetensors'))
+    refused(model, files / 'left.safetensors', "called 'left' is loaded already")
+
+
+def test_names_that_are_not_loaded_are_refused(files):
+    model = network()
+    with pytest.raises(UpgradeError, match='no adapter and no upgraded layer'), disable_adapter(model):
+        pass
+    load_adapter(model, str(files / 'left.safetensors'))
+    with pytest.raises(UpgradeError, match="no adapter 'right': 'left' are loaded"):
+        set_adapter(model, 'right')
+    assert same_bits(model, upgraded(files, 'left'))
+
+
+def test_parameters_alone_are_not_hidden_by_counters(files, tmp_path):
+    """A file of another library has no counters of batch norms, which the network adds as zeros."""
+    state = {key: value for key, value in network().state_dict().items() if not key.endswith('num_batches_tracked')}
+    torch.save({'state_dict': state}, tmp_path / 'bare.pth')
+    make_delta(*map(str, (tmp_path / 'bare.pth', files / 'left.pth', tmp_path / 'a.safetensors')))
+    model = network()
+    load_adapter(model, str(tmp_path / 'a.safetensors'))
+    assert same_bits(model, upgraded(files, 'left'))
+    apply_delta(*map(str, (tmp_path / 'bare.pth', tmp_path / 'a.safetensors', tmp_path / 'out.pth')))
+    assert torch.load(tmp_path / 'out.pth')['state_dict'].keys() == upgraded(files, 'left').state_dict().keys()

@@ -1,0 +1,141 @@
+"""The signal of a config and its baseline, through the training pipelines of mmdet and mmseg."""
+
+import copy
+import json
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import TRANSFORMS
+from mmengine.structures import PixelData
+from torch import nn
+
+from mmdeform_upgrade.analysis.receptive_field import reaches
+from mmdeform_upgrade.errors import ConfigError, DataError, TargetError
+from mmdeform_upgrade.mm.signal import _objects, measure_signal
+
+from ..conftest import build, run_tool
+
+
+@pytest.fixture(scope='module')
+def baseline(tiny_config, tiny_baseline):
+    return Config.fromfile(tiny_config), str(tiny_baseline)
+
+
+def test_the_tool_says_where_offsets_learn_and_what_to_give_to_targets(tiny_config, tiny_baseline, tmp_path):
+    out = tmp_path / 'signal'
+    result = run_tool('analysis_tools/offset_signal.py', tiny_config, tiny_baseline, '--batches', 12, '--out', out)
+    report = json.loads(out.with_suffix('.json').read_text())
+    layers = {layer['layer']: layer for layer in report['layers']}
+    assert [*layers][:: len(layers) - 1] == ['conv1', 'layer4.1.conv2'] and len(layers) == 17
+    assert all(layer['batches'] == 12 and layer['step'] > 0 and layer['cost'] > 0 for layer in layers.values())
+    assert all(layers[name]['verdict'] == 'learns' for name in report['targets'] if not name.startswith('last:'))
+    # A ResNet-18 sees 7 + 12 pixels in its second convolution, and 435 in the last one.
+    assert report['reach']['layer1.0.conv1'][0] == 19 and report['reach']['layer4.1.conv2'][0] == 435
+    assert all(1 <= effective <= 100 for _, effective in report['reach'].values())
+    assert report['batch_size'] == 4 and report['pictures'] == 16 and 10 < report['extents'][1] < 96
+    assert '12 batches of 4 from 16 pictures, each seen 3.0 times' in result.stdout
+    assert ('use: --targets' in result.stdout) == bool(report['targets'])
+    assert 'batch/s' in result.stderr and out.with_suffix('.png').stat().st_size > 1000
+
+
+def test_the_plan_of_an_upgrade_says_it_for_its_targets(tiny_config, tiny_baseline):
+    text = run_tool('upgrade.py', tiny_config, tiny_baseline, '--signal', '--dry-run').stdout
+    plan, _, signal = text.partition('layer           signal')
+    assert 'schedule after' in plan and 'layer4.0.conv2' in signal and 'layer4.0.conv1' not in signal
+    assert '32 batches of 4 from 16 pictures' in signal
+
+
+def test_given_targets_alone_are_measured(baseline):
+    report = measure_signal(*baseline, targets='res5b', batches=12)
+    assert [layer.layer for layer in report.layers] == ['layer4.1.conv1', 'layer4.1.conv2'] == list(report.reach)
+
+
+def test_frozen_layers_are_no_candidates(baseline):
+    cfg = copy.deepcopy(baseline[0])
+    cfg.model.backbone.frozen_stages = 3
+    assert measure_signal(cfg, baseline[1], batches=12).layers[0].layer == 'layer4.0.conv1'
+    cfg.model.backbone.frozen_stages = 4
+    with pytest.raises(TargetError, match='backbone has no convolution to upgrade: .* lower frozen_stages'):
+        measure_signal(cfg, baseline[1])
+
+
+def test_a_config_without_a_training_set_is_refused(baseline):
+    cfg = copy.deepcopy(baseline[0])
+    cfg.train_dataloader = None
+    with pytest.raises(ConfigError, match='the config has no train_dataloader'):
+        measure_signal(cfg, baseline[1])
+    cfg = copy.deepcopy(baseline[0])
+    cfg.train_dataloader.dataset.ann_file = 'nothing.txt'
+    with pytest.raises(DataError, match=r'the training set cannot be read: .*nothing\.txt'):
+        measure_signal(cfg, baseline[1])
+
+
+@TRANSFORMS.register_module()
+class IgnoreEverything:
+    def __call__(self, results):
+        results['gt_ignore_flags'][:] = True
+        return results
+
+
+def test_labels_that_are_all_ignored_are_refused_before_the_work(baseline, capsys):
+    cfg = copy.deepcopy(baseline[0])
+    cfg.train_dataloader.dataset.pipeline.insert(-1, dict(type='IgnoreEverything'))
+    with pytest.raises(DataError, match='4 batches of the training set have no label that counts'):
+        measure_signal(cfg, baseline[1])
+    assert 'batch/s' not in capsys.readouterr().err
+    cfg = copy.deepcopy(baseline[0])
+    cfg.train_dataloader.dataset.metainfo = dict(classes=('submarine',))
+    with pytest.raises(DataError, match='the training set has no picture with labels of the classes'):
+        measure_signal(cfg, baseline[1])
+
+
+def test_settings_that_make_no_sense_are_refused(baseline, tiny_upgrade):
+    for settings in (dict(batches=5), dict(lr=0.0)):
+        with pytest.raises(ConfigError, match='expected at least 12 batches and a rate above 0'):
+            measure_signal(*baseline, **settings)
+    with pytest.raises(ConfigError, match="the model has no part 'nose': it has .*backbone"):
+        measure_signal(*baseline, part='nose')
+    with pytest.raises(ConfigError, match='the config is upgraded already'):
+        measure_signal(Config.fromfile(tiny_upgrade), baseline[1])
+
+
+def test_objects_of_a_mask_are_its_connected_regions():
+    labels = torch.zeros(1, 20, 30, dtype=torch.long)
+    labels[0, 2:6, 3:13], labels[0, 10:19, 20:25], labels[0, :, 29] = 1, 1, 255
+    sample = type('Sample', (), {})()
+    sample.gt_sem_seg = PixelData(data=labels)
+    assert sorted(_objects(sample, {255, 0})) == [(9.0, 45.0), (10.0, 40.0)]
+    assert len(list(_objects(sample, {255}))) == 3
+
+
+def test_reach_takes_the_longest_way_and_counts_strides_dilations_and_pooling():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.MaxPool2d(3, 2, 1))
+            self.long, self.short = nn.Conv2d(4, 4, 3, padding=2, dilation=2), nn.Conv2d(4, 4, 1)
+            self.last = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.last(self.long(x) + self.short(x))
+
+    model = Two().eval()
+    found = reaches({'short': model.short, 'last': model.last}, torch.randn(1, 3, 64, 64), model)
+    assert [found[name][0] for name in ('short', 'last')] == [7, 7 + 4 * 4 + 2 * 4]
+    assert found['short'][1] <= 7 and found['last'][1] <= 31
+
+
+def test_segmentors_are_measured_on_their_masks(shapes, tmp_path):
+    from ..conftest import ROOT
+
+    cfg = Config.fromfile(ROOT / 'benchmarks/demo/configs/deeplabv3_r18_shapes.py')
+    cfg.model.backbone.update(base_channels=8, stem_channels=8)
+    cfg.model.decode_head.update(in_channels=64, channels=16)
+    cfg.model.auxiliary_head.update(in_channels=32, channels=8)
+    cfg.train_dataloader.update(batch_size=4, num_workers=0, persistent_workers=False)
+    cfg.train_dataloader.dataset.data_root = str(shapes) + '/'
+    torch.save(build(cfg).state_dict(), tmp_path / 'untrained.pth')
+    report = measure_signal(cfg, str(tmp_path / 'untrained.pth'), targets='last:2', batches=12)
+    assert len(report.layers) == 2 and 10 < report.extents[1] < 96 and report.pictures == 16
