@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -159,20 +159,25 @@ def prepare(name: str, maps: Sequence[str], data: Path, cache: Path, workers: in
             continue
         geometries = [Geometry.parse(text) for text in missing]
         bed = TESTBEDS[name]
-        with ProcessPoolExecutor(workers) as pool:
-            if bed.pictures:
-                count = max(8, round(bed.pictures[split] * share))
-                rows = list(pool.map(partial(_composed, name, geometries, split), range(count), chunksize=8))
-            else:
-                scenes = list(archived_scenes(name, data, split))
-                work = partial(_taken, name, geometries, split)
-                rows = list(pool.map(work, range(len(scenes)), scenes, chunksize=8))
+        if bed.pictures:
+            count = max(8, round(bed.pictures[split] * share))
+            rows = _mapped(partial(_composed, name, geometries, split), workers, range(count))
+        else:
+            scenes = list(archived_scenes(name, data, split))
+            rows = _mapped(partial(_taken, name, geometries, split), workers, range(len(scenes)), scenes)
         for text, column in zip(missing, zip(*rows, strict=True), strict=True):
             pictures, labels = zip(*column, strict=True)
             arrays = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), np.stack(labels)
             partial_file = cached(cache, name, text, split).with_suffix('.part')
             torch.save({'pictures': arrays[0], 'labels': torch.from_numpy(arrays[1])}, partial_file)
             partial_file.rename(cached(cache, name, text, split))
+
+
+def _mapped(function: Callable[..., list], workers: int, *values: Iterable) -> list[list]:
+    if workers == 1:
+        return list(map(function, *values))
+    with ProcessPoolExecutor(workers) as pool:
+        return list(pool.map(function, *values, chunksize=8))
 
 
 def _composed(name: str, geometries: Sequence[Geometry], split: str, index: int) -> list:

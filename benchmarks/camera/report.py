@@ -1,0 +1,246 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Tables and pictures from finished runs.
+
+    python -m benchmarks.camera.report work_dirs/camera/results.jsonl --keep docs/results/camera.json
+    python -m benchmarks.camera.report docs/results/camera.json --out docs/results/camera
+
+``--keep`` writes the rows, one a line; ``--out`` writes ``OUT.md`` and ``OUT-*.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from .runs import SELECTION, read
+
+Row = dict[str, Any]
+COLUMNS = (
+    *('bed', 'network', 'arm', 'source', 'geometry', 'targets', 'labels', 'label', 'steps', 'lr', 'offset_lr', 'batch'),
+    *('optimizer', 'decay', 'warmup', 'seed', 'val', 'test', 'offsets', 'seconds', 'loss', 'device', 'torch', 'commit'),
+)
+ORDER = ('untouched', 'bn', 'control', 'dilated', '5x5', 'offsets', 'upgraded', 'rectified', 'computed')
+NAMES = {
+    'untouched': 'baseline, untouched',
+    'bn': 'BatchNorm and biases only',
+    'control': 'control: trained on',
+    'dilated': 'plain, dilation doubled',
+    '5x5': 'plain, 5x5 padded with zeros',
+    'offsets': '**upgraded, offsets alone**',
+    'upgraded': '**upgraded, everything**',
+    'rectified': 'known map: picture rectified, untrained',
+    'computed': 'known map: offsets computed, untrained',
+    'scratch': 'trained there from scratch',
+    'scratch-upgraded': 'deformable from scratch',
+    'scratch-dilated': 'plain, dilated, from scratch',
+}
+
+
+def flat(row: Row) -> Row:
+    """A row of a run as the report has it: the recipe's settings beside the rest, offsets as their mean."""
+    values = {**row, **row.get('recipe', {})}
+    offsets = values.get('offsets')
+    if isinstance(offsets, dict):
+        values['offsets'] = round(statistics.fmean(offsets.values()), 3) if offsets else None
+    return {name: values.get(name) for name in COLUMNS}
+
+
+def load(files: Iterable[Path]) -> list[Row]:
+    """Rows of ``results.jsonl`` files and of kept ones."""
+    rows: list[Row] = []
+    for file in files:
+        if file.suffix == '.json':
+            held = json.loads(file.read_text(encoding='utf8'))
+            rows += [dict(zip(held['columns'], values, strict=True)) for values in held['rows']]
+        else:
+            rows += map(flat, read(file).values())
+    return rows
+
+
+def keep(rows: Sequence[Row], file: Path) -> None:
+    lines = ',\n'.join(json.dumps([row[name] for name in COLUMNS]) for row in rows)
+    file.write_text(f'{{"columns": {json.dumps(COLUMNS)},\n"rows": [\n{lines}\n]}}\n', encoding='utf8')
+
+
+def select(rows: Iterable[Row], **values: Any) -> list[Row]:
+    """Rows of the seeds that results are made of, with these values."""
+    return [r for r in rows if r['seed'] not in SELECTION and all(r[key] == value for key, value in values.items())]
+
+
+def by_seed(rows: Iterable[Row], split: str = 'test') -> dict[int, float]:
+    return {row['seed']: row[split] for row in rows if row[split] is not None}
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval (Student's t)."""
+    mean, n = statistics.fmean(values), len(values)
+    if n < 2:
+        return mean, math.nan
+    return mean, float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
+
+
+def difference(first: dict[int, float], second: dict[int, float]) -> tuple[float, float, int]:
+    """Mean of the paired differences, half width of its 95 % interval, and how many pairs there are."""
+    seeds = sorted(set(first) & set(second))
+    if not seeds:
+        return math.nan, math.nan, 0
+    return (*interval([first[seed] - second[seed] for seed in seeds]), len(seeds))
+
+
+def _difference_text(first: dict[int, float], second: dict[int, float]) -> str:
+    mean, half, count = difference(first, second)
+    return f'{mean:+.1f} ± {half:.1f}' if count > 1 else f'{mean:+.1f}' if count else ''
+
+
+def arms_table(rows: Sequence[Row], bed: str, network: str, geometry: str) -> str:
+    """Markdown: every arm of the standard length after one map."""
+    own = select(rows, bed=bed, network=network, geometry=geometry, source='identity', labels=None)
+    steps = max((r['steps'] for r in own if r['arm'] == 'bn'), default=0)
+    own = [r for r in own if r['steps'] in (0, steps)]
+    control = by_seed(r for r in own if r['arm'] == 'control')
+    lines = [
+        f'| {bed}, {network}, {geometry}, {steps} steps | mIoU, val | mIoU, test | over the control, test | offsets, px |',
+        '|---|---|---|---|---|',
+    ]
+    for arm in ORDER:
+        group = [r for r in own if r['arm'] == arm]
+        if not group:
+            continue
+        test = by_seed(group)
+        over = '' if arm in ('control', 'untouched') else _difference_text(test, control)
+        offsets = [r['offsets'] for r in group if r['offsets']]
+        lines.append(
+            f'| {NAMES[arm]} | {statistics.fmean(r["val"] for r in group):.1f} | {statistics.fmean(test.values()):.1f} | '
+            f'{over} | {f"{statistics.fmean(offsets):.2f}" if offsets else ""} |'
+        )
+    seeds = len({r['seed'] for r in own})
+    return '\n'.join(lines) + f'\n\n{seeds} baselines; ± is the 95 % interval of the paired difference.\n'
+
+
+def series(rows: Sequence[Row], axis: str, arm: str, split: str = 'test') -> list[tuple[float, float, float]]:
+    """(value on the axis, mean, half interval) of an arm."""
+    values = sorted({r[axis] for r in rows if r['arm'] == arm})
+    return [
+        (x, *interval(list(by_seed([r for r in rows if r['arm'] == arm and r[axis] == x], split).values())))
+        for x in values
+    ]
+
+
+def lengths_table(rows: Sequence[Row], bed: str, network: str, geometry: str, source: str = 'identity') -> str:
+    """Markdown: test scores by length."""
+    own = select(rows, bed=bed, network=network, geometry=geometry, source=source, labels=None)
+    own = [r for r in own if r['steps'] and not r['arm'].startswith('scratch')]
+    return _axis_table(own, 'steps', f'{bed}, {geometry}: steps')
+
+
+def labels_table(rows: Sequence[Row], bed: str, network: str, geometry: str) -> str:
+    """Markdown: test scores by the number of labelled pictures."""
+    own = [r for r in select(rows, bed=bed, network=network, geometry=geometry, source='identity') if r['labels']]
+    return _axis_table(own, 'labels', f'{bed}, {geometry}: labelled pictures')
+
+
+def dose_table(rows: Sequence[Row], kind: str) -> str:
+    """Markdown: test scores by the strength of a map of the generated shapes."""
+    own = []
+    for row in select(rows, bed='shapes', source='identity', labels=None):
+        name, _, values = row['geometry'].partition(':')
+        if name == kind and values:
+            own.append({**row, 'dose': float(values.rpartition('=')[2].strip('()').partition(',')[0])})
+    return _axis_table(own, 'dose', f'shapes, {kind}: magnification')
+
+
+def _axis_table(rows: Sequence[Row], axis: str, title: str) -> str:
+    values = sorted({r[axis] for r in rows})
+    arms = [arm for arm in ORDER if any(r['arm'] == arm for r in rows)]
+    if not values:
+        return ''
+    lines = [f'| {title} | ' + ' | '.join(f'{v:g}' for v in values) + ' |', '|---' * (len(values) + 1) + '|']
+    for arm in arms:
+        cells = []
+        for value in values:
+            scores = list(by_seed(r for r in rows if r['arm'] == arm and r[axis] == value).values())
+            cells.append(f'{statistics.fmean(scores):.1f} ({len(scores)})' if scores else '')
+        lines.append(f'| {NAMES[arm]} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines) + '\n\nMean test mIoU (baselines).\n'
+
+
+def draw(rows: Sequence[Row], axis: str, file: Path, title: str, xlabel: str, arms: Sequence[str] = ORDER) -> None:
+    """Scores of arms over an axis, with 95 % intervals."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), dpi=130)
+    for arm in arms:
+        points = series(rows, axis, arm)
+        if not points:
+            continue
+        x, y, half = zip(*points, strict=True)
+        name = NAMES[arm].replace('*', '')
+        axes.errorbar(x, y, yerr=half, marker='o', capsize=3, label=name, color=COLOURS.get(arm))
+    axes.set(xlabel=xlabel, ylabel='test mIoU', title=title)
+    if axis in ('steps', 'labels'):
+        ticks = sorted({r[axis] for r in rows})
+        axes.set_xscale('log')
+        axes.set_xticks(ticks, [f'{t:g}' for t in ticks])
+        axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file)
+    plt.close(figure)
+
+
+COLOURS = {'untouched': '0.6', 'control': '0.25', '5x5': 'tab:orange', 'upgraded': 'tab:blue', 'offsets': 'tab:green'}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('files', nargs='+', type=Path)
+    parser.add_argument('--keep', type=Path, help='write the rows, one a line')
+    parser.add_argument('--out', type=Path, help='write OUT.md and OUT-*.png')
+    args = parser.parse_args(argv)
+    rows = load(args.files)
+    if args.keep:
+        keep(rows, args.keep)
+    text = report(rows, args.out)
+    print(text)
+    if args.out:
+        args.out.with_suffix('.md').write_text(text, encoding='utf8')
+
+
+def report(rows: Sequence[Row], out: Path | None) -> str:
+    """All tables that the rows have; pictures beside ``out``."""
+    parts = []
+    settings = sorted({(r['bed'], r['network'], r['geometry']) for r in select(rows, arm='bn', labels=None)})
+    parts += [arms_table(rows, *setting) for setting in settings]
+    for bed, network, geometry in settings:
+        for source in ('identity', geometry):
+            own = select(rows, bed=bed, network=network, geometry=geometry, source=source, labels=None)
+            own = [r for r in own if r['steps']]
+            if len({r['steps'] for r in own if r['arm'] == 'upgraded'}) < 2:
+                continue
+            parts.append(lengths_table(rows, bed, network, geometry, source))
+            if out:
+                name = out.with_name(f'{out.name}-{bed}-{geometry}-steps.png')
+                draw(own, 'steps', name, f'{bed}, {geometry}', 'steps')
+        own = [r for r in select(rows, bed=bed, network=network, geometry=geometry) if r['labels']]
+        if own:
+            parts.append(labels_table(rows, bed, network, geometry))
+            if out:
+                name = out.with_name(f'{out.name}-{bed}-{geometry}-labels.png')
+                draw(own, 'labels', name, f'{bed}, {geometry}', 'labelled pictures')
+    parts += [table for kind in ('zoom', 'anisotropic') if (table := dose_table(rows, kind))]
+    return '\n'.join(parts)
+
+
+if __name__ == '__main__':
+    main()

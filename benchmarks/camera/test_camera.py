@@ -1,0 +1,139 @@
+"""The comparison after a change of camera: its arms start from the baseline, and its runs are kept and repeated."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.camera import arms, plans, report, runs, testbeds, training
+from benchmarks.camera.references import ComputedOffsets, Rectified
+from benchmarks.camera.runs import Lab, Run
+from benchmarks.camera.testbeds import Geometry, Pictures
+from benchmarks.camera.training import Recipe
+
+TINY = replace(testbeds.TESTBEDS['shapes'], home=(48, 48), target=(64, 64), pictures={'train': 12, 'val': 8, 'test': 8})
+BASELINE = replace(plans.baseline('shapes', 'r18w8s2', (0,)), recipe=Recipe(4, 2e-3))
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    """A baseline and the pictures that it needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(testbeds.TESTBEDS, 'shapes', TINY)
+        lab = Lab(tmp_path_factory.mktemp('lab'))
+        lab.run([BASELINE])
+        for split in testbeds.SPLITS:
+            lab.data('shapes', 'fisheye', split)
+    return lab.out
+
+
+@pytest.fixture
+def lab(made, tmp_path, monkeypatch):
+    monkeypatch.setitem(testbeds.TESTBEDS, 'shapes', TINY)
+    monkeypatch.setitem(runs.BASELINE_STEPS, 'shapes', 4)
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return Lab(tmp_path)
+
+
+def an_arm(name, steps=3):
+    return Run('shapes', 'r18w8s2', name, 'fisheye', Recipe(steps, 1e-3), (0,))
+
+
+@pytest.mark.parametrize('arm', [arm for arm in arms.ARMS if arm != 'dilated'])
+def test_an_arm_starts_from_what_the_baseline_computes(lab, arm):
+    baseline = lab._network(an_arm('untouched'), 0).eval()
+    pictures = lab.data('shapes', 'fisheye', 'val').pictures
+    assert torch.equal(lab._network(an_arm(arm), 0).eval()(pictures), baseline(pictures))
+
+
+def test_what_does_not_train_stays_to_the_bit(lab):
+    for arm in ('offsets', 'bn'):
+        model = lab._network(an_arm(arm), 0)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        data = lab.data('shapes', 'fisheye', 'train')
+        job = training.Job(model, arms.groups(model), data, Recipe(3, 1e-2), 0)
+        training.train([job], training.segmentation_loss)
+        changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        if arm == 'offsets':
+            assert changed and all('conv_offset' in name for name in changed)
+        else:
+            norms = {name for name, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+            assert changed and all(name.rpartition('.')[0] in norms or name.endswith('bias') for name in changed)
+
+
+def test_a_run_is_kept_and_neither_repeated_nor_different_when_it_is(lab, tmp_path):
+    run = an_arm('upgraded')
+    lab.run([run])
+    first = lab.rows[run.key(0)]
+    assert first['test'] is not None and first['offsets'] and first['torch'] == torch.__version__
+    lab.run([run])
+    assert len(lab.file.read_text().splitlines()) == 2
+    again = Lab(tmp_path)
+    again.rows.pop(run.key(0))
+    again.run([run])
+    assert {k: v for k, v in again.rows[run.key(0)].items() if k != 'seconds'} == {
+        k: v for k, v in first.items() if k != 'seconds'
+    }
+
+
+def test_the_test_pictures_are_not_read_for_a_selection(lab):
+    lab.run([replace(BASELINE, seeds=(100,))])
+    row = next(row for row in lab.rows.values() if row['seed'] == 100)
+    assert 'test' not in row and row['val'] >= 0
+
+
+def test_references_of_the_identity_are_the_baseline(lab):
+    model = lab._network(an_arm('untouched'), 0).eval()
+    pictures = lab.data('shapes', 'fisheye', 'val').pictures[:2]
+    with torch.no_grad():
+        plain = model(pictures)
+        still = Geometry('zoom', (('magnification', 1.0),))
+        computed = ComputedOffsets(model, 'shapes', still, 'val')(pictures, slice(0, 2))
+        rectified = Rectified(model, 'shapes', still, 'val')(pictures, slice(0, 2))
+    assert torch.allclose(computed, plain, atol=1e-4)
+    assert all(type(m).forward is m.forward.__func__ for m in model.backbone.modules() if isinstance(m, nn.Conv2d))
+    middle = (slice(None), slice(None), slice(28, 36), slice(28, 36))
+    assert torch.corrcoef(torch.stack((rectified[middle].flatten(), plain[middle].flatten())))[0, 1] > 0.8
+
+
+def test_scores_are_those_of_mmseg():
+    from mmseg.evaluation import IoUMetric
+
+    labels = torch.randint(0, 4, (3, 9, 11), dtype=torch.uint8)
+    labels[0, :2] = 255
+    logits = torch.randn(3, 4, 9, 11)
+    data = Pictures(torch.zeros(3, 3, 9, 11, dtype=torch.uint8), labels)
+    ours = training.mean_iou(nn.Identity(), data, 4, predict=lambda pictures, rows: logits[rows])
+    metric = IoUMetric(iou_metrics=['mIoU'])
+    areas = [metric.intersect_and_union(p, t.long(), 4, 255) for p, t in zip(logits.argmax(1), labels, strict=True)]
+    theirs = metric.total_area_to_metrics(*(sum(parts) for parts in zip(*areas, strict=True)), ['mIoU'])
+    assert ours == pytest.approx(100 * theirs['IoU'].mean(), abs=1e-4)
+
+
+def test_an_interval_is_students():
+    mean, half = report.interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert mean == 3.5 and half == pytest.approx(2.5706 * 1.8708 / math.sqrt(6), rel=1e-3)
+    assert report.difference({0: 2.0, 1: 4.0, 2: 9.0}, {0: 1.0, 1: 2.0})[::2] == (1.5, 2)
+
+
+def test_kept_rows_are_what_was_run(lab, tmp_path):
+    lab.run([an_arm('upgraded'), an_arm('control'), an_arm('bn')])
+    rows = report.load([lab.file])
+    report.keep(rows, tmp_path / 'rows.json')
+    assert report.load([tmp_path / 'rows.json']) == json.loads(json.dumps(rows))
+    text = report.arms_table(rows, 'shapes', 'r18w8s2', 'fisheye')
+    assert '1 baselines' in text and 'upgraded, everything' in text
+
+
+def test_every_plan_names_runs_that_exist():
+    recipes = {arm: Recipe(10, 1e-3) for arm in plans.TUNED}
+    for bed in testbeds.TESTBEDS:
+        names = [name for name in plans.PARTS if name not in ('dose', 'reach', 'second') or bed == 'shapes']
+        planned = [run for name in names for run in plans.part(name, bed, recipes)]
+        known = {*arms.ARMS, 'untouched', 'rectified', 'computed'}
+        assert all(run.arm in known or run.arm.startswith('scratch') for run in planned)
+        assert all(Geometry.parse(run.geometry).view((8, 8), 'val', 0) for run in planned)
