@@ -1,5 +1,6 @@
-# `make demo` and `make test` each work as the first command on a fresh machine with Python 3.10 to 3.12, make and a C++
-# compiler. Everything goes into .venv; `make clean` takes it away.
+# `make demo` and `make test` each work as the first command on a fresh machine with Python 3.10 to 3.12 and make.
+# Everything goes into .venv; `make clean` takes it away. No compiler is needed: what detectors call of mmcv's compiled
+# part, this package supplies. `make install MMCV=compiled` builds the real one (docs/versions.md).
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
@@ -9,8 +10,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_OUT ?= demo_output
 ZOO_OUT ?= zoo_output
 JOBS ?= 1
-# Build tools that onedl-mmcv needs beside torch, since its build sees the environment.
-BUILD_TOOLS := setuptools wheel ninja psutil numpy
+MMCV ?= $(if $(wildcard $(VENV)/.mmcv-compiled),compiled,pure)
+TESTS ?=
+# Either kind of mmcv has the same name and version: what is installed is replaced, and what pip keeps is not looked at.
+MMCV_INSTALL := install -c constraints.txt --no-cache-dir --no-deps --force-reinstall onedl-mmcv
 
 .PHONY: install demo test family mim check zoo faults clean
 .DEFAULT_GOAL := install
@@ -19,18 +22,27 @@ install: $(VENV)/.installed
 
 $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11")'
-	@command -v c++ >/dev/null || { echo 'A C++ compiler is needed to build mmcv (Debian: apt-get install g++).' >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@echo 'Installing PyTorch.'
-	$(PIP) install -q -c constraints.txt torch $(BUILD_TOOLS)
+	$(PIP) install -q -c constraints.txt torch setuptools wheel
 	@touch $@
 
-$(VENV)/.mmcv: $(VENV)/.torch
-	@echo 'Installing mmcv. Where no ready wheel is found, it is built once, which takes about 15 minutes on two cores.'
-	@$(BIN)/python tools/misc/pip_progress.py install -c constraints.txt --no-build-isolation onedl-mmcv
+# A build of its own, which sees no PyTorch, leaves the compiled part out.
+$(VENV)/.mmcv-pure: $(VENV)/.torch
+	@echo 'Installing mmcv, without its compiled operators.'
+	@rm -f $(VENV)/.mmcv-compiled
+	$(PIP) $(MMCV_INSTALL) -q --no-binary onedl-mmcv
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.mmcv setup.py
+$(VENV)/.mmcv-compiled: $(VENV)/.torch
+	@command -v c++ >/dev/null || { echo 'A C++ compiler is needed to build mmcv (Debian: apt-get install g++).' >&2; exit 1; }
+	$(PIP) install -q -c constraints.txt ninja psutil
+	@echo 'Installing mmcv. Where no ready wheel is found, it is compiled, which takes about 15 minutes on two cores.'
+	@rm -f $(VENV)/.mmcv-pure
+	@$(BIN)/python tools/misc/pip_progress.py $(MMCV_INSTALL) --no-build-isolation
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.mmcv-$(MMCV) setup.py
 	@echo 'Installing the frameworks and this package.'
 	$(PIP) install -q -c constraints.txt --no-build-isolation -e '.[onedl,dev]'
 	@touch $@
@@ -40,7 +52,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python benchmarks/demo/run.py --out $(DEMO_OUT)
 
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # The tests once more, with the original OpenMMLab releases in front of the installed ones (docs/versions.md).
 family: $(VENV)/.installed

@@ -125,11 +125,11 @@ def remap_state_dict(
     ]
     missing = [key for key in lacking if key not in added and key not in counters]
     unexpected = [key for key in baseline if key not in network]
-    shapes = [
-        f'{key}: the checkpoint has {tuple(baseline[key].shape)}, the network {tuple(network[key].shape)}'
-        for key in baseline
-        if key in network and baseline[key].shape != network[key].shape
-    ]
+    shapes = {
+        key: (tuple(value.shape), tuple(network[key].shape))
+        for key, value in baseline.items()
+        if key in network and value.shape != network[key].shape
+    }
     if missing or unexpected or shapes:
         raise CheckpointError(_misfit(missing, unexpected, shapes, len(network) - len(added) - len(counters)))
     return {**baseline, **{key: torch.zeros_like(network[key], device='cpu') for key in added + counters}}
@@ -170,12 +170,18 @@ def _twin(key: str) -> str:
     return f'{stem}.{"bias" if last == "weight" else "weight"}'
 
 
-def _misfit(missing: list[str], unexpected: list[str], shapes: list[str], required: int) -> str:
+def _misfit(
+    missing: list[str], unexpected: list[str], shapes: Mapping[str, tuple[tuple[int, ...], ...]], required: int
+) -> str:
+    # Rows alone, of weights and of their biases: layers that nothing comes behind.
+    outputs_alone = shapes and all(
+        a[1:] == b[1:] and re.sub(r'weight$', 'bias', key) in shapes for key, (a, b) in shapes.items()
+    )
     lines = ['the checkpoint does not fit the network (only offset branches may be new):']
     for title, keys in (
         ('missing in the checkpoint', missing),
         ('unexpected in the checkpoint', unexpected),
-        ('of another shape', shapes),
+        ('of another shape', [f'{key}: the checkpoint has {a}, the network {b}' for key, (a, b) in shapes.items()]),
     ):
         if keys:
             lines.append(f'  {title} ({len(keys)}): {_listed(keys)}')
@@ -194,8 +200,10 @@ def _misfit(missing: list[str], unexpected: list[str], shapes: list[str], requir
             'Most of the network is missing: this is a checkpoint of another architecture, or in a format '
             'that is not known (docs/formats.md lists those that are).'
         )
-    elif shapes and all('cls' in text or 'fc_' in text or 'conv_seg' in text for text in shapes):
-        lines.append('Only classification layers differ: the checkpoint was trained on another number of classes.')
+    elif outputs_alone and not missing and not unexpected:
+        lines.append(
+            'Only the number of outputs differs: the checkpoint was trained on another number of classes (or of anchors).'
+        )
     lines.append('Give the checkpoint that the baseline config was trained to, or the config that it was trained with.')
     return '\n'.join(lines)
 

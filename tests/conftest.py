@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import mmdet
@@ -15,6 +16,8 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope, init_default_scope
 from mmengine.visualization import Visualizer
+
+from mmdeform_upgrade.mm import mmcv_ops
 
 from .guard import sitecustomize  # noqa: F401  refuses connections to other machines
 
@@ -43,6 +46,11 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     order = {name: index for index, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker('compiled_mmcv') and find_spec('mmcv._ext').origin == mmcv_ops.__file__:
+        pytest.skip('needs a compiled mmcv: make install MMCV=compiled')
 
 
 def run_tool(name, *args, cwd=ROOT, env=None, check=True, timeout=300):

@@ -1,8 +1,11 @@
 import pytest
 import torch
+from mmengine.config import Config
 
 from mmdeform_upgrade.checkpoint import nonzero_offsets, remap_state_dict
 from mmdeform_upgrade.errors import CheckpointError
+
+from .conftest import MMDET_CONFIGS, build
 
 
 def _network():
@@ -57,8 +60,34 @@ def test_half_an_offset_branch_is_no_baseline():
         remap_state_dict(baseline, _network())
 
 
-def test_another_architecture_and_another_class_count_are_recognised():
+def test_another_architecture_is_recognised():
     with pytest.raises(CheckpointError, match='another architecture'):
         remap_state_dict({'features.0.weight': torch.ones(1)}, _network())
+
+
+@pytest.mark.parametrize(
+    'config,heads',
+    [
+        ('yolo/yolov3_d53_8xb8-320-273e_coco.py', ['bbox_head']),
+        ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', ['roi_head.bbox_head', 'roi_head.mask_head']),
+        ('centernet/centernet_r18_8xb16-crop512-140e_coco.py', ['bbox_head']),
+    ],
+)
+def test_another_number_of_classes_is_told_whatever_the_head_calls_its_layers(config, heads):
+    networks = []
+    for classes in (80, 5):
+        cfg = Config.fromfile(MMDET_CONFIGS / config)
+        cfg.merge_from_dict({f'model.{head}.num_classes': classes for head in heads})
+        cfg.model.backbone.init_cfg = None
+        networks.append(build(cfg).state_dict())
     with pytest.raises(CheckpointError, match='another number of classes'):
-        remap_state_dict({**_baseline(), 'cls.weight': torch.ones(81, 4)}, _network())
+        remap_state_dict(*networks)
+
+
+def test_other_widths_are_not_called_another_number_of_classes():
+    network = {'query.weight': torch.ones(100, 4), 'conv.weight': torch.ones(8, 4, 1, 1), 'conv.bias': torch.ones(8)}
+    wider = {'conv.weight': torch.ones(8, 6, 1, 1)}
+    for other in ({'query.weight': torch.ones(300, 4)}, wider):
+        with pytest.raises(CheckpointError, match='of another shape') as error:
+            remap_state_dict({**network, **other}, network)
+        assert 'number of classes' not in str(error.value)

@@ -200,6 +200,7 @@ def test_efficient_conv_bn_eval_keeps_the_output():
     assert calls, 'the folded path was taken'
 
 
+@pytest.mark.compiled_mmcv
 def test_state_dict_is_that_of_mmcvs_dcn():
     from mmcv.ops import DeformConv2dPack
 

@@ -256,10 +256,7 @@ def test_another_number_of_classes_is_told(folder):
         '  of another shape (8): bbox_head.cls_convs.0.0.weight: the checkpoint '
         'has (1, 16, 3, 3), the network (28, 16, 3, 3), '
     )
-    assert lines[2:] == [
-        'Only classification layers differ: the checkpoint was trained on another number of classes.',
-        FIT,
-    ]
+    assert 'trained on another number of classes' in lines[2] and lines[3:] == [FIT]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='has a GPU')

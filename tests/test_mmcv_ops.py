@@ -1,6 +1,6 @@
 """mmcv's operators where its compiled part is missing, against the compiled ones where it is not."""
 
-import importlib.util
+import importlib
 import subprocess
 import sys
 
@@ -11,9 +11,6 @@ from mmdeform_upgrade import UpgradeError
 from mmdeform_upgrade.mm import mmcv_ops
 
 from .conftest import ROOT
-
-COMPILED = importlib.util.find_spec('mmcv._ext').origin != mmcv_ops.__file__
-against_compiled = pytest.mark.skipif(not COMPILED, reason='needs a compiled mmcv: make install MMCV=compiled')
 
 
 @pytest.fixture(params=['PyTorch', 'torchvision'])
@@ -46,7 +43,7 @@ def _boxes(kind, number, seed=0):
 KINDS = ('random', 'ties', 'degenerate')
 
 
-@against_compiled
+@pytest.mark.compiled_mmcv
 @pytest.mark.parametrize('offset', [0, 1])
 @pytest.mark.parametrize('number', [0, 1, 7, 255, 256, 257, 1500])
 @pytest.mark.parametrize('kind', KINDS)
@@ -58,7 +55,7 @@ def test_nms_keeps_the_same_boxes(ours, kind, number, offset):
         assert result.tolist() == expected.tolist()
 
 
-@against_compiled
+@pytest.mark.compiled_mmcv
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_chain_of_overlaps_is_decided_in_order(ours, kind):
     """Each box overlaps its neighbours alone, so that whether one stays hangs on all before it."""
@@ -70,7 +67,7 @@ def test_a_chain_of_overlaps_is_decided_in_order(ours, kind):
     assert 300 < len(expected) < 600
 
 
-@against_compiled
+@pytest.mark.compiled_mmcv
 @pytest.mark.parametrize('offset', [0, 1])
 @pytest.mark.parametrize('method', [0, 1, 2])
 @pytest.mark.parametrize('kind', KINDS)
@@ -87,7 +84,7 @@ def test_softnms_keeps_the_same_boxes_and_scores(kind, method, offset):
         torch.testing.assert_close(*(dets for _, dets in results), equal_nan=True)
 
 
-@against_compiled
+@pytest.mark.compiled_mmcv
 @pytest.mark.parametrize('kind', KINDS)
 def test_nms_match_makes_the_same_groups(kind):
     dets = torch.cat([(parts := _boxes(kind, 300))[0], parts[1][:, None]], 1)
@@ -103,7 +100,7 @@ def _roi_align(module, maps, rois, grad, settings):
     return output, grad_input
 
 
-@against_compiled
+@pytest.mark.compiled_mmcv
 @pytest.mark.parametrize('pool_mode', [0, 1], ids=['max', 'avg'])
 @pytest.mark.parametrize('aligned', [True, False])
 @pytest.mark.parametrize('ratio', [0, 2])
@@ -189,6 +186,6 @@ def test_an_operator_that_is_missing_says_so_when_it_is_called():
         mmcv_ops._missing('carafe_forward')(1, 2)
 
 
-@against_compiled
+@pytest.mark.compiled_mmcv
 def test_a_compiled_mmcv_is_never_replaced():
     assert _compiled().__file__.endswith('.so')

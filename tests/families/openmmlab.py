@@ -2,8 +2,8 @@
 
     python tests/families/openmmlab.py [--site FOLDER] [pytest's arguments]
 
-mmengine, mmdet, mmseg and the Python part of mmcv are those releases; PyTorch, and the compiled operators of mmcv, are
-the environment's, since those releases' own PyTorch (2.1 to 2.5) and a build against it are what an environment is for.
+mmengine, mmdet, mmseg and the Python part of mmcv are those releases; PyTorch, and mmcv's compiled operators where it has
+them, are the environment's, since those releases' own PyTorch (2.1 to 2.5) is what an environment is for.
 Where you have such an environment, activate it and run `python -m pytest` there instead.
 """
 
@@ -56,10 +56,8 @@ def install(site):
         with tarfile.open(next(Path(folder).glob('*.tar.gz'))) as archive:
             archive.extractall(folder, filter='data')
         shutil.copytree(next(Path(folder).glob('mmcv-*/mmcv')), staging / 'mmcv', ignore=shutil.ignore_patterns('csrc'))
-    compiled = list(Path(find_spec('mmcv').origin).parent.glob('_ext*.so'))
-    if not compiled:
-        sys.exit('the installed mmcv has no compiled operators to borrow')
-    shutil.copy(compiled[0], staging / 'mmcv')
+    for compiled in Path(find_spec('mmcv').origin).parent.glob('_ext*.so'):
+        shutil.copy(compiled, staging / 'mmcv')
     staging.rename(site)
 
 

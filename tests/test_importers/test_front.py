@@ -183,7 +183,7 @@ def test_a_run_starts_from_a_foreign_baseline_and_resumes_without_importing(
     resumed._train_loop = resumed.build_train_loop(resumed._train_loop)
     resumed.load_or_resume()
     assert resumed.epoch == 1
-    with pytest.raises(CheckpointError, match='missing in the checkpoint'):
+    with pytest.raises(CheckpointError, match='it is a baseline and not an interrupted upgrade'):
         foreign_resume = _runner(cfg, tmp_path / 'c', resume=True)
         foreign_resume.call_hook('before_run')
         foreign_resume.load_or_resume()

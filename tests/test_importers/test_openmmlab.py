@@ -54,6 +54,7 @@ def test_classes_of_version_two_become_dataset_meta():
     assert dataset_meta(meta) == dict(classes=('a', 'b'), palette=[[0, 0, 0]])
     imported = import_state_dict({'backbone.conv1.weight': torch.ones(1)}, meta)
     assert imported.classes == ('a', 'b') and imported.format == 'MMDetection 2 or MMSegmentation 0'
+    assert str(imported) == 'MMDetection 2 or MMSegmentation 0: 1 tensors, all as they are'
     today = dict(dataset_meta=dict(classes=('x',)), CLASSES=('y',))
     assert dataset_meta(today) == dict(classes=('x',)) and dataset_meta(None) == {}
 

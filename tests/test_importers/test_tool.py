@@ -93,6 +93,22 @@ def test_nothing_is_overwritten_or_left_half_written(main, torchvision_file, tin
     assert len(load_baseline(out)) > 100
 
 
+def test_names_that_no_importer_knows_are_not_written(main, tiny_retinanet, trained, tmp_path):
+    own, other, out = tmp_path / 'own.pth', tmp_path / 'other.pth', tmp_path / 'out.pth'
+    torch.save(trained, own)
+    torch.save({'features.0.weight': torch.ones(1)}, other)
+    for file, options, message in (
+        (other, [], 'such as features.0.weight, are none that'),
+        (own, [], 'are none that need an import'),
+        (other, ['--config', tiny_retinanet], 'in a format that is not known'),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            main(file, out, *options)
+        assert not out.exists()
+    main(own, out, '--config', tiny_retinanet)  # into the frameworks' container
+    assert load_baseline(out).keys() == trained.keys()
+
+
 def test_errors_are_one_message(tmp_path):
     (tmp_path / 'page.pth').write_text('<html>')
     result = run_tool('model_converters/import_baseline.py', tmp_path / 'page.pth', tmp_path / 'out.pth', check=False)

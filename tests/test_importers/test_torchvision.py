@@ -102,6 +102,17 @@ def test_other_resnets_are_renamed_one_to_one(depth):
     assert {name.removeprefix('backbone.') for name in imported.state_dict} == set(source)
 
 
+@pytest.mark.parametrize('fc', ['fc.1', 'fc.fc', None])
+def test_a_resnet_with_another_classifier_or_none_is_recognised(fc):
+    source = foreign.random_of(foreign.torchvision_resnet(18))
+    for parameter in ('weight', 'bias'):
+        value = source.pop(f'fc.{parameter}')
+        source |= {f'{fc}.{parameter}': value} if fc else {}
+    imported = import_state_dict(source)
+    everything_is_accounted_for(imported, source)
+    assert imported.format == 'a torchvision ResNet' and bool(imported.dropped) == bool(fc)
+
+
 @pytest.fixture(scope='module')
 def ssd():
     return foreign.random_of(foreign.torchvision_ssd())

@@ -43,11 +43,10 @@ def test_a_nan_offset_stays_with_its_tap():
     assert 0 < found['gradient of input'].isnan().sum() <= 3 * 4 * CASE.channels // 2
 
 
+@pytest.mark.compiled_mmcv
 @pytest.mark.parametrize('value', VALUES[:-1])
 def test_mmcv_makes_the_same_of_far_offsets(value):
     """Of a NaN offset, mmcv's CPU operator makes an access outside of the map."""
-    if mmcv_op() is None:
-        pytest.skip('not installed')
     case = Case(bias=False, size=(5, 4))
     tensors, grad = planted(case, value, torch.float64), grad_like_output(case)
     found, expected = (results(function, case, tensors, grad) for function in (deform_conv2d, mmcv_op()))

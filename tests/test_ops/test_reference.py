@@ -43,7 +43,7 @@ def test_its_second_order_gradients_are_those_of_finite_differences():
 
 
 @pytest.mark.parametrize('name', [n for n in SMALL if n not in ('map smaller than the kernel', 'one pixel')])
-@pytest.mark.parametrize('peer', [mmcv_op, torchvision_op])
+@pytest.mark.parametrize('peer', [pytest.param(mmcv_op, marks=pytest.mark.compiled_mmcv), torchvision_op])
 def test_installed_peers_agree(peer, name):
     function, case = peer(), SMALL[name]
     if function is None:

@@ -43,6 +43,7 @@ def _retinanet(**backbone):
     return cfg
 
 
+@pytest.mark.compiled_mmcv
 def test_a_release_gives_the_same_in_a_stock_installation(tmp_path):
     cfg = _retinanet()
     model = build(cfg).eval()

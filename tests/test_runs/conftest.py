@@ -97,6 +97,7 @@ SEGMENTOR = dict(
         strides=(1, 2),
         dilations=(1, 1),
         out_indices=(0, 1),
+        zero_init_residual=False,
     ),
     decode_head=dict(
         type='FCNHead',

@@ -13,8 +13,6 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import FUNCTIONS, RUNNERS, DefaultScope
 
-from mmdeform_upgrade.mm import command_line
-
 torch.cuda.set_device = lambda device: None  # MMEngine's launcher sets one whatever the backend is
 
 WRAPPER = dict(type='MMDistributedDataParallel', device_ids=None)
@@ -36,6 +34,12 @@ RUNS = {
     'flexible': dict(runner_type='FlexibleRunner', strategy=dict(type='DDPStrategy', model_wrapper=WRAPPER)),
     'whole': RANDOM,
     'resumed': {**RANDOM, 'resume': True, 'load_from': '{folder}/whole/epoch_1.pth'},
+    'offsets_alone': {
+        'model.type': 'TrainOffsets',
+        'model.base_type': 'EncoderDecoder',
+        'model.backbone.norm_eval': False,
+        'model.decode_head.dropout_ratio': 0.5,
+    },
     'sync_bn': {'sync_bn': 'torch', 'model.backbone.norm_eval': False},
     'fsdp': dict(runner_type='FlexibleRunner', strategy=FSDP),
     'fsdp_checkpointed': dict(
@@ -67,7 +71,6 @@ def run(cfg, changes, folder):
     cfg.update(launcher='pytorch', env_cfg=dict(dist_cfg=dict(backend='gloo')))
     if 'runner_type' not in cfg:
         cfg.setdefault('model_wrapper_cfg', WRAPPER)
-    command_line.set_safe_reader(cfg)
     runner = RUNNERS.get(cfg.get('runner_type', 'Runner')).from_cfg(cfg)
     runner.register_hook(hook)
     runner.train()

@@ -97,6 +97,19 @@ def test_a_resume_of_two_processes_is_exact_though_each_draws_its_own(runs):
     assert whole[0]['losses'] != whole[1]['losses']
 
 
+def test_offsets_alone_train_in_two_processes(runs, segmentor_files):
+    """Without ``find_unused_parameters``; batch norms in training mode would differ from process to process."""
+    states = [
+        {key.removeprefix('module.'): value for key, value in rank['state_dict'].items()}
+        for rank in runs[1]['offsets_alone']
+    ]
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert all(value.any() for value in offsets(states[0]).values())
+    baseline = load_baseline(segmentor_files[1])
+    assert all(torch.equal(states[0][key], value) for key, value in baseline.items())
+    assert states[0].keys() - baseline.keys() == offsets(states[0]).keys()
+
+
 @pytest.mark.parametrize('name', ['flexible', 'fsdp', 'fsdp_checkpointed'])
 def test_strategies_save_complete_upgraded_checkpoints(runs, alone, name):
     path = runs[0] / name / 'epoch_1.pth'

@@ -8,7 +8,8 @@ import torch
 
 from mmdeform_upgrade.checkpoint import file_sha256, import_baseline
 from mmdeform_upgrade.config import read_config
-from mmdeform_upgrade.errors import ConfigError
+from mmdeform_upgrade.errors import CheckpointError, ConfigError
+from mmdeform_upgrade.importers import OWN_NAMES
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.mm.loading import meta_of, read_imported
 from mmdeform_upgrade.mm.preflight import build_network
@@ -45,6 +46,11 @@ def main(argv=None):
         meta = meta_of(imported, read_checkpoint(args.src).get('meta'))
     else:
         checkpoint, imported = read_imported(args.src)
+        if imported.format == OWN_NAMES:
+            raise CheckpointError(
+                f'{args.src}: its names, such as {next(iter(imported.state_dict))}, are none that need an import or that '
+                'an importer knows (docs/formats.md lists them); give --config to see whether they fit its network'
+            )
         state_dict, meta = imported.state_dict, meta_of(imported, checkpoint.get('meta'))
     meta['imported'].update(source=os.path.basename(args.src), source_sha256=file_sha256(args.src))
     with written_whole(args.dst) as temporary:
