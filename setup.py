@@ -49,11 +49,7 @@ setup(
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
     python_requires='>=3.10',
     # The two families share their import names; choose one by its extra, or keep the one you have.
-<<<<<<< HEAD
-    install_requires=['torch>=2.1', 'numpy', 'tqdm'],
-=======
-    install_requires=['torch>=2.1', 'numpy', 'safetensors>=0.4.3'],
->>>>>>> 26f5519 (One unpickler in which unknown names are inert; every zip member is held against its checksum; safetensors by its library)
+    install_requires=['torch>=2.1', 'numpy', 'safetensors>=0.4.3', 'tqdm'],
     extras_require={
         'onedl': [
             'onedl-mmengine>=0.10.12',

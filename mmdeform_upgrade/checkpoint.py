@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from .errors import CheckpointError
 from .importers import OWN_NAMES, Imported, import_state_dict
 from .layers import upgraded_layers
-from .readers import Inert, read_checkpoint
+from .readers import read_checkpoint
 from .targets import check_module
 
 StateDict = dict[str, Tensor]
@@ -150,7 +150,7 @@ def clean_state_dict(state_dict: Any) -> StateDict:
         found = 'empty' if isinstance(state_dict, Mapping) else f'a {type(state_dict).__name__}'
         raise CheckpointError(f'the state dict is {found}, expected names and tensors')
     wrong = [
-        f'{key} ({value if isinstance(value, Inert) else type(value).__name__})'
+        f'{key} ({type(value).__name__})'
         for key, value in state_dict.items()
         if not isinstance(key, str) or not isinstance(value, Tensor)
     ]

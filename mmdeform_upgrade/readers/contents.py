@@ -105,17 +105,18 @@ def _checkpoint(loaded: Any, key: str | None) -> dict[str, Any]:
     weights = _under(loaded, key) if key else loaded
     _refuse_network(weights, f'under {key!r} it holds')
     rest = {name: value for name, value in loaded.items() if name != key} if key else {}
-    if not isinstance(weights, Mapping):
-        return {**rest, 'state_dict': weights}
-    # An epoch, an author, settings. What may have been a weight stays, for whoever checks the weights to refuse.
-    beside = [
-        name
-        for name, value in weights.items()
-        if not (_is_array(value) or '.' in str(name) or (key and isinstance(value, Inert)))
-    ]
-    if weights and len(beside) == len(weights):
-        where = f' under {key!r}' if key else ''
+    if not isinstance(weights, Mapping) or not weights:
+        found = 'empty' if isinstance(weights, Mapping) else f'a {type(weights).__name__}'
+        raise CheckpointError(f'the state dict is {found}, expected names and tensors')
+    # An epoch, an author, settings. What has the name of a weight stays, for whoever checks the weights to refuse.
+    beside = [name for name, value in weights.items() if not _is_array(value) and '.' not in str(name)]
+    where = f' under {key!r}' if key else ''
+    if len(beside) == len(weights):
         raise CheckpointError(f'it holds no tensors{where}, only {_names(weights)}; key= takes NAME.NAME, too')
+    lost = {name: value for name, value in weights.items() if isinstance(value, Inert) and (key or name not in beside)}
+    if lost:
+        shown = ', '.join(f'{name} {value}' for name, value in list(lost.items())[:10])
+        raise CheckpointError(f'its weights{where} need code that is not run: {shown}; save plain tensors')
     rest = {**{name: weights[name] for name in beside}, **rest}
     if beside or any(isinstance(value, np.ndarray) for value in weights.values()):
         weights = {name: _tensor(name, value) for name, value in weights.items() if name not in beside}

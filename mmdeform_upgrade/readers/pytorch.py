@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Callable
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .unpickle import KNOWN, Inert, Known, Unpickler, call
+from .unpickle import KNOWN, Known, Unpickler, call
 
 MAGIC = 0x1950A86A20F9469CFC6C  # which the older container begins with, pickled
 _STORAGES = dict(
@@ -121,30 +122,22 @@ def _from_bytes(data: bytes) -> Any:
     return read_legacy(file, len(data))
 
 
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    'torch.Size': torch.Size,
+    'torch.device': torch.device,
+    'torch.storage._load_from_bytes': _from_bytes,  # tensors in a pickle
+    'torch._utils._rebuild_tensor': _tensor,
+    'torch._utils._rebuild_tensor_v2': _tensor,
+    'torch._utils._rebuild_tensor_v3': lambda storage, offset, size, stride, grad, hooks, dtype, *more: _tensor(
+        storage.view(dtype), offset, size, stride, grad, hooks, *more
+    ),
+    'torch._utils._rebuild_parameter': lambda data, *more: data,
+    'torch._utils._rebuild_parameter_with_state': lambda data, *more: data,
+    'torch._tensor._rebuild_from_type_v2': lambda function, kind, arguments, state: call(function, arguments),
+}
+KNOWN.update({name: Known(name, make) for name, make in _FUNCTIONS.items()})
 KNOWN.update({f'torch.{name}': value for name, value in vars(torch).items() if isinstance(value, torch.dtype)})
-KNOWN.update(
-    {
-        f'{module}.{kind}Storage': getattr(torch, dtype)
-        for module in ('torch', 'torch.cuda', 'torch.storage')
-        for kind, dtype in _STORAGES.items()
-    }
-)
-KNOWN.update(
-    {
-        name: Known(name, make)
-        for name, make in {
-            'torch.Size': torch.Size,
-            'torch.device': torch.device,
-            'torch.storage._load_from_bytes': _from_bytes,  # tensors in a pickle
-            'torch._utils._rebuild_tensor': _tensor,
-            'torch._utils._rebuild_tensor_v2': _tensor,
-            'torch._utils._rebuild_tensor_v3': lambda storage, offset, size, stride, grad, hooks, dtype, *more: _tensor(
-                storage.view(dtype), offset, size, stride, grad, hooks, *more
-            ),
-            'torch._utils._rebuild_parameter': lambda data, *more: data,
-            'torch._utils._rebuild_parameter_with_state': lambda data, *more: data,
-            'torch._tensor._rebuild_from_type_v2': lambda function, kind, arguments, state: call(function, arguments),
-        }.items()
-    }
-)
-__all__ = ['MAGIC', 'Inert', 'read_legacy', 'read_zip']
+for _kind, _name in _STORAGES.items():  # a storage is named by its class, and needs but the dtype
+    KNOWN.update(
+        {f'{module}.{_kind}Storage': getattr(torch, _name) for module in ('torch', 'torch.cuda', 'torch.storage')}
+    )

@@ -140,10 +140,10 @@ def _with_state(value: Any, state: Any) -> Any:
     elif isinstance(value, OrderedDict) and isinstance(state, dict) and '_metadata' in state:
         value._metadata = state['_metadata']  # type: ignore[attr-defined]  # the versions of a module's state dict
     elif type(value).__name__ == 'HistoryBuffer':  # without its table of functions
-        numbers = {key: state[key] for key in ('max_length', '_log_history', '_count_history')}
-        if any(isinstance(number, Inert) for number in numbers.values()):
+        length, *numbers = (state.get(key) for key in ('max_length', '_log_history', '_count_history'))
+        if not isinstance(length, int) or not all(isinstance(entry, np.ndarray) for entry in numbers):
             return Inert('mmengine.logging.history_buffer.HistoryBuffer')
-        vars(value).update(numbers)
+        value.max_length, (value._log_history, value._count_history) = length, numbers
     return value
 
 
@@ -186,7 +186,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     'collections.deque': deque,
     'mmengine.logging.history_buffer.HistoryBuffer': _history_buffer,
     'numpy.dtype': lambda text, *flags: np.dtype(str(text), copy=True),
-    'numpy.core.multiarray._reconstruct': lambda *empty: np.empty(0),  # filled by its state
+    'numpy.core.multiarray._reconstruct': lambda kind, shape, code: np.empty(0),  # filled by its state
     'numpy.core.multiarray.scalar': lambda dtype, raw: _array(raw, dtype, ())[()],
     'numpy.core.numeric._frombuffer': _array,
     **{f'builtins.{kind.__name__}': kind for kind in _BUILTIN},
