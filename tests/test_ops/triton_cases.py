@@ -7,15 +7,27 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime import interpreter
 
 from mmdeform_upgrade.errors import UpgradeError
 from mmdeform_upgrade.ops import chunks, deform_conv2d, triton_backend
 from mmdeform_upgrade.ops.geometry import describe
+from mmdeform_upgrade.ops.matrices import format_of
 
 from .cases import CASES, TOLERANCE, Case, assert_close, grad_like_output, results
 from .extremes import WIDE, agree, only_own_memory, planted
 
 torch.backends.cudnn.allow_tf32 = False
+_DOT = interpreter.InterpreterBuilder.create_dot
+
+
+def _dot(self, a, b, *rest):
+    """The interpreter multiplies the bits of bfloat16 as if they were integers."""
+    a, b = (self.create_fp_ext(t, tl.float32) if t.dtype.scalar == tl.bfloat16 else t for t in (a, b))
+    return _DOT(self, a, b, *rest)
+
+
+interpreter.InterpreterBuilder.create_dot = _dot
 HALF = Case(batch=1, channels=3, out_channels=5, size=(4, 3), mask=True)
 
 
@@ -38,6 +50,23 @@ def test_outputs_and_gradients_are_those_of_the_specification(name):
 def test_a_forward_pass_by_columns(monkeypatch):
     monkeypatch.setattr(triton_backend, 'FUSED', False)
     compare(CASES['mask'], torch.float32)
+
+
+@pytest.mark.parametrize('size', [(4, 4), (4, 3)])  # a multiple of sixteen positions is written in place
+@pytest.mark.parametrize('last', ['nothing', 'input', 'offset', 'all'])
+def test_memory_formats_change_nothing_and_are_kept(last, size):
+    case = replace(HALF, size=size, batch=2)
+    tensors, grad = case.tensors(torch.float32), grad_like_output(case, torch.float32)
+    expected = results(deform_conv2d, case, [t.detach().double().requires_grad_() for t in tensors], grad.double(),
+                       backend='reference')  # yapf: disable
+    for i, name in enumerate(('input', 'offset', 'weight')):
+        if last in (name, 'all'):
+            tensors[i] = tensors[i].detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert_close(results(deform_conv2d, case, tensors, grad, backend='triton'), expected, TOLERANCE[torch.float32])
+    output = deform_conv2d(*tensors[:4], mask=tensors[4], **case.hyper, backend='triton')
+    found = torch.autograd.grad(output, tensors[:3], grad)
+    for tensor, like in zip((output, *found), (tensors[0], *tensors[:3]), strict=True):
+        assert tensor.is_contiguous(memory_format=format_of(like))
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
