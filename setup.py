@@ -49,7 +49,7 @@ setup(
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
     python_requires='>=3.10',
     # The two families share their import names; choose one by its extra, or keep the one you have.
-    install_requires=['torch>=2.1', 'numpy', 'tqdm'],
+    install_requires=['torch>=2.1', 'numpy', 'safetensors>=0.4.3', 'tqdm'],
     extras_require={
         'onedl': [
             'onedl-mmengine>=0.10.12',

@@ -149,7 +149,11 @@ def clean_state_dict(state_dict: Any) -> StateDict:
     if not isinstance(state_dict, Mapping) or not state_dict:
         found = 'empty' if isinstance(state_dict, Mapping) else f'a {type(state_dict).__name__}'
         raise CheckpointError(f'the state dict is {found}, expected names and tensors')
-    wrong = [str(key) for key, value in state_dict.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    wrong = [
+        f'{key} ({type(value).__name__})'
+        for key, value in state_dict.items()
+        if not isinstance(key, str) or not isinstance(value, Tensor)
+    ]
     if wrong:
         raise CheckpointError(f'expected only tensors under the state dict, found others at {_listed(wrong)}')
     return {key.removeprefix('module.'): value for key, value in state_dict.items()}

@@ -68,8 +68,11 @@ def test_every_program_runs_the_usual_way_and_not_here(doors, container, tmp_pat
         payloads.detonate(path)
         assert marker.exists(), f'{name} is not live'
         marker.unlink()
-        with pytest.raises(CheckpointError, match='was not loaded: it (asks for|makes objects)'):
-            load_baseline(path)
+        if payloads.is_inert(path):
+            assert load_baseline(path)['a.weight'].tolist() == [1, 1, 1]
+        else:
+            with pytest.raises(CheckpointError, match=r'not loaded>|no readable checkpoint|only tensors'):
+                load_baseline(path)
         assert not marker.exists(), name
 
 
@@ -77,13 +80,13 @@ def test_every_program_runs_the_usual_way_and_not_here(doors, container, tmp_pat
 def test_no_door_lets_any_program_in(doors, door, tmp_path):
     for name, container in zip(payloads.NAMES, itertools.cycle(payloads.CONTAINERS), strict=False):
         path = payloads.write(tmp_path, container, name, tmp_path / 'marker')
-        try_door(doors.cheap()[door], path, tmp_path / 'marker')
+        try_door(doors.cheap()[door], path, tmp_path / 'marker', payloads.is_inert(path))
 
 
 @pytest.mark.parametrize('door', COSTLY)
 def test_no_door_behind_a_network_lets_a_program_in(doors, door, tmp_path):
     path = payloads.write(tmp_path, 'torch zip', 'global', tmp_path / 'marker')
-    try_door(doors.costly()[door], path, tmp_path / 'marker')
+    try_door(doors.costly()[door], path, tmp_path / 'marker', payloads.is_inert(path))
 
 
 @pytest.fixture
@@ -100,9 +103,8 @@ def test_a_run_with_the_hook_reads_plain_paths_safely_from_its_start_on(mmengine
     assert (tmp_path / 'marker').exists()
     (tmp_path / 'marker').unlink()
     HOOKS.build(dict(type='DeformUpgradeHook'))
-    with pytest.raises(CheckpointError, match=r'asks for os\.system'):
-        CheckpointLoader.load_checkpoint(str(path))
-    assert not (tmp_path / 'marker').exists()
+    checkpoint = CheckpointLoader.load_checkpoint(str(path))
+    assert checkpoint['meta'] == {} and not (tmp_path / 'marker').exists(), 'what nobody knows is taken out'
 
 
 @pytest.fixture

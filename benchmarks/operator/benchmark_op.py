@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.conditions import conditions
-from mmdeform_upgrade.analysis.timing import now, summary
+from mmdeform_upgrade.analysis.cost import now, summary
 from mmdeform_upgrade.ops import deform_conv2d
 
 SHAPES = {

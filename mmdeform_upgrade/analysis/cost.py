@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping
+from typing import Any
 
 import torch
-from mmengine.analysis import get_model_complexity_info
-from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
-from .batches import random_batch, scatter_offsets_
-from .timing import race, summary
+from ..errors import ConfigError
+from ..layers import upgraded_layers
+from .complexity import hooked, multiplications
 
 SIGMA = 1.5  # of the offsets, in pixels
 BASELINE = 'baseline'
@@ -35,7 +36,7 @@ class Load:
     device: str = 'cpu'
 
 
-def measure_costs(networks: Mapping[str, nn.Module], load: Load) -> Dict[str, Dict[str, Any]]:
+def measure_costs(networks: Mapping[str, nn.Module], load: Load) -> dict[str, dict[str, Any]]:
     """Measure mmdet's detectors or mmseg's segmentors against each other, taking turns.
 
     Args:
@@ -83,13 +84,107 @@ def cost_table(costs: Mapping[str, Mapping[str, Any]]) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def _spread_offsets(network: nn.Module, load: Load) -> None:
-    batch = random_batch(network, load.size, load.batch_size, load.device)
-    data = network.data_preprocessor(batch, training=True)  # type: ignore[operator]
+def random_batch(model: nn.Module, size: int, batch_size: int, device: str = 'cpu') -> dict[str, Any]:
+    """What a data loader would give to ``model.train_step``: square pictures with random labels.
+
+    Args:
+        model: one of mmdet's detectors, or of mmseg's segmentors.
+        size: pixels of a side.
+        batch_size: N.
+        device: where the labels are put.
+
+    Raises:
+        ConfigError: the model is neither.
+    """
+    family = {c.__module__.split('.')[0] for c in type(model).__mro__}
+    names = ('bbox_head', 'decode_head', 'roi_head')
+    head = next((getattr(model, name) for name in names if hasattr(model, name)), None)
+    classes = getattr(head, 'num_classes', None) or getattr(getattr(head, 'bbox_head', None), 'num_classes', None)
+    shape = (3, size, size)
+    if 'mmdet' in family and classes:
+        from mmdet.testing import demo_mm_inputs
+
+        masks = bool(getattr(model, 'with_mask', False))
+        return demo_mm_inputs(
+            batch_size, [shape] * batch_size, [8] * batch_size, classes, with_mask=masks, device=device
+        )
+    if 'mmseg' in family and classes:
+        pictures = [torch.randint(0, 256, shape, dtype=torch.uint8) for _ in range(batch_size)]
+        return {'inputs': pictures, 'data_samples': [_random_mask(classes, size, device) for _ in pictures]}
+    raise ConfigError(
+        f'{type(model).__name__} is no detector of mmdet and no segmentor of mmseg with a number of '
+        'classes: random labels cannot be made for it'
+    )
+
+
+def _random_mask(classes: int, size: int, device: str) -> Any:
+    from mmengine.structures import PixelData
+    from mmseg.structures import SegDataSample
+
+    sample = SegDataSample(metainfo={'img_shape': (size, size), 'ori_shape': (size, size)})
+    sample.gt_sem_seg = PixelData(data=torch.randint(0, classes, (1, size, size), device=device))
+    return sample
+
+
+@torch.no_grad()
+def scatter_offsets_(model: nn.Module, sigma: float, run: Callable[[], Any]) -> None:
+    """Give every offset branch random weights such that its offsets spread by ``sigma`` pixels.
+
+    At step 0 all offsets are zero, which reads memory in order; a timing should not rely on that.
+
+    Args:
+        model: the upgraded network.
+        sigma: standard deviation, in pixels.
+        run: runs the network once, on typical input.
+    """
+
+    def fit(branch: nn.Module, args: Any, output: Tensor) -> Tensor:
+        factor = sigma / output.std().clamp_min(1e-12)
+        branch.get_parameter('weight').mul_(factor)
+        return output * factor
+
+    branches = [layer.conv_offset for layer in upgraded_layers(model).values()]
+    for branch in branches:
+        nn.init.normal_(branch.weight)
+    with hooked(branch.register_forward_hook(fit) for branch in branches):
+        run()
+
+
+def now(device: str) -> float:
+    """Seconds on the clock once ``device`` has finished all work that it was given."""
+    if device == 'cuda':
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def race(
+    candidates: Mapping[str, Callable[[], Any]], repetitions: int, device: str = 'cpu', warm_up: int = 2
+) -> dict[str, list[float]]:
+    """Milliseconds of every call; candidates take turns, so that whatever else the machine does hits all of them."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for repetition in range(warm_up + repetitions):
+        for name, function in candidates.items():
+            start = now(device)
+            function()
+            if repetition >= warm_up:
+                times[name].append((now(device) - start) * 1e3)
+    return times
+
+
+def summary(times: Sequence[float]) -> dict[str, float]:
+    """Fastest, median and quartiles."""
+    quartiles = torch.tensor(sorted(times)).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+    return {'fastest': min(times), **dict(zip(('lower_quartile', 'median', 'upper_quartile'), quartiles, strict=True))}
+
+
+def _spread_offsets(network: Any, load: Load) -> None:
+    data = network.data_preprocessor(random_batch(network, load.size, load.batch_size, load.device), training=True)
     scatter_offsets_(network, SIGMA, lambda: network(**data, mode='loss'))
 
 
 def _train_step(network: Any, load: Load) -> Any:
+    from mmengine.optim import OptimWrapper
+
     batch = random_batch(network, load.size, load.batch_size, load.device)
     # The rate is zero, so that all repetitions see the same offsets; the work is the same.
     wrapper = OptimWrapper(torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9))
@@ -107,20 +202,8 @@ def _inference(network: Any, load: Load) -> Any:
     return infer
 
 
-class _Features(nn.Module):
-    """Backbone and neck as a module that a tracer can call."""
-
-    def __init__(self, network: Any):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> List[Tensor]:
-        return list(self.network.extract_feat(images))
-
-
-def _flops(network: nn.Module, load: Load) -> int:
-    shape = (1, 3, load.size, load.size)
-    found = get_model_complexity_info(
-        _Features(network).eval(), inputs=torch.zeros(shape, device=load.device), show_table=False, show_arch=False
-    )
-    return int(found['flops'])
+def _flops(network: Any, load: Load) -> int:
+    network.eval()
+    with torch.no_grad(), multiplications(network) as counts:
+        network.extract_feat(torch.zeros(1, 3, load.size, load.size, device=load.device))
+    return int(sum(counts.values()))

@@ -14,6 +14,7 @@ from ..config import read_config
 from ..errors import ConfigError
 from ..importers.checks import flips_channels
 from ..layers import ZeroOffsetDCN
+from .complexity import hooked
 from .offsets import OffsetRecorder, Record
 from .receptive_field import offsets_at_zero, receptive_field
 
@@ -51,12 +52,9 @@ def look(model: nn.Module, image: str) -> Look:
         raise ConfigError('the network has no ZeroOffsetDCN: give the config and the checkpoint of an upgrade')
     seen: List[Tensor] = []
     backbone: nn.Module = model.backbone  # type: ignore[assignment]
-    hook = backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
-    try:
-        with OffsetRecorder(model) as recorder:
-            prediction = predict(model, image)
-    finally:
-        hook.remove()
+    keep = backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    with hooked([keep]), OffsetRecorder(model) as recorder:
+        prediction = predict(model, image)
     return Look(_as_picture(model, seen[-1]), seen[-1], list(recorder.records.values()), prediction)
 
 

@@ -11,7 +11,8 @@ from typing import Any, Iterator
 import torch
 from torch import Tensor, nn
 
-from ..layers import ZeroOffsetDCN
+from ..layers import upgraded_layers
+from .complexity import hooked
 
 
 def receptive_field(features: Callable[[Tensor], Tensor], images: Tensor, position: tuple[float, float]) -> Tensor:
@@ -40,15 +41,6 @@ def receptive_field(features: Callable[[Tensor], Tensor], images: Tensor, positi
     return field / field.sum().clamp_min(1e-30)
 
 
-def spread(field: Tensor) -> float:
-    """Root of the mean squared distance, in pixels, of a receptive field from its own centre."""
-    y, x = (torch.arange(size, dtype=field.dtype, device=field.device) for size in field.shape)
-    rows, cols = field.sum(1), field.sum(0)
-    total = field.sum().clamp_min(1e-30)
-    mean_y, mean_x = (rows * y).sum() / total, (cols * x).sum() / total
-    return float((((rows * (y - mean_y) ** 2).sum() + (cols * (x - mean_x) ** 2).sum()) / total).sqrt())
-
-
 def reaches(
     layers: Mapping[str, nn.Module], images: Tensor, run: Callable[[Tensor], Any]
 ) -> dict[str, tuple[float, float]]:
@@ -65,23 +57,23 @@ def reaches(
     """
     images = images.detach().requires_grad_()
     outputs: dict[str, Tensor] = {}
-    hooks = [m.register_forward_hook(lambda _, args, out, n=n: outputs.setdefault(n, out)) for n, m in layers.items()]
-    try:
-        with torch.enable_grad():
-            run(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with (
+        torch.enable_grad(),
+        hooked(
+            m.register_forward_hook(lambda _, args, out, n=n: outputs.setdefault(n, out)) for n, m in layers.items()
+        ),
+    ):
+        run(images)
     found = {}
     for name, output in outputs.items():
         middle = output[..., output.shape[-2] // 2, output.shape[-1] // 2].sum()
         (gradient,) = torch.autograd.grad(middle, images, retain_graph=True)
         theoretical = _theoretical(output.grad_fn, images.shape[-1])
-        found[name] = theoretical, min(theoretical, _square(gradient.abs().sum((0, 1))))
+        found[name] = theoretical, min(theoretical, width(gradient.abs().sum((0, 1))))
     return found
 
 
-def _square(field: Tensor) -> float:
+def width(field: Tensor) -> float:
     """Side of the square around the centre of mass that holds 95 % of a field."""
     y, x = (torch.arange(size, dtype=field.dtype, device=field.device) for size in field.shape)
     total = field.sum().clamp_min(1e-30)
@@ -131,9 +123,5 @@ def offsets_at_zero(model: nn.Module) -> Iterator[None]:
     def zero(branch: nn.Module, args: object, output: Tensor) -> Tensor:
         return torch.zeros_like(output)
 
-    hooks = [m.conv_offset.register_forward_hook(zero) for m in model.modules() if isinstance(m, ZeroOffsetDCN)]
-    try:
+    with hooked(layer.conv_offset.register_forward_hook(zero) for layer in upgraded_layers(model).values()):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()

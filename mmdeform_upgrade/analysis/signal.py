@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import LayerError, TrainingError
 from ..layers import ZeroOffsetDCN, upgraded_layers
+from .complexity import PLAIN, hooked, multiplications
 
 THRESHOLD = 2.5  # of z; pure noise passes it in at most 0.5 % of layers, for any number of batches
 FEWEST = 12  # batches; with fewer, not even equal gradients could pass the threshold
@@ -118,12 +119,12 @@ def offset_signal(
     offsets = {name: _Tally(layer.conv_offset.weight) for name, layer in layers.items()}
     weights = {name: _Tally(layer.weight) for name, layer in layers.items() if layer.weight.requires_grad}
     parameters = [layers[name].conv_offset.weight for name in offsets] + [layers[name].weight for name in weights]
-    count, costs, steps = 0, dict.fromkeys(layers, 0.0), dict.fromkeys(layers, math.nan)
+    count, costs, steps = 0, {}, dict.fromkeys(layers, math.nan)
     with _buffers_kept(model), torch.enable_grad():
         for count, batch in enumerate(batches, 1):
             with ExitStack() as stack:
                 if count == 1:
-                    stack.enter_context(_costs(model, layers, costs))
+                    costs = stack.enter_context(multiplications(model))
                 elif count == 2:  # one batch's step on another one's input: noise does not look coherent
                     stack.enter_context(_steps(layers, offsets, lr, steps))
                 value = loss(model, batch)
@@ -140,7 +141,7 @@ def offset_signal(
             *offsets[name].ratio(count),
             weight_snr=weights[name].ratio(count)[0] if name in weights else math.nan,
             step=steps[name],
-            cost=costs[name],
+            cost=costs[name] / max(costs[PLAIN], 1.0),
             batches=count,
         )
         for name in layers
@@ -158,41 +159,6 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _hooks(handles: Iterable[Any]) -> Iterator[None]:
-    kept = list(handles)
-    try:
-        yield
-    finally:
-        for handle in kept:
-            handle.remove()
-
-
-@contextmanager
-def _costs(model: nn.Module, layers: dict[str, ZeroOffsetDCN], costs: dict[str, float]) -> Iterator[None]:
-    """Write to ``costs`` what each layer's offsets add to the multiplications of a plain pass, as a share of it."""
-    plain = 0.0
-
-    def count_plain(module: nn.Module, _: Any, output: Tensor) -> None:
-        nonlocal plain
-        channels = output.shape[-1 if isinstance(module, nn.Linear) else 1]
-        plain += output.numel() / channels * module.get_parameter('weight').numel()
-
-    def count_added(name: str) -> Any:
-        def count(branch: nn.Module, _: Any, output: Tensor) -> None:
-            weight = branch.get_parameter('weight')  # (2GK, C, kh, kw); four corners a tap and channel
-            costs[name] += output.numel() / output.shape[1] * (weight.numel() + 4 * weight[0].numel())
-
-        return count
-
-    with _hooks(
-        [m.register_forward_hook(count_plain) for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-        + [layer.conv_offset.register_forward_hook(count_added(name)) for name, layer in layers.items()]
-    ):
-        yield
-    costs.update({name: added / max(plain, 1.0) for name, added in costs.items()})
-
-
-@contextmanager
 def _steps(
     layers: dict[str, ZeroOffsetDCN], tallies: dict[str, _Tally], lr: float, steps: dict[str, float]
 ) -> Iterator[None]:
@@ -207,6 +173,6 @@ def _steps(
 
         return move
 
-    with _hooks(layer.conv_offset.register_forward_hook(measure(name)) for name, layer in layers.items()):
+    with hooked(layer.conv_offset.register_forward_hook(measure(name)) for name, layer in layers.items()):
         yield
     steps.update({name: float(torch.stack(found).mean().sqrt()) for name, found in squares.items() if found})

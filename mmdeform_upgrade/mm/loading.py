@@ -18,7 +18,7 @@ from ..checkpoint import import_checkpoint
 from ..config import SCHEME
 from ..errors import CheckpointError, ConfigError
 from ..importers import OWN_NAMES, Imported, dataset_meta
-from ..readers import read_checkpoint
+from ..readers import drop_inert, read_checkpoint
 
 _WEB = ('http://', 'https://')
 
@@ -38,13 +38,13 @@ def local_path(path: str) -> str:
     return path
 
 
-def read_imported(path: str, map_location: Any = 'cpu') -> tuple[dict[str, Any], Imported]:
+def read_imported(path: str) -> tuple[dict[str, Any], Imported]:
     """A checkpoint under mmdet's or mmseg's names, for loaders that know no network; and the import's report.
 
     One in the libraries' own names passes untouched. What an imported file had for resuming (optimizer, epoch) is
     left out, since it is of another library or version.
     """
-    checkpoint = read_checkpoint(path, map_location)
+    checkpoint = read_checkpoint(path)
     try:
         imported = import_checkpoint(checkpoint)
     except CheckpointError as error:
@@ -66,19 +66,20 @@ def meta_of(imported: Imported, meta: Any) -> dict[str, Any]:
 def load_from_safe_reader(filename: str, map_location: Any = None) -> dict[str, Any]:
     """MMEngine's loader of ``baseline://PATH``, which also imports, and of plain paths and addresses.
 
-    It leaves out ``meta['config']``, a program's text that MMEngine runs when a training is resumed.
+    It leaves out what the reader did not know, so that a scheduler that is resumed keeps its own functions, and
+    ``meta['config']``, a program's text that MMEngine runs when a training is resumed. Tensors come on the CPU.
     """
-    path, location = local_path(filename), map_location or 'cpu'
+    path = local_path(filename)
     if filename.startswith(SCHEME):
-        checkpoint, imported = read_imported(path, location)
+        checkpoint, imported = read_imported(path)
         if imported.format != OWN_NAMES:
             print_log(f'Imported {imported}', logger='current')
     else:
-        checkpoint = read_checkpoint(path, location)
+        checkpoint = read_checkpoint(path)
     meta = checkpoint.get('meta')
     if isinstance(meta, Mapping) and 'config' in meta:
         checkpoint['meta'] = {key: value for key, value in meta.items() if key != 'config'}
-    return checkpoint
+    return drop_inert(checkpoint)
 
 
 def read_checkpoints_safely() -> None:

@@ -173,12 +173,12 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     with no_autocast(input.device.type):
         grads = passes(backend).backward(grad_output, input, offset, weight, mask, Geometry(*sizes), Wanted(*wanted))
-        found = [
-            input.new_empty(0) if grad is None or like is None else grad.to(like.dtype)
-            for grad, like in zip(grads, (input, offset, weight, mask), strict=True)
-        ]
-        if wanted[0]:
-            found[0] = found[0].contiguous(memory_format=matrices.format_of(input))
+    found = [
+        input.new_empty(0)
+        if grad is None or like is None
+        else grad.to(like.dtype).contiguous(memory_format=matrices.format_of(like))
+        for grad, like in zip(grads, (input, offset, weight, mask), strict=True)
+    ]
     return tuple(found)
 
 
@@ -191,15 +191,14 @@ def _backward_meta(
     sizes: list[int],
     backend: str,
     wanted: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     need_input, need_plan, need_weight = wanted
-    return (
-        torch.empty_like(input, memory_format=matrices.format_of(input)) if need_input else input.new_empty(0),
-        torch.empty_like(offset, memory_format=torch.contiguous_format) if need_plan else offset.new_empty(0),
-        torch.empty_like(matrices.dense(weight)) if need_weight else input.new_empty(0),
-        input.new_empty(0)
-        if mask is None or not need_plan
-        else torch.empty_like(mask, memory_format=torch.contiguous_format),
+    needed = ((input, need_input), (offset, need_plan), (weight, need_weight), (mask, need_plan))
+    return tuple(
+        torch.empty_like(like, memory_format=matrices.format_of(like))
+        if need and like is not None
+        else input.new_empty(0)
+        for like, need in needed
     )
 
 

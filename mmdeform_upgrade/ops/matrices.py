@@ -32,6 +32,8 @@ def dense(weight: Tensor) -> Tensor:
 
 def kernel_matrix(weight: Tensor, taps: slice, geo: Geometry, dtype: torch.dtype) -> Tensor:
     """Some taps of the kernel (O, C/groups, kh, kw) as (groups, O/groups, k*C/groups)."""
+    if taps.stop - taps.start == geo.K:  # of a channels-last kernel, a view
+        return weight.permute(0, 2, 3, 1).to(dtype).reshape(geo.groups, geo.O // geo.groups, -1)
     part = _taps(weight, taps, geo).transpose(2, 3).to(dtype)
     return part.reshape(geo.groups, geo.O // geo.groups, -1)
 
@@ -43,6 +45,9 @@ def new_kernel_grad(weight: Tensor, geo: Geometry) -> Tensor:
 
 def store_kernel(weight: Tensor, matrix: Tensor, taps: slice, geo: Geometry) -> None:
     """Write a kernel matrix to where its taps are in ``weight``; the inverse of :func:`kernel_matrix`."""
+    if taps.stop - taps.start == geo.K:
+        weight.permute(0, 2, 3, 1).copy_(matrix.view(geo.O, geo.kh, geo.kw, -1))
+        return
     part = _taps(weight, taps, geo).transpose(2, 3)
     part.copy_(matrix.view(part.shape))
 
@@ -91,9 +96,11 @@ def project(out: Tensor, columns: Tensor, kernel: Tensor, geo: Geometry, first: 
     out.copy_(product) if first else out.add_(product)
 
 
-def add_grad_kernel(total: Tensor | None, columns: Tensor, grad_rows: Tensor, geo: Geometry) -> Tensor:
-    """A kernel matrix, grad_rows transposed times columns, in float32 at least, plus ``total``."""
-    like = torch.promote_types(columns.dtype, torch.float32)
+def add_grad_kernel(
+    total: Tensor | None, columns: Tensor, grad_rows: Tensor, geo: Geometry, last: bool = False
+) -> Tensor:
+    """A kernel matrix, grad_rows transposed times columns, plus ``total``; in float32 at least unless it is ``last``."""
+    like = grad_rows.dtype if last else torch.promote_types(columns.dtype, torch.float32)
     columns = columns.to(grad_rows.dtype)
     if geo.groups == 1 and columns.is_cuda and columns.dtype == torch.float32 and tf32_allowed():
         product = _pointwise_grad(grad_rows, columns).unsqueeze(0)

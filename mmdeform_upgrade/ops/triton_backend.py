@@ -3,13 +3,13 @@
 
 Forward: one kernel that gathers and multiplies on tensor cores (for a grouped convolution: columns, then a
 batched product). Backward: one kernel makes the columns, for the kernel's gradient, and the gradients of offset and
-mask; the input's is gathered through the sorted list of what every sample reads. Nothing is added atomically, so
-every gradient is deterministic.
+mask; the input's is gathered through the sorted list of where every sample lies. Nothing is added atomically, so
+every gradient is deterministic. The host never waits for the GPU, so that all of it can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
 
-import os
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -20,16 +20,13 @@ from . import matrices
 from .chunks import cut
 from .geometry import Geometry
 from .passes import Grads, Wanted
-from .triton_kernels import convolve_kernel, corner_kernel, gather_kernel, plan_kernel, sample_kernel
-
-INTERPRETED = os.environ.get('TRITON_INTERPRET', '0') == '1'  # the interpreter multiplies bfloat16 wrongly
-
+from .triton_kernels import convolve_kernel, gather_kernel, sample_kernel
 
 FUSED = True  # whether the forward pass samples and multiplies in one kernel, where it can
 
 
 class Tile(NamedTuple):
-    """What one program works on at a time; of ``gather_kernel``, corners instead of positions."""
+    """What one program works on at a time; of ``gather_kernel``, samples instead of positions."""
 
     positions: int
     channels: int
@@ -41,7 +38,6 @@ class Tile(NamedTuple):
 # The fastest, or nearly, of those tried on an H100 for the shapes of docs/performance.md.
 _SAMPLE = Tile(32, 64, 4)
 _PLAN = Tile(16, 64, 4)
-_CORNER = Tile(128, 0, 4)
 _GATHER = Tile(4, 128, 1)
 # By bytes of a number; each for GPUs that lack the shared memory of the one before it.
 _CONVOLVE = {
@@ -51,30 +47,42 @@ _CONVOLVE = {
 _fits: dict[tuple[torch.device, int], int] = {}  # which of them a device has the memory for
 
 
-def _fitting(tile: Tile, geo: Geometry) -> Tile:
-    """The tile with no more channels than a deform group has."""
-    return tile._replace(channels=min(tile.channels, triton.next_power_of_2(max(16, geo.C // geo.G))))
+class Read(NamedTuple):
+    """What the kernels read."""
+
+    rows: Tensor  # (N*H*W, C)
+    offset: Tensor  # in one of the two memory formats, the mask in the same
+    mask: Tensor | None
+
+    @property
+    def last(self) -> bool:
+        """Whether offset and mask are channels-last."""
+        return matrices.format_of(self.offset) is torch.channels_last
+
+
+def _read(input: Tensor, offset: Tensor, mask: Tensor | None) -> Read:
+    rows = matrices.map_to_rows(input, input.dtype)
+    memory_format = matrices.format_of(offset)
+    offset = offset.contiguous(memory_format=memory_format)
+    return Read(rows, offset, None if mask is None else mask.contiguous(memory_format=memory_format))
 
 
 def forward(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, geo: Geometry
 ) -> Tensor:
     """See :class:`.passes.Passes`."""
-    saved = _read(input, offset, mask)
-    output = saved[0].new_empty((geo.N * geo.L, geo.O))
-    if FUSED and geo.groups == 1:
-        _convolve(output, saved, weight, bias, geo)
-    else:
-        _convolve_columns(output, saved, matrices.dense(weight), bias, geo)
-    return matrices.rows_to_map(output, geo, input.dtype, matrices.format_of(input))
-
-
-def _read(input: Tensor, offset: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows of pixels, offsets and modulation as the kernels read them."""
-    rows = matrices.map_to_rows(input, input.dtype).contiguous()
-    shift = offset.to(torch.float32).contiguous()
-    modulation = rows.new_empty(0, dtype=torch.float32) if mask is None else mask.to(torch.float32).contiguous()
-    return rows, shift, modulation
+    read, memory_format = _read(input, offset, mask), matrices.format_of(input)
+    if not (FUSED and geo.groups == 1):
+        return matrices.rows_to_map(
+            _convolve_columns(read, matrices.dense(weight), bias, geo), geo, input.dtype, memory_format
+        )
+    # Stores of a contiguous map are as wide as its rows are aligned.
+    direct = torch.contiguous_format if geo.L % 16 == 0 else torch.channels_last
+    direct = memory_format if memory_format is torch.channels_last else direct
+    output = torch.empty((geo.N, geo.O, geo.Ho, geo.Wo), dtype=input.dtype, device=input.device, memory_format=direct)
+    if output.numel():
+        _convolve(output, direct is torch.channels_last, read, weight, bias, geo)
+    return output.contiguous(memory_format=memory_format)
 
 
 def backward(
@@ -87,70 +95,90 @@ def backward(
     wanted: Wanted,
 ) -> Grads:
     """See :class:`.passes.Passes`."""
-    saved = rows, shift, modulation = _read(input, offset, mask)
-    weight = matrices.dense(weight)
+    read, weight = _read(input, offset, mask), matrices.dense(weight)
     grad_rows = matrices.map_to_rows(grad_output, weight.dtype)
-    sums = Grads(
-        torch.empty_like(rows, dtype=torch.float32) if wanted.input else None,  # the first gather writes all of it
-        torch.empty_like(shift) if wanted.plan else None,
+    cuts = cut(geo, input.itemsize, input.device.type)
+    whole = len(cuts.taps) == len(cuts.positions) == 1
+    grads = Grads(
+        torch.empty_like(read.rows, dtype=input.dtype if whole else torch.float32) if wanted.input else None,
+        torch.empty_like(read.offset) if wanted.plan else None,
         matrices.new_kernel_grad(weight, geo) if wanted.weight else None,
-        torch.empty_like(modulation) if wanted.plan and modulation.dim() == 4 else None,
+        torch.empty_like(read.mask) if wanted.plan and read.mask is not None else None,
     )
-    cuts = cut(geo, rows.itemsize, rows.device.type)
     for taps in cuts.taps:
         kernel = matrices.kernel_matrix(weight, taps, geo, weight.dtype)
         grad_kernel = None
         for positions in cuts.positions:
-            columns = _column_grads(sums, saved, grad_rows[positions], kernel, positions, taps, geo)
-            if sums.weight is not None:
-                columns = _sample(saved, positions, taps, geo) if columns is None else columns
-                grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, grad_rows[positions], geo)
+            part = Part(positions, taps)
+            columns = _differentiate(grads, read, grad_rows[positions], kernel, part, geo)
+            if columns is not None:
+                grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, grad_rows[positions], geo, last=whole)
             del columns  # before those of the next piece are made
-        if sums.weight is not None and grad_kernel is not None:
-            matrices.store_kernel(sums.weight, grad_kernel, taps, geo)
-    grad_input = sums.input
+        if grads.weight is not None and grad_kernel is not None:
+            matrices.store_kernel(grads.weight, grad_kernel, taps, geo)
+    grad_input = grads.input
     if grad_input is not None:
         grad_input = grad_input.view(geo.N, geo.H, geo.W, geo.C).permute(0, 3, 1, 2)
-    return sums._replace(input=grad_input)
+    return grads._replace(input=grad_input)
 
 
-def _column_grads(
-    sums: Grads,
-    saved: tuple[Tensor, Tensor, Tensor],
-    grad_rows: Tensor,
-    kernel: Tensor,
-    positions: slice,
-    taps: slice,
-    geo: Geometry,
+class Part(NamedTuple):
+    """Some output positions and some taps."""
+
+    positions: slice
+    taps: slice
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """First and number of the positions, and of the taps."""
+        positions, taps = self
+        return positions.start, positions.stop - positions.start, taps.start, taps.stop - taps.start
+
+
+def _differentiate(
+    grads: Grads, read: Read, grad_rows: Tensor, kernel: Tensor, part: Part, geo: Geometry
 ) -> Tensor | None:
-    """Bring the gradient of some columns to input, offset and mask; the columns themselves, if they came up."""
-    if sums.input is None and sums.offset is None:
-        return None
-    grad_columns = matrices.grad_columns(grad_rows, kernel, geo).contiguous()
-    columns = None
-    if sums.offset is not None:
-        columns = _plan_grads(sums, saved, grad_columns, positions, taps, geo)
-    if sums.input is not None:
-        _gather(sums.input, saved, grad_columns, positions, taps, geo)
+    """Bring the gradient of some columns to input, offset and mask; the columns, if the kernel's gradient needs them."""
+    _, positions, _, taps = part.sizes
+    samples = positions * taps * geo.G
+    grad_columns = columns = keys = weights = None
+    if grads.input is not None or grads.offset is not None:
+        grad_columns = matrices.grad_columns(grad_rows, kernel, geo)
+    if grads.weight is not None:
+        columns = read.rows.new_empty((positions, taps * geo.C))
+    if grads.input is not None:
+        keys = torch.empty(samples, dtype=_key_dtype(geo), device=read.rows.device)
+        weights = torch.empty((3, samples), dtype=torch.float32, device=read.rows.device)
+    if not samples:
+        return columns
+    _sample(read, part, geo, columns, grad_columns, grads, keys, weights)
+    if grads.input is not None and grad_columns is not None and keys is not None and weights is not None:
+        _gather(grads.input, grad_columns, keys, weights, geo, adding=part.positions.start > 0 or part.taps.start > 0)
     return columns
 
 
+def _cells(geo: Geometry) -> int:
+    """Cells of four pixels, those at the borders included, of all deform groups."""
+    return geo.N * geo.G * (geo.H + 1) * (geo.W + 1)
+
+
+def _key_dtype(geo: Geometry) -> torch.dtype:
+    return torch.int32 if _cells(geo) < 2**31 else torch.int64
+
+
 def _convolve(
-    output: Tensor, saved: tuple[Tensor, Tensor, Tensor], weight: Tensor, bias: Tensor | None, geo: Geometry
+    output: Tensor, output_last: bool, read: Read, weight: Tensor, bias: Tensor | None, geo: Geometry
 ) -> None:
     """Sample and multiply in one kernel, with the largest tile that the device has the memory for."""
-    if not len(output):
-        return
-    kernel = matrices.kernel_matrix(weight, slice(0, geo.K), geo, weight.dtype).contiguous()
+    kernel = matrices.kernel_matrix(weight, slice(0, geo.K), geo, weight.dtype)
     tf32 = kernel.dtype == torch.float32 and matrices.tf32_allowed()
     if tf32:
         kernel = ((kernel.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)  # see _rounded in the kernels
-    bias = kernel if bias is None else bias.contiguous()
     tiles, device = _CONVOLVE[kernel.itemsize], (kernel.device, kernel.itemsize)
     while True:
-        index = _fits.setdefault(device, 0)
+        index = _fits.get(device, 0)
         try:
-            _launch_convolve(tiles[index], output, saved, kernel, bias, tf32, geo)
+            _launch_convolve(tiles[index], output, output_last, read, kernel, bias, tf32, geo)
         except triton.OutOfResources:
             if index + 1 == len(tiles):
                 raise
@@ -162,152 +190,127 @@ def _convolve(
 def _launch_convolve(
     tile: Tile,
     output: Tensor,
-    saved: tuple[Tensor, Tensor, Tensor],
+    output_last: bool,
+    read: Read,
     kernel: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     tf32: bool,
     geo: Geometry,
 ) -> None:
-    rows, shift, modulation = saved
-    tile = _fitting(tile, geo)
-    outputs = min(triton.next_power_of_2(max(16, geo.O)), tile.outputs)
-    convolve_kernel[(triton.cdiv(len(output), tile.positions), triton.cdiv(geo.O, outputs))](
-        rows,
-        shift,
-        modulation,
+    positions, outputs = geo.N * geo.L, min(_power_of_2(geo.O), tile.outputs)
+    convolve_kernel[(-(-positions // tile.positions), -(-geo.O // outputs))](
+        read.rows,
+        read.offset,
+        read.offset if read.mask is None else read.mask,
         kernel,
-        bias,
+        kernel if bias is None else bias.contiguous(),
         output,
-        len(output),
+        positions,
         geo.C,
         geo.O,
-        **_options(tile, modulation, geo),
-        BIASED=bias is not kernel,
+        geo.L,
+        **_options(tile, geo),
+        MASKED=read.mask is not None,
+        LAST=read.last,
+        BIASED=bias is not None,
         TF32=tf32,
-        UPCAST=INTERPRETED and rows.dtype == torch.bfloat16,
-        BLOCK_C=tile.channels,
+        OUTPUT_LAST=output_last,
         BLOCK_O=outputs,
         num_stages=tile.stages,
     )
 
 
-def _convolve_columns(
-    output: Tensor, saved: tuple[Tensor, Tensor, Tensor], weight: Tensor, bias: Tensor | None, geo: Geometry
-) -> None:
-    """Sample some columns, multiply, forget them."""
-    cuts = cut(geo, output.itemsize, output.device.type)
-    total = torch.empty_like(output, dtype=torch.float32) if len(cuts.taps) > 1 else output
+def _convolve_columns(read: Read, weight: Tensor, bias: Tensor | None, geo: Geometry) -> Tensor:
+    """Output rows (N*L, O): sample some columns, multiply, forget them."""
+    cuts = cut(geo, read.rows.itemsize, read.rows.device.type)
+    total = read.rows.new_empty((geo.N * geo.L, geo.O), dtype=torch.float32 if len(cuts.taps) > 1 else None)
     for taps in cuts.taps:
         kernel = matrices.kernel_matrix(weight, taps, geo, weight.dtype)
         for positions in cuts.positions:
-            columns = _sample(saved, positions, taps, geo)
+            part = Part(positions, taps)
+            _, positions_count, _, taps_count = part.sizes
+            columns = read.rows.new_empty((positions_count, taps_count * geo.C))
+            if columns.numel():
+                _sample(read, part, geo, columns)
             matrices.project(total[positions], columns, kernel, geo, first=taps.start == 0)
-    output.copy_(total if bias is None else total + bias)
+    return total if bias is None else total + bias
 
 
-def _sample(saved: tuple[Tensor, Tensor, Tensor], positions: slice, taps: slice, geo: Geometry) -> Tensor:
-    """The columns (p, k*C) of some positions and taps."""
-    rows, shift, modulation = saved
-    tile = _fitting(_SAMPLE, geo)
-    columns = rows.new_empty((positions.stop - positions.start, (taps.stop - taps.start) * geo.C))
-    sample_kernel[_grid(tile, positions, taps, geo)](
-        rows,
-        shift,
-        modulation,
-        columns,
-        *_part(positions, taps),
-        geo.C,
-        **_options(tile, modulation, geo),
-        BLOCK_C=tile.channels,
-    )
-    return columns
-
-
-def _plan_grads(
-    sums: Grads,
-    saved: tuple[Tensor, Tensor, Tensor],
-    grad_columns: Tensor,
-    positions: slice,
-    taps: slice,
+def _sample(
+    read: Read,
+    part: Part,
     geo: Geometry,
-) -> Tensor | None:
-    """Write the gradients of offset and mask; the columns, if the kernel's gradient is going to need them."""
-    rows, shift, modulation = saved
-    tile = _fitting(_PLAN, geo)
-    columns = torch.empty_like(grad_columns) if sums.weight is not None else None
-    grad_offset, grad_mask = sums.offset, sums.mask
-    plan_kernel[_grid(tile, positions, taps, geo)](
-        rows,
-        shift,
-        modulation,
-        grad_columns,
-        grad_columns if columns is None else columns,
-        grad_offset,
-        grad_offset if grad_mask is None else grad_mask,
-        *_part(positions, taps),
+    columns: Tensor | None,
+    grad_columns: Tensor | None = None,
+    grads: Grads | None = None,
+    keys: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> None:
+    """Write columns, gradients of offset and mask, and keys with their weights; whatever is not None."""
+    grad_offset = None if grads is None else grads.offset
+    grad_mask = None if grads is None else grads.mask
+    tile = _SAMPLE if grad_offset is None else _PLAN
+    _, positions, _, taps = part.sizes
+    unused = read.offset
+    sample_kernel[(-(-positions // tile.positions), taps, geo.G)](
+        read.rows,
+        read.offset,
+        unused if read.mask is None else read.mask,
+        unused if columns is None else columns,
+        unused if grad_columns is None else grad_columns,
+        unused if grad_offset is None else grad_offset,
+        unused if grad_mask is None else grad_mask,
+        unused if keys is None else keys,
+        unused if weights is None else weights,
+        positions * taps * geo.G,
+        *part.sizes,
         geo.C,
-        **_options(tile, modulation, geo),
-        SAMPLING=columns is not None,
-        BLOCK_C=tile.channels,
+        **_options(tile, geo),
+        MASKED=read.mask is not None,
+        LAST=read.last,
+        COLUMNS=columns is not None,
+        PLAN=grad_offset is not None,
+        KEYS=keys is not None,
     )
-    return columns
 
 
 def _gather(
-    grad_rows: Tensor,
-    saved: tuple[Tensor, Tensor, Tensor],
-    grad_columns: Tensor,
-    positions: slice,
-    taps: slice,
-    geo: Geometry,
+    grad_rows: Tensor, grad_columns: Tensor, keys: Tensor, weights: Tensor, geo: Geometry, adding: bool
 ) -> None:
-    """Add the columns' gradients to those of the pixels that the columns were sampled from."""
-    _, shift, modulation = saved
-    pixels = geo.N * geo.H * geo.W * geo.G
-    count = (positions.stop - positions.start) * (taps.stop - taps.start) * geo.G * 4
-    read = shift.new_empty(count, dtype=torch.int32 if pixels < 2**31 else torch.int64)
-    weights = shift.new_empty(count)
-    corner_kernel[_grid(_CORNER, positions, taps, geo)](
-        shift,
-        modulation,
-        read,
-        weights,
-        *_part(positions, taps),
-        pixels,
-        **_options(_CORNER, modulation, geo),
-    )
-    read, order = torch.sort(read, stable=True)
-    wanted = torch.arange(pixels + 1, device=read.device, dtype=read.dtype)
-    starts = torch.searchsorted(read, wanted, out_int32=count < 2**31)
-    tile = _fitting(_GATHER, geo)
+    """Bring the columns' gradients to the pixels that the columns were sampled from."""
+    keys, order = torch.sort(keys, stable=True)
+    cells = torch.arange(_cells(geo) + 1, device=keys.device, dtype=keys.dtype)
+    starts = torch.searchsorted(keys, cells, out_int32=len(keys) < 2**31)
     per_group = geo.C // geo.G
-    gather_kernel[(pixels, triton.cdiv(per_group, tile.channels))](
+    channels = min(_GATHER.channels, _power_of_2(per_group))
+    gather_kernel[(geo.N * geo.G * geo.H * geo.W, -(-per_group // channels))](
         grad_columns,
         order,
         weights,
         starts,
         grad_rows,
+        len(keys),
+        geo.H,
+        geo.W,
         per_group,
-        ADDING=positions.start > 0 or taps.start > 0,
-        BLOCK_E=tile.positions,
-        BLOCK_C=tile.channels,
-        num_warps=tile.warps,
+        G=geo.G,
+        ADDING=adding,
+        BLOCK_E=_GATHER.positions,
+        BLOCK_C=channels,
+        num_warps=_GATHER.warps,
     )
 
 
-def _grid(tile: Tile, positions: slice, taps: slice, geo: Geometry) -> tuple[int, int, int]:
-    """One program a block of positions, tap and deform group."""
-    return triton.cdiv(positions.stop - positions.start, tile.positions), taps.stop - taps.start, geo.G
+def _power_of_2(size: int) -> int:
+    """The next one, at least 16, which is what the matrix units take."""
+    return 1 << max(size - 1, 15).bit_length()
 
 
-def _part(positions: slice, taps: slice) -> tuple[int, int, int, int]:
-    """First and number of the positions, and of the taps."""
-    return positions.start, positions.stop - positions.start, taps.start, taps.stop - taps.start
-
-
-def _options(tile: Tile, modulation: Tensor, geo: Geometry) -> dict[str, Any]:
-    """The arguments that all kernels share which look at positions and taps."""
-    sizes: dict[str, Any] = {name: getattr(geo, name) for name in ('H', 'W', 'Ho', 'Wo', 'K', 'G')}
-    sizes.update(sh=geo.stride_h, sw=geo.stride_w, ph=geo.pad_h, pw=geo.pad_w, dh=geo.dil_h, dw=geo.dil_w)
-    options = {'KW': geo.kw, 'MASKED': modulation.dim() == 4, 'BLOCK_P': tile.positions, 'num_warps': tile.warps}
-    return {**sizes, 'far': float(geo.farthest), **options}
+@lru_cache(maxsize=1024)
+def _options(tile: Tile, geo: Geometry) -> dict[str, Any]:
+    """The arguments that the kernels share which look at positions and taps."""
+    sizes = {name: getattr(geo, name) for name in ('H', 'W', 'Ho', 'Wo', 'K', 'G')}
+    steps = {'SH': geo.stride_h, 'SW': geo.stride_w, 'PH': geo.pad_h, 'PW': geo.pad_w, 'DH': geo.dil_h, 'DW': geo.dil_w}
+    channels = min(tile.channels, _power_of_2(geo.C // geo.G))
+    blocks = {'KW': geo.kw, 'BLOCK_P': tile.positions, 'BLOCK_C': channels, 'num_warps': tile.warps}
+    return {**sizes, **steps, **blocks}

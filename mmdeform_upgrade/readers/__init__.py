@@ -1,17 +1,18 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Files to plain tensors, one module a container, without running anything that they hold."""
 
-from .contents import META, Contents, container_of, read_checkpoint, read_tensors
+from .contents import drop_inert, read_checkpoint, read_contents
 from .files import remove_leftovers, written_whole
-from .safetensors import read_safetensors, write_safetensors
+from .safetensors import META, read_safetensors, write_safetensors
+from .unpickle import Inert
 
 __all__ = [
     'META',
-    'Contents',
-    'container_of',
+    'Inert',
+    'drop_inert',
     'read_checkpoint',
+    'read_contents',
     'read_safetensors',
-    'read_tensors',
     'remove_leftovers',
     'write_safetensors',
     'written_whole',

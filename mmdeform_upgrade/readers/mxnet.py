@@ -8,57 +8,35 @@ Three containers: the NDArray list of ``mx.nd.save`` and Gluon's ``save_paramete
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import struct
 import zipfile
-from typing import IO, Callable, Dict, List, Sequence, Tuple
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .sniff import check_members
 
-_LIST_MAGIC = struct.pack('<Q', 0x112)
+MXNET_MAGIC = struct.pack('<Q', 0x112)
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
-_DTYPES = {
-    0: 'float32',
-    1: 'float64',
-    2: 'float16',
-    3: 'uint8',
-    4: 'int32',
-    5: 'int8',
-    6: 'int64',
-    7: 'bool',
-    8: 'int16',
-    9: 'uint16',
-    10: 'uint32',
-    11: 'uint64',
-    12: 'bfloat16',
-}
+_DTYPES = (
+    *('float32', 'float64', 'float16', 'uint8', 'int32', 'int8', 'int64', 'bool', 'int16'),
+    *('uint16', 'uint32', 'uint64', 'bfloat16'),
+)  # in the order of their codes
 _STORAGE = {1: 'row_sparse', 2: 'csr'}
 _MAX_NDIM = 32
-# Trained weights hardly compress; what unpacks to more than this many times the file is no checkpoint.
-_MAX_RATIO, _ALWAYS_ALLOWED = 8, 1 << 20
-
-
-def is_mxnet(head: bytes) -> bool:
-    """Whether a file that begins with ``head`` (at least 8 bytes) is an NDArray list."""
-    return head[:8] == _LIST_MAGIC
 
 
 def is_mxnet_zip(members: Sequence[str]) -> bool:
     """Whether a zip of these members is MXNet's: one ``.params`` (model zoo), or only ``.npy`` (MXNet 2)."""
     return bool(members) and (
-        all(name.endswith('.npy') for name in members) or any(name.endswith('.params') for name in members)
+        all(name.endswith('.npy') for name in members) or (len(members) == 1 and members[0].endswith('.params'))
     )
 
 
-def read_mxnet(path: str) -> Dict[str, Tensor]:
+def read_mxnet(path: str) -> dict[str, Tensor]:
     """Read an MXNet parameter file.
 
     Args:
@@ -68,52 +46,52 @@ def read_mxnet(path: str) -> Dict[str, Tensor]:
         dict: names, as stored, to CPU tensors of the stored dtype; a list without names has ``'0'``, ``'1'`` ...
 
     Raises:
-        CheckpointError: no such file, another or a damaged file, or content that tensors cannot represent (sparse or
-            undefined arrays, dtypes that this PyTorch lacks). It names the byte where that was found.
+        CheckpointError: content that tensors cannot represent (sparse or undefined arrays, dtypes that this PyTorch
+            lacks), or a damaged list. It names the byte where that was found.
     """
-    path = os.path.expanduser(os.fspath(path))
-    if not os.path.isfile(path):
-        raise CheckpointError(f'there is no file {path!r}: give the path of a .params file')
-    size = os.path.getsize(path)
-    try:
-        with open(path, 'rb') as file:
-            head = file.read(8)
+    with open(path, 'rb') as file:
+        if not zipfile.is_zipfile(file):
             file.seek(0)
-            return _read_zip(file, size) if head.startswith(b'PK') else _read_list(file, size)
-    except CheckpointError as error:
-        raise CheckpointError(f'{path} is no readable MXNet parameter file ({size} bytes): {error}') from error
+            return _read_list(file.read())
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if len(set(names)) < len(names):
+            raise CheckpointError(f'the name {max(names, key=names.count)!r} occurs twice')
+        if not names[0].endswith('.npy'):
+            return _read_list(archive.read(names[0]))
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: _tensor_of(name, arrays[name]) for name in arrays.files}
+
+
+def _tensor_of(name: str, array: np.ndarray) -> Tensor:
+    if array.dtype.name not in _DTYPES or not hasattr(torch, array.dtype.name):
+        raise CheckpointError(f'{name} has the dtype {array.dtype.name}, which PyTorch {torch.__version__} lacks')
+    return torch.from_numpy(np.array(array, array.dtype.newbyteorder('='), order='C'))
 
 
 class _Cursor:
-    """Reads a stream of known length and knows where it is."""
+    """Reads bytes and knows where it is."""
 
-    def __init__(self, stream: IO[bytes], size: int):
-        self.stream, self.size, self.at = stream, size, 0
+    def __init__(self, data: bytes):
+        self.data, self.at = data, 0
 
     @property
     def left(self) -> int:
-        return self.size - self.at
+        return len(self.data) - self.at
 
     def fail(self, found: str, at: int = -1) -> CheckpointError:
         return CheckpointError(f'at byte {self.at if at < 0 else at}: {found}')
 
-    def take(self, count: int, what: str) -> bytearray:
+    def take(self, count: int, what: str) -> bytes:
         if count > self.left:
             raise self.fail(
                 f'{what} needs {count} bytes, and {self.left} are left: the file is damaged or truncated; '
                 'copy or download it again'
             )
-        data = bytearray(count)
-        view, done = memoryview(data), 0
-        while done < count:
-            got = self.stream.readinto(view[done:])  # type: ignore[attr-defined]
-            if not got:
-                raise self.fail(f'{what} ends {count - done} bytes early', self.at + done)
-            done += got
         self.at += count
-        return data
+        return self.data[self.at - count : self.at]
 
-    def numbers(self, layout: str, what: str) -> Tuple[int, ...]:
+    def numbers(self, layout: str, what: str) -> tuple[int, ...]:
         layout = '<' + layout
         return struct.unpack(layout, self.take(struct.calcsize(layout), what))
 
@@ -130,13 +108,11 @@ class _Cursor:
         return value
 
 
-def _read_list(stream: IO[bytes], size: int) -> Dict[str, Tensor]:
-    cursor = _Cursor(stream, size)
-    head = bytes(cursor.take(min(8, size), 'the magic number'))
-    if not is_mxnet(head):
-        raise cursor.fail(
-            f'it begins with {head.hex() or "nothing"}, expected {_LIST_MAGIC.hex()}: this is another kind of file', 0
-        )
+def _read_list(data: bytes) -> dict[str, Tensor]:
+    cursor = _Cursor(data)
+    head = cursor.take(min(8, len(data)), 'the magic number')
+    if head != MXNET_MAGIC:
+        raise cursor.fail(f'it begins with {head.hex() or "nothing"}, expected {MXNET_MAGIC.hex()}', 0)
     (reserved,) = cursor.numbers('Q', 'the reserved word')
     if reserved:
         raise cursor.fail(f'the reserved word is {reserved:#x}, expected 0', 8)
@@ -147,17 +123,9 @@ def _read_list(stream: IO[bytes], size: int) -> Dict[str, Tensor]:
         raise cursor.fail(f'it has {len(names)} names for {len(arrays)} arrays', at)
     if cursor.left:
         raise cursor.fail(f'{cursor.left} bytes follow the last name, expected the end of the file')
-    names = names or [str(index) for index in range(len(arrays))]
-    _refuse_duplicates(names, f'at byte {at}: ')
-    return dict(zip(names, arrays, strict=True))
-
-
-def _refuse_duplicates(names: List[str], where: str = '') -> None:
-    seen: set = set()
-    for name in names:
-        if name in seen:
-            raise CheckpointError(f'{where}the name {name!r} occurs twice')
-        seen.add(name)
+    if len(set(names)) < len(names):
+        raise cursor.fail(f'the name {max(names, key=names.count)!r} occurs twice', at)
+    return dict(zip(names or map(str, range(len(arrays))), arrays, strict=True))
 
 
 def _read_name(cursor: _Cursor) -> str:
@@ -197,73 +165,14 @@ def _read_array(cursor: _Cursor, index: int) -> Tensor:
     return _read_values(cursor, what, shape, code)
 
 
-def _read_values(cursor: _Cursor, what: str, shape: Tuple[int, ...], code: int) -> Tensor:
-    name = _DTYPES.get(code, f'code {code}')
+def _read_values(cursor: _Cursor, what: str, shape: tuple[int, ...], code: int) -> Tensor:
+    name = _DTYPES[code] if 0 <= code < len(_DTYPES) else f'code {code}'
     dtype = getattr(torch, name, None)
     if dtype is None:
         raise cursor.fail(f'{what} has the dtype {name}, which PyTorch {torch.__version__} lacks', cursor.at - 4)
-    if math.prod(max(dim, 1) for dim in shape) * dtype.itemsize >= 1 << 63:
-        raise cursor.fail(f'{what} has the shape {shape}, more than any tensor can have')
-    data = cursor.take(math.prod(shape) * dtype.itemsize, f'{what}, {name} of the shape {shape},')
+    data = bytearray(cursor.take(math.prod(shape) * dtype.itemsize, f'{what}, {name} of the shape {shape},'))
     if not data:
         return torch.empty(shape, dtype=dtype)
     if dtype is torch.bool:  # any byte may stand for true
         return torch.frombuffer(data, dtype=torch.uint8).reshape(shape) != 0
     return torch.frombuffer(data, dtype=dtype).reshape(shape)
-
-
-def _read_zip(file: IO[bytes], size: int) -> Dict[str, Tensor]:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return _read_members(archive, size)
-    except (CheckpointError, MemoryError):
-        raise
-    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for damaged bytes
-        raise CheckpointError(
-            f'its zip is damaged ({type(error).__name__}: {error}); copy or download it again'
-        ) from error
-
-
-def _read_members(archive: zipfile.ZipFile, size: int) -> Dict[str, Tensor]:
-    members = archive.infolist()
-    names = [member.filename for member in members]
-    claimed = sum(member.file_size for member in members)
-    if claimed > max(_MAX_RATIO * size, _ALWAYS_ALLOWED):
-        raise CheckpointError(
-            f'its members claim {claimed} bytes, more than {_MAX_RATIO} times the file: no weights compress so well'
-        )
-    if names and all(name.endswith('.npy') for name in names):
-        _refuse_duplicates(names)
-        check_members(members)
-        return {member.filename[: -len('.npy')]: _read_npy(archive.read(member), member.filename) for member in members}
-    if len(names) != 1 or not names[0].endswith('.params') or set(names[0]) & set('/\\:'):
-        raise CheckpointError(
-            f'this zip holds {len(names)} members ({", ".join(map(repr, names[:3]))}), expected the '
-            "model zoo's one .params file, or only .npy files"
-        )
-    check_members(members)
-    with archive.open(members[0]) as stream:
-        return _read_list(stream, members[0].file_size)
-
-
-_NPY_HEADERS: Dict[Tuple[int, int], Callable] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-
-
-def _read_npy(data: bytes, name: str) -> Tensor:
-    """numpy's own reader allocates what a header claims; here the header has to agree with the bytes first."""
-    stream = io.BytesIO(data)
-    version = npy.read_magic(stream)
-    if version not in _NPY_HEADERS:
-        raise CheckpointError(f'{name} has the .npy version {version}, expected 1.0 or 2.0')
-    shape, fortran_order, dtype = _NPY_HEADERS[version](stream)
-    if dtype.name not in _DTYPES.values() or not hasattr(torch, dtype.name):
-        raise CheckpointError(f'{name} has the dtype {dtype.name}, which PyTorch {torch.__version__} lacks')
-    if len(shape) > _MAX_NDIM or min(shape, default=0) < 0:
-        raise CheckpointError(f'{name} has the shape {shape}')
-    left = len(data) - stream.tell()
-    if math.prod(shape) * dtype.itemsize != left:
-        raise CheckpointError(
-            f'{name}, {dtype.name} of the shape {shape}, needs {math.prod(shape) * dtype.itemsize} bytes and has {left}'
-        )
-    array = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape, order='F' if fortran_order else 'C')
-    return torch.from_numpy(np.array(array, dtype.newbyteorder('='), order='C'))

@@ -1,229 +1,143 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""Reading PyTorch and MMEngine checkpoints without running anything that they hold.
-
-``torch.load(weights_only=True)`` refuses every real MMEngine checkpoint (its ``message_hub`` holds HistoryBuffers and
-numpy scalars), and MMEngine's own reader falls back to full unpickling. Here the pickle may name exactly the globals
-of ``unpickle.py`` and those listed below.
-"""
+"""PyTorch's two containers, its zip and the older one, to values on the CPU."""
 
 from __future__ import annotations
 
-import importlib
-import os
-import pickle
-import types
+import io
 import zipfile
-from typing import Any, Callable, ClassVar, Dict, Mapping, Tuple
+from collections.abc import Callable
+from typing import IO, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .sniff import check_members, existing_file
-from .unpickle import Callee, SafeUnpickler
+from .unpickle import KNOWN, Known, Unpickler, call
 
-# Only mentioned by a checkpoint, never called.
-_MENTIONED = {
-    'torch': (
-        'FloatStorage',
-        'DoubleStorage',
-        'HalfStorage',
-        'BFloat16Storage',
-        'LongStorage',
-        'IntStorage',
-        'ShortStorage',
-        'CharStorage',
-        'ByteStorage',
-        'BoolStorage',
-        'float32',
-        'float64',
-        'float16',
-        'bfloat16',
-        'int64',
-        'int32',
-        'int16',
-        'int8',
-        'uint8',
-        'bool',
-    ),
-    'torch.storage': ('UntypedStorage', 'TypedStorage'),
-    'torch.nn.parameter': ('Parameter',),
-}
+MAGIC = 0x1950A86A20F9469CFC6C  # which the older container begins with, pickled
+_STORAGES = dict(
+    Double='float64',
+    Float='float32',
+    Half='float16',
+    BFloat16='bfloat16',
+    Long='int64',
+    Int='int32',
+    Short='int16',
+    Char='int8',
+    Byte='uint8',
+    Bool='bool',
+    ComplexFloat='complex64',
+    ComplexDouble='complex128',
+    Untyped='uint8',
+)
+_OTHER_END = 'it was written on a big-endian machine; save it again on a little-endian one'
 
 
-class _Buffer:
-    """Stands for MMEngine's HistoryBuffer while unpickling: takes its numbers, never its table of functions."""
-
-    def fill(self, state: Any) -> None:
-        from mmengine.logging import HistoryBuffer
-
-        fields = ('max_length', '_log_history', '_count_history')
-        if (
-            not isinstance(state, dict)
-            or not isinstance(state.get('max_length'), int)
-            or not all(isinstance(state.get(key), np.ndarray) for key in fields[1:])
-        ):
-            raise CheckpointError('it holds a damaged HistoryBuffer')
-        self.__dict__.update({key: state[key] for key in fields})
-        self.__class__ = HistoryBuffer  # type: ignore[assignment]
-        self._set_default_statistics()  # type: ignore[attr-defined]
-
-
-def _getattr(unpickler: SafeUnpickler, owner: Any, name: str) -> str:
-    # HistoryBuffer pickles its statistics as getattr(HistoryBuffer, 'mean'); nothing else may use it.
-    if owner is _Buffer and name in ('min', 'max', 'current', 'mean'):
-        return name
-    raise CheckpointError(f'it asks for getattr(..., {str(name)[:40]!r}) when unpickled, which could run code')
-
-
-def _rebuild_tensor(
-    unpickler: SafeUnpickler,
-    storage: Any,
-    offset: int,
-    size: Any,
-    stride: Any,
-    requires_grad: bool = False,
-    hooks: Any = None,
-    metadata: Any = None,
-) -> Tensor:
-    if (
-        not isinstance(storage, torch.storage.TypedStorage)
-        or not all(type(number) is int and number >= 0 for number in (offset, *size, *stride))
-        or len(size) != len(stride)
-    ):
-        raise CheckpointError('it holds a tensor that PyTorch did not write')
-    empty = 0 in size
-    end = offset + (0 if empty else 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)))
-    length = storage._untyped_storage.nbytes() // storage.dtype.itemsize
-    if end > length:
-        raise CheckpointError(f'it holds a tensor of shape {str(tuple(size))[:80]} in a storage of {length} values')
-    tensor = torch.empty(0, dtype=storage.dtype, device=storage._untyped_storage.device)
-    tensor.set_(storage._untyped_storage, offset, tuple(size), tuple(stride))
-    if tensor.numel() > length:
-        unpickler.claim(tensor.numel() * tensor.element_size())  # expanded: copying it makes all of it
-    return tensor.requires_grad_(bool(requires_grad) and tensor.is_floating_point())
-
-
-def _rebuild_parameter(unpickler: SafeUnpickler, data: Any, requires_grad: bool, hooks: Any = None) -> Tensor:
-    if not isinstance(data, Tensor):
-        raise CheckpointError('it holds a parameter without a tensor')
-    return torch.nn.Parameter(data, bool(requires_grad) and data.is_floating_point())
-
-
-def _device(unpickler: SafeUnpickler, *place: Any) -> torch.device:
-    return torch.device(*place)
-
-
-def _size(unpickler: SafeUnpickler, sizes: Any = ()) -> torch.Size:
-    unpickler.claim(len(sizes))
-    return torch.Size(sizes)
-
-
-class _TorchUnpickler(SafeUnpickler):
-    known: ClassVar[Dict[Tuple[str, str], Any]] = {
-        **SafeUnpickler.known,
-        **{
-            (module, name): getattr(importlib.import_module(module), name)
-            for module, names in _MENTIONED.items()
-            for name in names
-        },
-        ('torch', 'Size'): Callee(_size),
-        ('torch', 'device'): Callee(_device),
-        ('torch._utils', '_rebuild_tensor'): Callee(_rebuild_tensor),
-        ('torch._utils', '_rebuild_tensor_v2'): Callee(_rebuild_tensor),
-        ('torch._utils', '_rebuild_parameter'): Callee(_rebuild_parameter),
-        ('mmengine.logging.history_buffer', 'HistoryBuffer'): _Buffer,
-        ('builtins', 'getattr'): Callee(_getattr),
-        ('__builtin__', 'getattr'): Callee(_getattr),
-    }
-    instantiable = (_Buffer,)
-    setters: ClassVar[Dict[type, Callable[[Any, Any, Any], None]]] = {
-        **SafeUnpickler.setters,
-        _Buffer: lambda unpickler, buffer, state: buffer.fill(state),
-    }
-    dispatch: ClassVar[Dict[int, Any]] = dict(SafeUnpickler.dispatch)
-
-    def load_binpersid(self) -> None:
-        # ('storage', type, key, location, numel, ...): its memory is made before its bytes are looked at.
-        described = self.stack[-1]
-        if not isinstance(described, tuple) or len(described) < 5 or type(described[4]) is not int:
-            raise CheckpointError('it holds a storage that PyTorch did not write')
-        if described[2] not in self.storages:
-            self.storages.add(described[2])
-            kind = getattr(described[1], 'dtype', torch.uint8)
-            self.claim(described[4] * kind.itemsize)
-        super().load_binpersid()
-
-    def __init__(self, file: Any, *, size: int, **options: Any):
-        super().__init__(file, size=size, **options)
-        self.storages: set = set()
-
-    dispatch[pickle.BINPERSID[0]] = load_binpersid
-
-
-def _pickle_module(size: int) -> types.ModuleType:
-
-    class Unpickler(_TorchUnpickler):
-        def __init__(self, file: Any, **options: Any):
-            super().__init__(file, size=size, **options)
-
-    module = types.ModuleType('checkpoint_pickle')
-    load: Callable[..., Any] = lambda file, **options: Unpickler(file, **options).load()  # noqa: E731
-    module.Unpickler, module.load = Unpickler, load  # type: ignore[attr-defined]
-    return module
-
-
-def read_checkpoint(path: str, map_location: Any = 'cpu') -> Dict[str, Any]:
-    """Read a PyTorch or MMEngine checkpoint without running anything that it holds.
-
-    Args:
-        path: a local file, in PyTorch's zip or its older format.
-        map_location: as in ``torch.load``.
-
-    Returns:
-        The checkpoint as saved (``state_dict``, ``meta``, ``optimizer`` ...), or ``{'state_dict': ...}`` for a file
-        that is a bare state dict.
+def read_zip(path: str) -> Any:
+    """The value in PyTorch's zip. Each member that is read is held against its checksum.
 
     Raises:
-        CheckpointError: no such file, no checkpoint, a truncated one, or one that would run code.
+        CheckpointError: it is a program.
     """
-    path = existing_file(path)
-    try:
-        _check_container(path)
-        with open(path, 'rb') as file:  # by its path, PyTorch would judge it by its name
-            loaded = torch.load(
-                file, map_location=map_location, pickle_module=_pickle_module(os.path.getsize(path)), weights_only=False
-            )
-    except CheckpointError as error:
-        raise CheckpointError(f'{path} was not loaded: {error}') from error
-    except MemoryError:
-        raise
-    except Exception as error:  # torch, zipfile and pickle raise a dozen kinds for a damaged file
-        details = str(error).splitlines()[0] if str(error) else 'no details'
-        raise CheckpointError(
-            f'{path} is no readable PyTorch checkpoint ({os.path.getsize(path)} bytes; '
-            f'{type(error).__name__}: {details}): it may be truncated or another kind of file; '
-            'save or download it again'
-        ) from error
-    if not isinstance(loaded, Mapping):
-        raise CheckpointError(f'{path} holds a {type(loaded).__name__}, expected a dict with a state_dict')
-    return dict(loaded) if 'state_dict' in loaded else {'state_dict': loaded}
-
-
-def _check_container(path: str) -> None:
-    """Refuse zips that are no plain tensor archives before PyTorch opens them."""
-    if not zipfile.is_zipfile(path):
-        with open(path, 'rb') as file:
-            if file.read(4) == b'PK\x03\x04':
-                raise CheckpointError('its end is missing, so it is truncated; copy or download it again')
-        return
     with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-    check_members(members)
-    if any(member.filename.endswith('constants.pkl') or '/code/' in member.filename for member in members):
-        raise CheckpointError('it is a TorchScript program, not a checkpoint; save its state_dict() instead')
-    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise CheckpointError('its members are compressed, which PyTorch never writes; unpack it first')
-    if sum(member.file_size for member in members) > os.path.getsize(path):
-        raise CheckpointError('its members claim more bytes than the file has')
+        names = set(archive.namelist())
+        main = next(name for name in sorted(names) if name.rpartition('/')[2] == 'data.pkl')
+        folder = main.removesuffix('data.pkl')
+        if f'{folder}constants.pkl' in names:
+            raise CheckpointError('it is a TorchScript program, not a checkpoint; save its state_dict() instead')
+        if not archive.getinfo(main).CRC:  # torch.serialization.set_crc32_options(False)
+            for member in archive.infolist():
+                del member.CRC
+        if f'{folder}byteorder' in names and archive.read(f'{folder}byteorder') == b'big':
+            raise CheckpointError(_OTHER_END)
+        loaded: dict[str, Tensor] = {}
+
+        def storage(dtype: Any, key: str, location: str, count: int, view: Any = None) -> Any:
+            if not isinstance(dtype, torch.dtype):
+                return dtype
+            if key not in loaded:
+                data = bytearray(archive.read(f'{folder}data/{key}'))
+                loaded[key] = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+            return _values(loaded[key], dtype, 0, count)
+
+        with archive.open(main) as file:
+            return Unpickler(io.BytesIO(file.read()), storage).load()
+
+
+def read_legacy(file: IO[bytes], size: int) -> Any:
+    """The value in PyTorch's older container, after its first pickle, the magic number.
+
+    Args:
+        file: at its second pickle.
+        size: bytes of the whole file.
+    """
+    _protocol, system = (Unpickler(file).load() for _ in range(2))
+    if not system.get('little_endian', True):
+        raise CheckpointError(_OTHER_END)
+    storages: dict[str, tuple[Tensor, int]] = {}
+
+    def storage(dtype: Any, key: str, location: str, count: int, view: Any = None) -> Any:
+        if not isinstance(dtype, torch.dtype):
+            return dtype
+        if count * dtype.itemsize > size:
+            raise CheckpointError('it claims more data than the file has')
+        if key not in storages:
+            storages[key] = torch.empty(count * dtype.itemsize, dtype=torch.uint8), dtype.itemsize
+        return _values(storages[key][0], dtype, *((0, count) if view is None else view[1:]))
+
+    value = Unpickler(file, storage).load()
+    for key in Unpickler(file).load():
+        data, width = storages[key]
+        count = int.from_bytes(file.read(8), 'little')
+        if count * width != len(data) or file.readinto(data.numpy().data) != len(data):  # type: ignore[attr-defined]
+            raise CheckpointError('it ends within a tensor, so it is truncated or damaged; copy or download it again')
+    return value
+
+
+def _values(data: Tensor, dtype: torch.dtype, start: int, count: int) -> Tensor:
+    """A storage, as a flat tensor."""
+    width = dtype.itemsize
+    if (start + count) * width > len(data):
+        raise CheckpointError(f'it holds a storage of {len(data)} bytes, where {count} values of {dtype} should be')
+    return data[start * width : (start + count) * width].view(dtype)
+
+
+def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *more: Any) -> Tensor:
+    if storage.dim() != 1 or not storage.is_contiguous() or any(more[2:]):  # a view of conjugated or negated numbers
+        raise TypeError
+    end = offset + (1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if all(size) else 0)
+    if min((offset, *size, *stride)) < 0 or end > len(storage):
+        raise CheckpointError(
+            f'it holds a tensor of shape {str(tuple(size))[:80]} in a storage of {len(storage)} values'
+        )
+    return torch.empty(0, dtype=storage.dtype).set_(
+        storage.untyped_storage(), storage.storage_offset() + offset, tuple(size), tuple(stride)
+    )
+
+
+def _from_bytes(data: bytes) -> Any:
+    file = io.BytesIO(data)
+    if Unpickler(file).load() != MAGIC:
+        raise TypeError
+    return read_legacy(file, len(data))
+
+
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    'torch.Size': torch.Size,
+    'torch.device': torch.device,
+    'torch.storage._load_from_bytes': _from_bytes,  # tensors in a pickle
+    'torch._utils._rebuild_tensor': _tensor,
+    'torch._utils._rebuild_tensor_v2': _tensor,
+    'torch._utils._rebuild_tensor_v3': lambda storage, offset, size, stride, grad, hooks, dtype, *more: _tensor(
+        storage.view(dtype), offset, size, stride, grad, hooks, *more
+    ),
+    'torch._utils._rebuild_parameter': lambda data, *more: data,
+    'torch._utils._rebuild_parameter_with_state': lambda data, *more: data,
+    'torch._tensor._rebuild_from_type_v2': lambda function, kind, arguments, state: call(function, arguments),
+}
+KNOWN.update({name: Known(name, make) for name, make in _FUNCTIONS.items()})
+KNOWN.update({f'torch.{name}': value for name, value in vars(torch).items() if isinstance(value, torch.dtype)})
+for _kind, _name in _STORAGES.items():  # a storage is named by its class, and needs but the dtype
+    KNOWN.update(
+        {f'{module}.{_kind}Storage': getattr(torch, _name) for module in ('torch', 'torch.cuda', 'torch.storage')}
+    )

@@ -7,14 +7,12 @@ import os
 import re
 import stat
 import zipfile
-from typing import Iterable, Tuple
 
 from ..errors import CheckpointError
-from .safetensors import looks_like_safetensors
+from .mxnet import MXNET_MAGIC, is_mxnet_zip
 
 _HEAD = 1024
-_TORCH_MAGIC = b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # the number that PyTorch's older format begins with
-_STARTS: Tuple[Tuple[bytes, str], ...] = (
+_STARTS: tuple[tuple[bytes, str], ...] = (
     (b'version https://git-lfs', 'a git-LFS pointer, not the file itself: run "git lfs pull", or download the file'),
     (b'\x89HDF\r\n\x1a\n', 'an HDF5 file, as Keras and Caffe write: there is no importer for it'),
     (b'\x1f\x8b', 'compressed with gzip: unpack it first'),
@@ -38,72 +36,60 @@ def existing_file(path: str) -> str:
         raise CheckpointError(f'the checkpoint is given as a {type(path).__name__}, expected the path of a file')
     path = os.path.expanduser(os.fspath(path))
     if os.path.isdir(path):
+        model = os.path.exists(os.path.join(path, 'saved_model.pb'))
         raise CheckpointError(
             f'{path!r} is a folder: give the path of a checkpoint in it'
-            + (
-                ' (a TensorFlow SavedModel cannot be imported)'
-                if os.path.exists(os.path.join(path, 'saved_model.pb'))
-                else ''
-            )
+            + (' (a TensorFlow SavedModel cannot be imported)' if model else '')
         )
     if not os.path.isfile(path):
         raise CheckpointError(f'there is no file {path!r}: give the path of a checkpoint')
     return path
 
 
-def first_bytes(path: str) -> bytes:
-    """The first bytes of a file, enough to tell what it is."""
-    with open(path, 'rb') as file:
-        return file.read(_HEAD)
-
-
 def kind_of(path: str) -> str:
-    """``'torch'``, ``'pickle'``, ``'safetensors'`` or ``'zip'`` (an archive that PyTorch did not write).
+    """``'zip'`` (of PyTorch), ``'pickle'``, ``'safetensors'`` or ``'MXNet'``.
 
     Raises:
         CheckpointError: it is anything else; says what it looks like.
     """
-    head = first_bytes(path)
+    with open(path, 'rb') as file:
+        head = file.read(_HEAD)
     if head.startswith(b'PK\x03\x04'):
-        return 'torch' if _is_torch_zip(path) else 'zip'
-    if head.startswith(_TORCH_MAGIC):
-        return 'torch'
-    if looks_like_safetensors(head):
+        return _kind_of_zip(path)
+    if head.startswith(MXNET_MAGIC):
+        return 'MXNet'
+    if len(head) > 8 and head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= 1 << 48:
         return 'safetensors'
     if re.match(rb'\x80[\x02-\x05]|\(d|\}(?![ \r\n"])|ccollections\n', head):
         return 'pickle'
-    raise CheckpointError(f'{path} is no readable checkpoint ({os.path.getsize(path)} bytes): {_looks_like(head)}')
+    raise CheckpointError(_looks_like(head))
 
 
-def members(path: str) -> Tuple[str, ...]:
-    """Names in a zip archive, none where its directory is damaged."""
+def _kind_of_zip(path: str) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
-            return tuple(archive.namelist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError):
-        return ()
+            members, names = archive.infolist(), archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+        raise CheckpointError(f'its end is missing ({error}), so it is truncated; copy or download it again') from error
+    _check_members(members)
+    if any(re.search(r'(?:^|/)(?:data|constants)\.pkl$', name) for name in names):
+        return 'zip'
+    if is_mxnet_zip(names):
+        return 'MXNet'
+    raise CheckpointError(
+        f'it is a zip archive of {", ".join(names[:5]) or "nothing"}, which PyTorch did not write; unpack it and give '
+        'the checkpoint in it'
+    )
 
 
-def check_members(members: Iterable[zipfile.ZipInfo]) -> None:
-    """Refuse an archive that would write elsewhere if somebody unpacked it. (The readers unpack nothing.)
-
-    Raises:
-        CheckpointError: a member is a link, or its name leads out of the archive.
-    """
+def _check_members(members: list[zipfile.ZipInfo]) -> None:
+    """Refuse an archive that would write elsewhere if somebody unpacked it; the readers unpack nothing."""
     for member in members:
-        name = member.filename.replace('\\', '/')
+        name = member.filename
         if stat.S_ISLNK(member.external_attr >> 16):
-            raise CheckpointError(f'its member {member.filename[:80]!r} is a symbolic link, which no checkpoint needs')
-        if name.startswith('/') or '..' in name.split('/') or re.match(r'[A-Za-z]:', name):
-            raise CheckpointError(
-                f'its member {member.filename[:80]!r} lies outside of the archive, which no checkpoint needs'
-            )
-
-
-def _is_torch_zip(path: str) -> bool:
-    # One without a directory is left to PyTorch's reader, which says that it is truncated.
-    names = members(path)
-    return not names or any(re.search(r'(?:^|/)(?:data|constants)\.pkl$', name) for name in names)
+            raise CheckpointError(f'its member {name[:80]!r} is a symbolic link')
+        if name.startswith('/') or '..' in re.split(r'[/\\]', name) or re.match(r'[A-Za-z]:\\', name):
+            raise CheckpointError(f'its member {name[:80]!r} lies outside of the archive')
 
 
 def _looks_like(head: bytes) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..checkpoint import clean_state_dict, file_sha256, import_checkpoint, is_offset_key
 from ..errors import CheckpointError
 from ..importers import OWN_NAMES
-from ..readers import container_of, read_checkpoint
+from ..readers import read_contents
 
 _STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
 
@@ -90,7 +90,7 @@ def inspect_checkpoint(path: str) -> Inspection:
         CheckpointError: it cannot be read.
     """
     path = os.path.expanduser(path)
-    checkpoint = read_checkpoint(path)
+    container, checkpoint = read_contents(path)
     meta = checkpoint.get('meta')
     meta = meta if isinstance(meta, Mapping) else {}
     try:
@@ -102,7 +102,7 @@ def inspect_checkpoint(path: str) -> Inspection:
     return Inspection(
         path,
         file_sha256(path),
-        container_of(path),
+        container,
         format,
         tuple(offset_layers(tensors)),
         provenance if isinstance(provenance, Mapping) else {},

@@ -11,6 +11,7 @@ import struct
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 EXTENSION = 0xE7  # a code of the private range, for the EXT opcodes
@@ -80,8 +81,8 @@ def programs(marker):
         'partial': call(call(b'cfunctools\npartial\n', system, command)),
         'timeit': _call('timeit', 'timeit', code, b'X\x04\x00\x00\x00pass', b'cos\ngetpid\n', b'K\x01'),
         'memoised': system + b'q\x05' + b'0h\x05(' + command + b'tR',
-        'within a tensor': b'ctorch._utils\n_rebuild_tensor_v2\n(' + _call('os', 'system', command) + b'K\x00))\x89Nt',
-        'within an array': b'cnumpy.core.multiarray\n_reconstruct\n(' + _call('os', 'system', command) + b't0N',
+        'within a tensor': b'ctorch._utils\n_rebuild_tensor_v2\n(' + _call('os', 'system', command) + b'K\x00))\x89NtR',
+        'within an array': b'cnumpy.core.multiarray\n_reconstruct\n(' + _call('os', 'system', command) + b'tR',
     }
 
 
@@ -91,14 +92,18 @@ def _proto(program):
 
 
 def _checkpoint(program):
-    """A checkpoint's dict with the program's value in ``meta``."""
-    return _proto(program) + b'}(' + _text('state_dict') + b'}' + _text('meta') + b'}' + _text('x') + program + b'ssu.'
+    """A checkpoint's dict with a weight, and the program's value in ``meta``."""
+    values = pickle.dumps(np.ones(3, 'f4'), 2)[2:-1]  # without PROTO and STOP
+    weights = b'}' + _text('a.weight') + values + b's'
+    return (
+        _proto(program) + b'}(' + _text('state_dict') + weights + _text('meta') + b'}' + _text('x') + program + b'su.'
+    )
 
 
 def _model(program):
     """Detectron2's dict with the program's value among the arrays."""
     author = _text('__author__') + _text('a')
-    return _proto(program) + b'}(' + _text('model') + b'}' + _text('x') + program + b's' + author + b'u.'
+    return _proto(program) + b'}(' + _text('model') + b'}' + _text('x.weight') + program + b's' + author + b'u.'
 
 
 def _zip(data):
@@ -121,7 +126,7 @@ def _legacy(data):
 CONTAINERS = {
     'torch zip': lambda program: _zip(_checkpoint(program)),
     'torch zip, weights': lambda program: _zip(
-        _proto(program) + b'}(' + _text('state_dict') + b'}' + _text('a') + program + b'su.'
+        _proto(program) + b'}(' + _text('state_dict') + b'}' + _text('a.weight') + program + b'su.'
     ),
     'torch legacy': lambda program: _legacy(_checkpoint(program)),
     'Detectron2 pickle': lambda program: _model(program),
@@ -134,6 +139,11 @@ def write(folder, container, program, marker):
     path = Path(folder) / f'{container}-{program}.pth'.replace(' ', '_').replace(',', '')
     path.write_bytes(CONTAINERS[container](programs(marker)[program]))
     return path
+
+
+def is_inert(path):
+    """Whether the program's value is in ``meta``, where it is no obstacle to the weights."""
+    return path.name.startswith(('torch_zip-', 'torch_legacy-'))
 
 
 def register_extension():

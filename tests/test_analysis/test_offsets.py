@@ -8,7 +8,7 @@ from torch import nn
 
 from mmdeform_upgrade import ZeroOffsetDCN, upgrade_
 from mmdeform_upgrade.analysis.offsets import OffsetRecorder, sampling_points, statistics
-from mmdeform_upgrade.analysis.receptive_field import offsets_at_zero, receptive_field, spread
+from mmdeform_upgrade.analysis.receptive_field import offsets_at_zero, receptive_field, width
 from mmdeform_upgrade.ops import deform_conv2d
 
 
@@ -114,5 +114,5 @@ def test_offsets_move_and_widen_the_receptive_field():
         before = receptive_field(net, images, (7, 7))
     assert before.nonzero()[:, 0].unique().tolist() == [6, 7, 8]
     assert after.nonzero()[:, 0].unique().tolist() == [3, 9, 10, 11]
-    assert spread(after) > spread(before) > 0
+    assert width(after) > width(before) > 0
     assert torch.equal(receptive_field(net, images, (7, 7)), after), 'the context leaves nothing behind'

@@ -7,15 +7,27 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime import interpreter
 
 from mmdeform_upgrade.errors import UpgradeError
 from mmdeform_upgrade.ops import chunks, deform_conv2d, triton_backend
 from mmdeform_upgrade.ops.geometry import describe
+from mmdeform_upgrade.ops.matrices import format_of
 
 from .cases import CASES, TOLERANCE, Case, assert_close, grad_like_output, results
 from .extremes import WIDE, agree, only_own_memory, planted
 
 torch.backends.cudnn.allow_tf32 = False
+_DOT = interpreter.InterpreterBuilder.create_dot
+
+
+def _dot(self, a, b, *rest):
+    """The interpreter multiplies the bits of bfloat16 as if they were integers."""
+    a, b = (self.create_fp_ext(t, tl.float32) if t.dtype.scalar == tl.bfloat16 else t for t in (a, b))
+    return _DOT(self, a, b, *rest)
+
+
+interpreter.InterpreterBuilder.create_dot = _dot
 HALF = Case(batch=1, channels=3, out_channels=5, size=(4, 3), mask=True)
 
 
@@ -38,6 +50,23 @@ def test_outputs_and_gradients_are_those_of_the_specification(name):
 def test_a_forward_pass_by_columns(monkeypatch):
     monkeypatch.setattr(triton_backend, 'FUSED', False)
     compare(CASES['mask'], torch.float32)
+
+
+@pytest.mark.parametrize('last,size', [('', (4, 4)), ('input', (4, 4)), ('offset', (2, 3)), ('input offset', (2, 2))])
+def test_memory_formats_change_nothing_and_are_kept(last, size):
+    """A contiguous map of sixteen positions, or a multiple of that, is written by the kernel itself."""
+    case = Case(batch=1, channels=3, out_channels=5, size=size, mask=True)
+    tensors, grad = case.tensors(torch.float32), grad_like_output(case, torch.float32)
+    exact = [t.detach().double().requires_grad_() for t in tensors]
+    expected = results(deform_conv2d, case, exact, grad.double(), backend='reference')
+    for i, name in enumerate(('input', 'offset')):
+        if name in last:
+            tensors[i] = tensors[i].detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    found = results(deform_conv2d, case, tensors, grad, backend='triton')
+    assert_close(found, expected, TOLERANCE[torch.float32])
+    assert found['output'].is_contiguous(memory_format=format_of(tensors[0]))
+    for name, like in (('input', tensors[0]), ('offset', tensors[1])):
+        assert found[f'gradient of {name}'].is_contiguous(memory_format=format_of(like))
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

@@ -14,9 +14,9 @@ import torch
 
 from mmdeform_upgrade import load_baseline
 from mmdeform_upgrade.errors import CheckpointError
-from mmdeform_upgrade.readers import read_tensors
+from mmdeform_upgrade.readers import read_checkpoint, read_contents
 
-from .test_pytorch import Huge, Payload, _payloads
+from .test_pytorch import _payloads
 
 ARRAYS = {
     'a.weight': np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -34,11 +34,12 @@ def _write(path, value, protocol=2):
 
 @pytest.mark.parametrize('protocol', range(2, 6))
 def test_detectron2_zoo_files_are_read_whole(tmp_path, protocol):
-    contents = read_tensors(_write(tmp_path / 'a', {'model': ARRAYS, '__author__': 'Detectron2 Model Zoo'}, protocol))
-    assert contents.container == 'pickle of NumPy arrays' and contents.rest == {'__author__': 'Detectron2 Model Zoo'}
-    assert list(contents.tensors) == list(ARRAYS)
+    path = _write(tmp_path / 'a', {'model': ARRAYS, '__author__': 'Detectron2 Model Zoo'}, protocol)
+    kind, checkpoint = read_contents(path)
+    tensors = checkpoint.pop('state_dict')
+    assert kind == 'pickle' and checkpoint == {'__author__': 'Detectron2 Model Zoo'} and list(tensors) == list(ARRAYS)
     for name, array in ARRAYS.items():
-        tensor = contents.tensors[name]
+        tensor = tensors[name]
         assert tensor.shape == array.shape and tensor.numpy().dtype == array.dtype.newbyteorder('='), name
         assert np.array_equal(tensor.numpy(), array), name
 
@@ -46,8 +47,8 @@ def test_detectron2_zoo_files_are_read_whole(tmp_path, protocol):
 def test_caffe2_files_keep_what_is_no_array_beside_the_weights(tmp_path):
     blobs = {**ARRAYS, 'lr': 0.1, 'weight_order': b'xyz'}
     for value in ({'blobs': blobs, 'cfg': 'a: 1'}, blobs, OrderedDict(blobs)):
-        contents = read_tensors(_write(tmp_path / 'a', value))
-        assert list(contents.tensors) == list(ARRAYS) and contents.rest['lr'] == 0.1
+        checkpoint = read_checkpoint(_write(tmp_path / 'a', value))
+        assert list(checkpoint['state_dict']) == list(ARRAYS) and checkpoint['lr'] == 0.1
 
 
 def test_pickles_of_python_2_are_read(tmp_path):
@@ -59,37 +60,33 @@ def test_pickles_of_python_2_are_read(tmp_path):
         b'\xffJ\xff\xff\xff\xffK\x00tb\x89U\x08' + raw + b'tbs.'
     )
     (tmp_path / 'a.pkl').write_bytes(data)
-    assert read_tensors(tmp_path / 'a.pkl').tensors['conv_w'].tolist() == [1.5, -2.0]
+    assert read_checkpoint(tmp_path / 'a.pkl')['state_dict']['conv_w'].tolist() == [1.5, -2.0]
 
 
 @pytest.mark.parametrize('name', [name for name, _ in _payloads('x')])
 @pytest.mark.parametrize('protocol', [0, 2, 4])
-def test_a_pickle_that_would_run_code_is_refused(tmp_path, name, protocol):
+def test_a_pickle_that_would_run_code_runs_none(tmp_path, name, protocol):
     marker = tmp_path / 'marker'
-    value = {'model': {**ARRAYS, 'x': dict(_payloads(marker))[name]}, '__author__': 'x'}
-    with pytest.raises(CheckpointError, match='was not loaded: it asks for'):
+    value = {'model': {**ARRAYS, 'x.weight': dict(_payloads(marker))[name]}, '__author__': 'x'}
+    with pytest.raises(CheckpointError, match=r'need code that is not run: x.weight <.*, not loaded>'):
         load_baseline(_write(tmp_path / 'a.pkl', value, protocol))
     assert not marker.exists()
 
 
-def test_torch_and_getattr_are_not_even_mentioned(tmp_path):
-    for payload in (torch.float32, Payload(getattr, OrderedDict, 'fromkeys'), nn_parameter()):
-        with pytest.raises(CheckpointError, match='asks for'):
-            load_baseline(_write(tmp_path / 'a.pkl', {'a': payload}))
-
-
-def nn_parameter():
-    return torch.nn.Parameter(torch.ones(1))
+@pytest.mark.parametrize('protocol', range(6))
+def test_a_pickle_of_tensors_is_read(tmp_path, protocol):
+    weights = {'a': torch.ones(2, 3).t(), 'b': torch.nn.Parameter(torch.zeros(1)), 'c': torch.tensor(3)}
+    loaded = load_baseline(_write(tmp_path / 'a.pkl', {'state_dict': weights, 'epoch': 3}, protocol))
+    assert all(torch.equal(loaded[name], value) for name, value in weights.items())
 
 
 @pytest.mark.parametrize(
     'value,message',
     [
-        ({'a': np.array([object()], dtype=object)}, 'asks for|of the kind'),
-        ({'a': Huge(np.ndarray, (10**12,))}, 'asks for a call of ArrayType'),
-        ({'a': np.zeros(2, dtype=[('x', 'f4')])}, 'of the kind'),
-        ({'a': np.array(['x'])}, 'is an array of <U1, which is no tensor'),
-        ({'a': 1}, 'holds no arrays; its keys are a'),
+        ({'a.b': np.array([object()], dtype=object), 'c': np.ones(1)}, r'a.b <numpy.ndarray, not loaded>'),
+        ({'a.b': np.zeros(2, dtype=[('x', 'f4')]), 'c': np.ones(1)}, r'a.b <numpy.ndarray, not loaded>'),
+        ({'a': np.array(['x'])}, 'a is an array of <U1, which is no tensor'),
+        ({'a': 1}, 'holds no tensors, only a'),
         ([1], 'holds a list'),
     ],
 )
@@ -110,21 +107,6 @@ def test_an_array_has_exactly_the_bytes_that_its_shape_claims(tmp_path):
     assert data.count(b'K\xc8\x85') == 1
     (tmp_path / 'a.pkl').write_bytes(data.replace(b'K\xc8\x85', b'\x8a\x06\x00\x00\x00\x00\x00\x01\x85'))
     with pytest.raises(CheckpointError, match=r'shape \(1099511627776,\) and uint8 with 200 bytes'):
-        load_baseline(tmp_path / 'a.pkl')
-
-
-def test_the_same_bytes_cannot_be_copied_again_and_again(tmp_path):
-    text = 'x' * 10**5
-    once = b'\x80\x02]q\x00(X' + struct.pack('<I', len(text)) + text.encode() + b'q\x01X\x06\x00\x00\x00latin1q\x02'
-    again = b'c_codecs\nencode\nh\x01h\x02\x86R' * 1000
-    (tmp_path / 'a.pkl').write_bytes(once + again + b'e.')
-    with pytest.raises(CheckpointError, match='claims more data than the file has'):
-        load_baseline(tmp_path / 'a.pkl')
-
-
-def test_deeply_nested_keys_do_not_overflow_the_stack(tmp_path):
-    (tmp_path / 'a.pkl').write_bytes(b'\x80\x02}' + b'N' + b'\x85' * 3 * 10**5 + b'Ns.')
-    with pytest.raises(CheckpointError, match='a key that is a tuple'):
         load_baseline(tmp_path / 'a.pkl')
 
 

@@ -14,7 +14,7 @@ import torch
 
 from mmdeform_upgrade.analysis.look import fields, level_of, load_network, look, object_points, records_up_to
 from mmdeform_upgrade.analysis.offsets import sampling_points, statistics
-from mmdeform_upgrade.analysis.receptive_field import spread
+from mmdeform_upgrade.analysis.receptive_field import width
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.mm import command_line
 
@@ -61,7 +61,7 @@ def rows(model, seen, args):
             for depth in depths
         }
         before, after = fields(model, seen, at, level)
-        widths = [spread(torch.from_numpy(field)) for field in (before, after)]
+        widths = [width(torch.from_numpy(field)) for field in (before, after)]
         yield at, points, {f'offsets at zero ({widths[0]:.0f} px)': before, f'as learned ({widths[1]:.0f} px)': after}
 
 

@@ -9,8 +9,7 @@ from mmengine.optim import OptimWrapper
 from torch import nn
 
 from mmdeform_upgrade import upgrade_
-from mmdeform_upgrade.analysis.batches import random_batch, scatter_offsets_
-from mmdeform_upgrade.analysis.timing import race, summary
+from mmdeform_upgrade.analysis.cost import race, random_batch, scatter_offsets_, summary
 from mmdeform_upgrade.errors import ConfigError
 
 from ..conftest import build, run_tool
