@@ -147,10 +147,7 @@ def load_network(config: str, checkpoint: str, device: str = 'cpu') -> nn.Module
         ConfigError: the config is neither mmdet's nor mmseg's, or there is no such device.
     """
     cfg = read_config(config)
-    try:
-        torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # PyTorch has no common kind for it
-        raise ConfigError(f'device {device!r} cannot be used here ({str(error).splitlines()[0]}); use cpu') from error
+    check_device(device)
     scope = cfg.get('default_scope')
     file = f'baseline://{checkpoint}'
     with torch.no_grad():
@@ -163,3 +160,15 @@ def load_network(config: str, checkpoint: str, device: str = 'cpu') -> nn.Module
 
             return init_model(cfg, file, device=device)
     raise ConfigError(f'{config}: default_scope is {scope!r}, expected mmdet or mmseg')
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that PyTorch cannot use here.
+
+    Raises:
+        ConfigError: as said.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # PyTorch has no common kind for it
+        raise ConfigError(f'device {device!r} cannot be used here ({str(error).splitlines()[0]}); use cpu') from error

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..analysis.look import check_device
 from ..analysis.receptive_field import reaches
 from ..analysis.signal import FEWEST, LayerSignal, offset_signal
 from ..checkpoint import load_baseline
@@ -134,6 +135,7 @@ def measure_signal(
         raise ConfigError(f'batches={batches}, lr={lr}: expected at least {FEWEST} batches and a rate above 0')
     if not cfg.get('train_dataloader'):
         raise ConfigError("the config has no train_dataloader: the signal is measured on the baseline's training set")
+    check_device(device)
     set_random_seed(0)
     network, component = _baseline(cfg, checkpoint, part)
     names = find_targets(component, targets or _candidates(component, part), exclude)
@@ -142,7 +144,7 @@ def measure_signal(
     first = list(islice(stream, min(_PEEKED, batches)))
     network.to(device)
     prepared = [_prepared(network, batch) for batch in first]
-    extents = _extents(prepared, loader.dataset.metainfo.get('classes') or ())
+    extents = _extents(prepared, getattr(loader.dataset, 'metainfo', {}).get('classes') or ())
     every = upgradable_names(dict(component.named_modules()))
     reach = _reaches(network, component, names, prepared[0]['inputs'][:2])
     # The mode of a training: batch norms use and move what norm_eval leaves them.

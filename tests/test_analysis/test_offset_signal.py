@@ -51,6 +51,11 @@ def test_given_targets_alone_are_measured(baseline):
     assert [layer.layer for layer in report.layers] == ['layer4.1.conv1', 'layer4.1.conv2'] == list(report.reach)
 
 
+def test_excluded_layers_are_not_measured(baseline):
+    report = measure_signal(*baseline, exclude=['in:layer1', 'in:layer2', 'in:layer3', 'conv1'], batches=12)
+    assert [layer.layer for layer in report.layers] == [f'layer4.{i}.conv{j}' for i in (0, 1) for j in (1, 2)]
+
+
 def test_frozen_layers_are_no_candidates(baseline):
     cfg = copy.deepcopy(baseline[0])
     cfg.model.backbone.frozen_stages = 3
@@ -94,6 +99,8 @@ def test_settings_that_make_no_sense_are_refused(baseline, tiny_upgrade):
     for settings in (dict(batches=5), dict(lr=0.0)):
         with pytest.raises(ConfigError, match='expected at least 12 batches and a rate above 0'):
             measure_signal(*baseline, **settings)
+    with pytest.raises(ConfigError, match="device 'abacus' cannot be used here"):
+        measure_signal(*baseline, device='abacus')
     with pytest.raises(ConfigError, match="the model has no part 'nose': it has .*backbone"):
         measure_signal(*baseline, part='nose')
     with pytest.raises(ConfigError, match='the config is upgraded already'):

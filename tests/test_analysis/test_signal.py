@@ -69,12 +69,12 @@ def _gradients(noise, count):
 @pytest.mark.parametrize('count', [FEWEST, 40])
 def test_noise_is_called_noise_however_few_directions_hold_it(directions, count):
     ratios, learned = [], 0
-    for _ in range(300):
+    for _ in range(150):
         noise = torch.randn(count, directions) @ torch.randn(directions, 162) * torch.randn(count, 1).exp()
         (found,) = _gradients(noise, count)
         ratios.append(found.snr)
         learned += found.verdict == 'learns'
-    assert learned <= 5  # one in 200 is expected at most
+    assert learned <= 4  # less than one is expected
     assert sum(ratios) / len(ratios) == pytest.approx(1, abs=0.3)
 
 
