@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional
+from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
-from .schedule import rate_changes, schedule_changes, type_name
+from .rates import rate_changes
+from .schedule import schedule_changes, type_name
 from .targets import Targets, check_kind
-from .training_config import check_training_config
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -19,24 +21,12 @@ if TYPE_CHECKING:
 BUILDER = 'DeformUpgrade'
 TRAIN_OFFSETS = 'TrainOffsets'
 HOOK = 'DeformUpgradeHook'
-RESUME_HOOK = 'RunGuardHook'
+GUARD_HOOK = 'RunGuardHook'
 SCHEME = 'baseline://'  # MMEngine's loaders import what stands behind it
 
 
 def upgrade_config(
-    cfg: Config,
-    *,
-    load_from: str,
-    targets: Targets = 'last:3',
-    epoch_ratio: float = 0.25,
-    part: str = 'backbone',
-    exclude: Targets = (),
-    deform_groups: int = 1,
-    lr_mult: float = 1.0,
-    offset_lr_mult: Optional[float] = None,
-    offset_optimizer: Optional[str] = None,
-    offset_lr: Optional[float] = None,
-    train: str = 'all',
+    cfg: Config, *, load_from: str, targets: Targets = 'last:3', epoch_ratio: float = 0.25, **settings: Any
 ) -> Config:
     """The config that fine-tunes the upgrade of a trained baseline.
 
@@ -45,14 +35,7 @@ def upgrade_config(
         load_from: the baseline's checkpoint.
         targets: which convolutions of the part, see :func:`find_targets`.
         epoch_ratio: new training length over the old, in (0, 1]; see :func:`shorten_schedule`.
-        part: the component of ``cfg.model`` to upgrade: ``'backbone'``, ``'neck'``, ``'bbox_head'``, or dotted.
-        exclude: convolutions to leave alone.
-        deform_groups: groups of channels that share offsets.
-        lr_mult: learning rate of the fine-tune over the baseline's; 1 in the paper.
-        offset_lr_mult: learning rate of the offset branches over that of the fine-tune.
-        offset_optimizer: ``'adam'`` or ``'same'``, see :func:`rate_changes`.
-        offset_lr: learning rate of the offsets' Adam.
-        train: ``'all'``, or ``'offsets'`` alone, see :func:`train_offsets_`.
+        **settings: see :func:`upgrade_changes`.
 
     Returns:
         Config: builds with plain ``Runner.from_cfg``.
@@ -60,22 +43,9 @@ def upgrade_config(
     Raises:
         ConfigError: no such part, it is upgraded already, or schedule or rates cannot be changed as asked.
     """
-    changes = upgrade_changes(
-        cfg,
-        load_from=load_from,
-        targets=targets,
-        epoch_ratio=epoch_ratio,
-        part=part,
-        exclude=exclude,
-        deform_groups=deform_groups,
-        lr_mult=lr_mult,
-        offset_lr_mult=offset_lr_mult,
-        offset_optimizer=offset_optimizer,
-        offset_lr=offset_lr,
-        train=train,
-    )
     upgraded = copy.deepcopy(cfg)
-    upgraded.merge_from_dict(changes)
+    settings.update(load_from=load_from, targets=targets, epoch_ratio=epoch_ratio)
+    upgraded.merge_from_dict(upgrade_changes(cfg, **settings))
     return upgraded
 
 
@@ -83,78 +53,141 @@ def upgrade_changes(
     cfg: Mapping[str, Any],
     *,
     load_from: str,
-    targets: Targets,
-    epoch_ratio: float,
+    targets: Targets = 'last:3',
     part: str = 'backbone',
     exclude: Targets = (),
     deform_groups: int = 1,
+    epoch_ratio: float = 0.25,
+    max_iters: int | None = None,
     lr_mult: float = 1.0,
-    offset_lr_mult: Optional[float] = None,
-    offset_optimizer: Optional[str] = None,
-    offset_lr: Optional[float] = None,
+    offset_optimizer: str | None = None,
+    offset_lr: float | None = None,
+    offset_lr_mult: float | None = None,
     train: str = 'all',
-) -> Dict[str, Any]:
-    """What :func:`upgrade_config` changes, as a dict that merges into ``cfg``; the keys of a short config file."""
+    guard: bool = False,
+    work_dir: str | None = None,
+) -> dict[str, Any]:
+    """What an upgrade changes, as a dict that merges into ``cfg``; the keys of a short config file.
+
+    Args:
+        cfg: the baseline's config.
+        load_from: the baseline's checkpoint.
+        targets: which convolutions of the part, see :func:`find_targets`.
+        part: the component of ``cfg.model`` to upgrade: ``'backbone'``, ``'neck'``, ``'bbox_head'``, or dotted.
+        exclude: convolutions to leave alone.
+        deform_groups: groups of channels that share offsets.
+        epoch_ratio: new training length over the old, in (0, 1]; see :func:`shorten_schedule`.
+        max_iters: new training length in steps instead.
+        lr_mult: learning rate of the fine-tune over the baseline's; 1 in the paper.
+        offset_optimizer: ``'adam'`` or ``'same'``, see :func:`rate_changes`, as for the next two.
+        offset_lr: learning rate of the offsets' Adam.
+        offset_lr_mult: learning rate of the offset branches over that of the fine-tune.
+        train: ``'all'``, or ``'offsets'`` for those alone.
+        guard: also name the hook that makes a run safe.
+        work_dir: folder of the run; it is written where the baseline's config names one.
+    """
     if not isinstance(load_from, (str, os.PathLike)) or not os.fspath(load_from):
         raise ConfigError(f'load_from={load_from!r}: give the path of the trained baseline')
-    changes = retrain_changes(cfg, targets=targets, part=part, exclude=exclude, deform_groups=deform_groups)
+    changes = retrain_changes(
+        cfg, targets=targets, part=part, exclude=exclude, deform_groups=deform_groups, work_dir=work_dir
+    )
+    model = changes['model']
+    # The baseline brings all weights.
+    if is_download(_component(cfg, part).get('init_cfg')):
+        _inside(model, part)['init_cfg'] = None
+    if cfg['model'].get('pretrained'):
+        model['pretrained'] = None
     if train not in ('all', 'offsets'):
         raise ConfigError(f"train={train!r}: expected 'all' or 'offsets'")
     if train == 'offsets':
-        changes['model'] = {'type': TRAIN_OFFSETS, 'base_type': cfg['model'].get('type'), **changes['model']}
-    # The baseline brings all weights.
-    if is_download(_component(cfg, part).get('init_cfg')):
-        _inside(changes['model'], part)['init_cfg'] = None
-    if cfg['model'].get('pretrained'):
-        changes['model']['pretrained'] = None
-    changes['load_from'] = os.fspath(load_from)
-    changes.update(schedule_changes(cfg, epoch_ratio))
-    changes.update(rate_changes(cfg, lr_mult, offset_lr_mult, offset_optimizer, offset_lr))
-    # A list replaces the inherited one, so the base's hooks are named again.
-    changes['custom_hooks'] = [*changes.get('custom_hooks', cfg.get('custom_hooks') or []), {'type': HOOK}]
-    return changes
+        model.update(type=TRAIN_OFFSETS, base_type=cfg['model']['type'])
+    rates = dict(offset_lr_mult=offset_lr_mult, offset_optimizer=offset_optimizer, offset_lr=offset_lr)
+    changes.update(_fine_tune(cfg, load_from, epoch_ratio, max_iters, lr_mult=lr_mult, **rates))
+    return _with_hooks(cfg, changes, [*[GUARD_HOOK] * guard, HOOK])
 
 
 def retrain_changes(
-    cfg: Mapping[str, Any], *, targets: Targets, part: str = 'backbone', exclude: Targets = (), deform_groups: int = 1
-) -> Dict[str, Any]:
+    cfg: Mapping[str, Any],
+    *,
+    targets: Targets,
+    part: str = 'backbone',
+    exclude: Targets = (),
+    deform_groups: int = 1,
+    work_dir: str | None = None,
+) -> dict[str, Any]:
     """The deformable network on the baseline's schedule and initial weights: what an upgrade is measured against."""
-    check_training_config(cfg)
     check_kind(targets, 'targets')
     check_kind(exclude, 'exclude')
     if not isinstance(deform_groups, int) or isinstance(deform_groups, bool) or deform_groups < 1:
         raise ConfigError(f'deform_groups={deform_groups!r}: expected a whole number of at least 1')
-    changed: Dict[str, Any] = {'type': BUILDER, 'base_type': _component(cfg, part)['type'], 'targets': _plain(targets)}
+    model: dict[str, Any] = {'type': BUILDER, 'base_type': _component(cfg, part)['type'], 'targets': _plain(targets)}
     if exclude:
-        changed['exclude'] = _plain(exclude)
+        model['exclude'] = _plain(exclude)
     if deform_groups != 1:
-        changed['deform_groups'] = deform_groups
-    model: Dict[str, Any] = changed
+        model['deform_groups'] = deform_groups
     for key in reversed(part.split('.')):
         model = {key: model}
-    return {'custom_imports': _imports(cfg), 'model': model}
+    return {'custom_imports': _imports(cfg), 'model': model, **_own_run(cfg, work_dir)}
 
 
 def control_changes(
-    cfg: Mapping[str, Any], *, load_from: str, epoch_ratio: float, lr_mult: float = 1.0
-) -> Dict[str, Any]:
+    cfg: Mapping[str, Any],
+    *,
+    load_from: str,
+    epoch_ratio: float = 0.25,
+    max_iters: int | None = None,
+    lr_mult: float = 1.0,
+    guard: bool = True,
+    work_dir: str | None = None,
+) -> dict[str, Any]:
     """The honest control of an upgrade: the baseline trained on for the same length, with no layer changed.
 
-    It sees the very batches of the upgrade, where both have ``RunGuardHook``.
+    Under the guard it sees the very batches of an upgrade that has it, too.
     """
-    changes = {**schedule_changes(cfg, epoch_ratio), **rate_changes(cfg, lr_mult), 'load_from': load_from}
-    hooks = list(changes.get('custom_hooks', cfg.get('custom_hooks') or []))
-    if not any(type_name(hook.get('type', '')) == RESUME_HOOK for hook in hooks if isinstance(hook, Mapping)):
-        changes['custom_hooks'] = [*hooks, {'type': RESUME_HOOK}]
-    changes['custom_imports'] = _imports(cfg)
-    return changes
+    changes = {'custom_imports': _imports(cfg), **_own_run(cfg, work_dir)}
+    changes.update(_fine_tune(cfg, load_from, epoch_ratio, max_iters, lr_mult=lr_mult))
+    return _with_hooks(cfg, changes, [GUARD_HOOK] * guard)
+
+
+def config_text(base: str, out: str, full: Config, changes: Mapping[str, Any]) -> str:
+    """Text of a config file at ``out``: what changes of ``base``, or all of it where a file cannot inherit from that."""
+    return inheriting_text(base, out, changes) if _can_be_inherited(base) else _pretty(full.to_dict())
 
 
 def inheriting_text(base: str, out: str, changes: Mapping[str, Any]) -> str:
     """Text of a config file at ``out`` that inherits the one at ``base`` and holds nothing but ``changes``."""
-    from mmengine.config import Config
+    if '::' not in base:
+        base = os.path.relpath(base, os.path.dirname(os.path.abspath(out)))
+    return f'_base_ = [{base!r}]\n' + _pretty(changes)
 
-    return f'_base_ = [{_base_entry(base, out)}]\n' + Config(dict(changes)).pretty_text
+
+def _fine_tune(
+    cfg: Mapping[str, Any], load_from: str, epoch_ratio: float, max_iters: int | None, **rates: Any
+) -> dict[str, Any]:
+    changes = {'load_from': os.fspath(load_from), **schedule_changes(cfg, epoch_ratio, max_iters)}
+    return {**changes, **rate_changes(cfg, **rates, schedulers=changes.get('param_scheduler'))}
+
+
+def _with_hooks(cfg: Mapping[str, Any], changes: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    # A list replaces the inherited one, so the base's hooks are named again.
+    hooks = list(changes.get('custom_hooks', cfg.get('custom_hooks') or []))
+    known = [type_name(hook.get('type', '')) for hook in hooks if isinstance(hook, Mapping)]
+    new = [{'type': name} for name in names if name not in known]
+    return {**changes, 'custom_hooks': [*hooks, *new]} if new else changes
+
+
+def _own_run(cfg: Mapping[str, Any], work_dir: str | None) -> dict[str, Any]:
+    """What a config says of the run that it was written for, as every one that MMEngine dumps does, set anew."""
+    changes: dict[str, Any] = {}
+    if old := cfg.get('work_dir'):
+        changes['work_dir'] = work_dir or f'{str(old).rstrip("/")}-upgrade'
+    if cfg.get('resume'):
+        changes['resume'] = False
+    if cfg.get('launcher', 'none') != 'none':
+        changes['launcher'] = 'none'
+    if cfg.get('experiment_name'):
+        changes['experiment_name'] = None
+    return changes
 
 
 def find_config(name: str) -> str:
@@ -174,13 +207,6 @@ def find_config(name: str) -> str:
     if not os.path.isfile(path):
         raise ConfigError(f'{name!r}: there is no config file {path!r}')
     return path
-
-
-def is_lazy(path: str) -> bool:
-    """Whether a config file is of MMEngine's pure Python kind, which a text ``_base_`` cannot inherit."""
-    from mmengine.config import Config
-
-    return '::' not in path and path.endswith('.py') and Config._is_lazy_import(path)
 
 
 def read_config(name: str) -> Config:
@@ -206,17 +232,34 @@ def _package_configs(package: str, name: str) -> str:
     return os.path.join(os.path.dirname(spec.origin), '.mim', 'configs')
 
 
-def _base_entry(base: str, out: str) -> str:
+def _can_be_inherited(base: str) -> bool:
+    """Not where it is of MMEngine's pure Python kind, or of a package that MMEngine knows by another name."""
     from mmengine.config import Config
 
-    package, external, inside = base.partition('::')
-    if not external:
-        return repr(os.path.relpath(base, os.path.dirname(os.path.abspath(out))))
+    if '::' not in base:
+        return not (base.endswith('.py') and Config._is_lazy_import(base))
     try:
         Config.fromstring(f'_base_ = [{base!r}]', '.py')
     except ImportError:  # MMEngine looks for mmseg as 'mmsegmentation', which onedl-mmsegmentation is not called
-        return f"__import__({package!r}).__path__[0] + '/.mim/configs/{inside}'"
-    return repr(base)
+        return False
+    return True
+
+
+def _pretty(settings: Mapping[str, Any]) -> str:
+    from mmengine.config import Config
+
+    return Config(_named(settings)).pretty_text
+
+
+def _named(value: Any) -> Any:
+    """Classes and functions by the names that MMEngine's registries find them under."""
+    if isinstance(value, Mapping):
+        return {key: _named(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_named(item) for item in value)
+    if inspect.isclass(value) or inspect.isfunction(value):
+        return f'{value.__module__}.{value.__qualname__}'
+    return value
 
 
 def _component(cfg: Mapping[str, Any], part: str) -> Mapping[str, Any]:
@@ -243,13 +286,13 @@ def _component(cfg: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     return node
 
 
-def _inside(model: Dict[str, Any], part: str) -> Dict[str, Any]:
+def _inside(model: dict[str, Any], part: str) -> dict[str, Any]:
     for key in part.split('.'):
         model = model[key]
     return model
 
 
-def _imports(cfg: Mapping[str, Any]) -> Dict[str, Any]:
+def _imports(cfg: Mapping[str, Any]) -> dict[str, Any]:
     imports = cfg.get('custom_imports') or {}
     names: Any = imports.get('imports') or []
     names = [names] if isinstance(names, str) else list(names)

@@ -54,13 +54,16 @@ class OffsetOptimizer(Optimizer):
         _check_apart(base, offsets)
         for group in offsets.param_groups:
             group.update(offsets=True, offset_lr=_positive(group['lr']))
+        if any('param_names' in group for group in base.param_groups):  # then PyTorch wants names in all groups
+            for group in offsets.param_groups:
+                group.setdefault('param_names', [f'conv_offset.{i}' for i in range(len(group['params']))])
         leader = next((group for group in base.param_groups if group.get('lr')), None)
         if leader is not None:
             leader['peak_lr'] = float(leader['lr'])
-        self._parts = (base, offsets)
+        self.base, self.offsets = base, offsets
         self._groups: list[dict[str, Any]] = []
         super().__init__([*base.param_groups, *offsets.param_groups], base.defaults)
-        for part in self._parts:
+        for part in (base, offsets):
             self.state.update(part.state)
             part.state = self.state
 
@@ -81,7 +84,7 @@ class OffsetOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the optimizer of the offsets where it says ``offsets=True``, else to the other one."""
-        part = self._parts[bool(param_group.get('offsets'))]
+        part = self.offsets if param_group.get('offsets') else self.base
         if not any(group is param_group for group in part.param_groups):
             part.add_param_group(param_group)
             if param_group.get('offsets'):
@@ -91,9 +94,8 @@ class OffsetOptimizer(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both."""
         _ = self.param_groups  # the rate
-        base, offsets = self._parts
-        loss = base.step() if closure is None else base.step(closure)
-        offsets.step()
+        loss = self.base.step() if closure is None else self.base.step(closure)
+        self.offsets.step()
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -115,12 +117,12 @@ class OffsetOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._groups = self.__dict__.pop('param_groups')
-        for index, part in enumerate(self._parts):
-            groups = [group for group in self._groups if bool(group.get('offsets')) == bool(index)]
+        for part, flag in ((self.base, False), (self.offsets, True)):
+            groups = [group for group in self._groups if bool(group.get('offsets')) == flag]
             part.__setstate__({'state': self.state, 'param_groups': groups})
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), '_parts': self._parts}
+        return {**super().__getstate__(), 'base': self.base, 'offsets': self.offsets}
 
 
 def split_offsets(model: nn.Module) -> tuple[list[Parameter], list[Parameter]]:

@@ -9,139 +9,72 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional
+from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
-from .optim import OFFSET_LR
-from .training_config import check_training_config, is_number
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
 DECAY_AT = (2 / 3, 5 / 6)
 DECAY_FACTOR = 0.1
-OFFSETS = 'conv_offset'  # part of the names of the offset branches' parameters
-OFFSET_OPTIMIZER = 'adam'  # how an upgrade trains its offsets unless something else is said
-CONSTRUCTOR = 'OffsetOptimizerConstructor'
+WARM_UP = 1 / 10  # of a training of so many steps, the most that a warm-up counted in steps takes
+PLATEAU = 'ReduceOnPlateau'
 
-# Arguments of hooks that count epochs or iterations of the training.
-_HOOK_EPOCHS = ('switch_epoch', 'num_last_epochs', 'begin_epoch', 'stop_epoch')
-_HOOK_ITERS = ('switch_iter', 'begin_iter', 'stop_iter')
-# Arguments of schedulers, besides begin and end, that count steps.
-_STEP_COUNTS = ('T_max', 'total_steps', 'step_size')
+# Arguments of hooks and schedulers that count epochs or iterations of the training.
+_HOOK_KEYS = {
+    'epochs': ('switch_epoch', 'num_last_epochs', 'begin_epoch', 'stop_epoch'),
+    'iters': ('switch_iter', 'begin_iter', 'stop_iter'),
+}
+_STEP_COUNTS = ('T_max', 'total_steps', 'step_size', 'patience', 'cooldown')
 _STEP_LISTS = ('milestones', 'periods')
 
 
-def shorten_schedule(cfg: Config, epoch_ratio: float = 0.25) -> Config:
-    """A copy of ``cfg`` that trains ``epoch_ratio`` of its epochs or iterations.
+def shorten_schedule(cfg: Config, epoch_ratio: float = 0.25, max_iters: int | None = None) -> Config:
+    """A copy of ``cfg`` that trains ``epoch_ratio`` of its epochs or iterations, or ``max_iters`` steps.
 
     Step schedules (``MultiStepLR``, ``StepLR``) decay by 0.1 at 2/3 and 5/6 of the new length: after whole epochs, or
     within one where fewer than five epochs leave no two whole ones. All other schedulers, warm-up included, keep their
-    shape in proportion. Validation and checkpoint intervals and hooks that switch at an epoch are scaled alike.
+    shape in proportion. Validation and checkpoint intervals and hooks that switch at an epoch are scaled alike. With
+    ``max_iters``, a baseline that counts epochs becomes one that counts iterations.
 
     Args:
         cfg: any MMEngine config with a ``train_cfg``; it is not changed.
         epoch_ratio: new length over old, in (0, 1].
+        max_iters: new length in steps; ``epoch_ratio`` then has no meaning.
 
     Raises:
-        ConfigError: ``epoch_ratio`` is out of range or the config has no length to shorten.
+        ConfigError: the length is out of range, the config has none to shorten, or it counts epochs in a way that has
+            no equivalent in iterations.
     """
-    changes = schedule_changes(cfg, epoch_ratio)
+    changes = schedule_changes(cfg, epoch_ratio, max_iters)
     short = copy.deepcopy(cfg)
     short.merge_from_dict(changes)
     return short
 
 
-def schedule_changes(cfg: Mapping[str, Any], epoch_ratio: float) -> Dict[str, Any]:
+def schedule_changes(cfg: Mapping[str, Any], epoch_ratio: float = 0.25, max_iters: int | None = None) -> dict[str, Any]:
     """What :func:`shorten_schedule` changes, as a dict that merges into ``cfg``."""
-    check_training_config(cfg)
-    length = Length.of(cfg)
-    scale = _Scale.of(length, epoch_ratio)
-    changes: Dict[str, Any] = {'train_cfg': _train_cfg(cfg['train_cfg'], length, scale)}
+    before = Length.of(cfg)
+    scale = Scale(before, before.scaled(epoch_ratio) if max_iters is None else Length.of_steps(max_iters))
+    changes: dict[str, Any] = {'train_cfg': scale.loop(cfg['train_cfg'])}
+    validations = _validations(cfg['train_cfg'], changes['train_cfg'], scale)
     if cfg.get('param_scheduler'):
-        changes['param_scheduler'] = _schedulers(cfg['param_scheduler'], length, scale)
-    hooks = {
-        name: changed
-        for name, hook in (cfg.get('default_hooks') or {}).items()
-        if (changed := _hook_changes(hook, length, scale))
-    }
-    if hooks:
-        changes['default_hooks'] = hooks
+        changes['param_scheduler'] = _schedulers(cfg['param_scheduler'], scale, validations)
+    hooks = {name: new for name, hook in (cfg.get('default_hooks') or {}).items() if (new := scale.hook(hook))}
     custom = cfg.get('custom_hooks') or []
-    if any(_hook_changes(hook, length, scale) for hook in custom):
-        changes['custom_hooks'] = [
-            {**hook, **changed} if (changed := _hook_changes(hook, length, scale)) else hook for hook in custom
-        ]
-    return changes
-
-
-def rate_changes(
-    cfg: Mapping[str, Any],
-    lr_mult: float = 1.0,
-    offset_lr_mult: float | None = None,
-    offset_optimizer: str | None = 'same',
-    offset_lr: float | None = None,
-) -> dict[str, Any]:
-    """Other learning rates for a fine-tune, as a dict that merges into ``cfg``; empty where nothing changes.
-
-    Args:
-        cfg: a config with an ``optim_wrapper``.
-        lr_mult: rate over the config's, those that schedulers name (``eta_min``, ``eta_max``) included.
-        offset_lr_mult: rate of the offset branches over the optimizer's.
-        offset_optimizer: ``'adam'``: the offsets take Adam's steps of rate ``offset_lr``; ``'same'``: they are trained
-            by the config's optimizer; None: ``OFFSET_OPTIMIZER``, unless the config or ``offset_lr_mult`` says how
-            offsets are trained.
-        offset_lr: 2e-3 unless given.
-
-    Raises:
-        ConfigError: a factor is not positive, the config has no single optimizer with a rate, or two of the settings
-            contradict each other.
-    """
-    for name, factor in {'lr_mult': lr_mult, 'offset_lr_mult': offset_lr_mult, 'offset_lr': offset_lr}.items():
-        if factor is not None and not (is_number(factor) and 0 < factor < math.inf):
-            raise ConfigError(f'{name}={factor!r} is not a positive number')
-    wrapper = cfg.get('optim_wrapper') or {}
-    optimizer = wrapper.get('optimizer') or {}
-    if (lr_mult != 1 or offset_lr_mult is not None) and 'lr' not in optimizer:
-        raise ConfigError(
-            'the config has no optim_wrapper.optimizer.lr to multiply: leave lr_mult and offset_lr_mult '
-            'out, and set the rates of its optimizers in the new config'
-        )
-    changes: dict[str, Any] = {}
-    if lr_mult != 1:
-        changes['optimizer'] = {'lr': _times(optimizer['lr'], lr_mult)}
-    changes.update(_offset_changes(wrapper, offset_lr_mult, offset_optimizer, offset_lr))
-    return {'optim_wrapper': changes} if changes else {}
-
-
-def _offset_changes(
-    wrapper: Mapping[str, Any], lr_mult: float | None, kind: str | None, lr: float | None
-) -> dict[str, Any]:
-    paramwise = wrapper.get('paramwise_cfg') or {}
-    rules = [key for key in ('dcn_offset_lr_mult', 'bias_lr_mult', 'bias_decay_mult') if key in paramwise]
-    if kind is None:
-        said = lr_mult is not None or 'dcn_offset_lr_mult' in rules or OFFSETS in (paramwise.get('custom_keys') or {})
-        kind = 'same' if lr is None and (said or 'optimizer' not in wrapper) else OFFSET_OPTIMIZER
-    if kind not in ('same', 'adam'):
-        raise ConfigError(f"offset_optimizer={kind!r}: expected 'same' or 'adam'")
-    if kind == 'adam' and lr_mult is not None:
-        raise ConfigError(f'offset_lr_mult={lr_mult} multiplies the rate of the weights, which Adam does not use: '
-                          "give offset_lr, or offset_optimizer='same'")  # fmt: skip
-    if kind == 'same' and lr is not None:
-        raise ConfigError(f"offset_lr={lr} is the rate of Adam: give offset_optimizer='adam', or offset_lr_mult")
-    if kind == 'adam':
-        settings: dict[str, Any] = {'type': 'Adam', 'lr': OFFSET_LR if lr is None else lr}
-    elif lr_mult is not None or rules:
-        settings = {} if lr_mult is None else {'lr_mult': lr_mult}
-    else:
-        return {}
-    constructor = {'base_constructor': wrapper['constructor']} if wrapper.get('constructor') else {}
-    return {'constructor': CONSTRUCTOR, **constructor, 'offset_optimizer': settings}
-
-
-def _times(rate: float, factor: float) -> float:
-    return float(f'{rate * factor:.12g}')
+    new_custom = [scale.merged(hook) for hook in custom]
+    if new_custom != list(custom):
+        changes['custom_hooks'] = new_custom
+    if scale.to_iters:
+        for name, key in (('logger', 'log_metric_by_epoch'), ('checkpoint', 'by_epoch')):
+            if (cfg.get('default_hooks') or {}).get(name):
+                hooks.setdefault(name, {})[key] = False
+        changes['log_processor'] = {'by_epoch': False}
+        changes.update(_infinite_sampler(cfg.get('train_dataloader') or {}))
+    return {**changes, 'default_hooks': hooks} if hooks else changes
 
 
 def describe_schedule(cfg: Mapping[str, Any]) -> str:
@@ -152,11 +85,9 @@ def describe_schedule(cfg: Mapping[str, Any]) -> str:
     parts = [f'{length.total} {words[length.unit]}']
     if 'lr' in optimizer:
         parts.append(f'{type_name(optimizer.get("type", "optimizer"))} lr {optimizer["lr"]}')
-    if offsets := (cfg.get('optim_wrapper') or {}).get('offset_optimizer'):
-        parts.append('offsets: ' + ', '.join(f'{key} {value}' for key, value in offsets.items()))
-    for scheduler in _as_list(cfg.get('param_scheduler')):
+    for scheduler in listed_schedulers(cfg.get('param_scheduler')):
         unit = words['epochs' if scheduler.get('by_epoch', True) else 'iters']
-        shown = (*_STEP_LISTS, *_STEP_COUNTS, 'gamma', 'power', 'eta_min', 'begin', 'end')
+        shown = (*_STEP_LISTS, *_STEP_COUNTS, 'gamma', 'power', 'eta_min', 'eta_max', 'begin', 'end')
         numbers = [f'{key} {scheduler[key]}' for key in shown if scheduler.get(key) is not None]
         if scheduler.get('milestones') == [0]:  # of _decay_within_an_epoch
             numbers = [f'once, at {scheduler.get("begin")}', f'gamma {scheduler["gamma"]}']
@@ -171,6 +102,22 @@ def type_name(type_: Any) -> str:
     return (type_ if isinstance(type_, str) else getattr(type_, '__name__', str(type_))).rpartition('.')[2]
 
 
+def is_number(value: Any) -> bool:
+    """Whether a setting is a number, and not NaN."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+def listed_schedulers(schedulers: Any) -> list[Mapping[str, Any]]:
+    """A config's schedulers in one list, be they one, a list, or a list for each of several optimizers."""
+    if not schedulers:
+        return []
+    if not isinstance(schedulers, Mapping):
+        return list(schedulers)
+    if 'type' in schedulers:
+        return [schedulers]
+    return [scheduler for part in schedulers.values() for scheduler in listed_schedulers(part)]
+
+
 @dataclass(frozen=True)
 class Length:
     """How long a config trains: ``total`` in ``unit`` ('epochs' or 'iters')."""
@@ -180,6 +127,7 @@ class Length:
 
     @classmethod
     def of(cls, cfg: Mapping[str, Any]) -> Length:
+        """The length of a config's training."""
         train_cfg = cfg.get('train_cfg') or {}
         for unit in ('epochs', 'iters'):
             total = train_cfg.get(f'max_{unit}')
@@ -190,126 +138,171 @@ class Length:
             'to shorten; give the config that the baseline was trained with'
         )
 
+    @classmethod
+    def of_steps(cls, steps: int) -> Length:
+        """So many iterations."""
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise ConfigError(f'max_iters={steps!r}: expected a whole number of steps, at least 1')
+        return cls(steps, 'iters')
+
+    def scaled(self, ratio: float) -> Length:
+        """So much of it."""
+        if not (is_number(ratio) and 0 < ratio <= 1):
+            raise ConfigError(f'epoch_ratio={ratio!r} is not in (0, 1]: it is the new length over the old')
+        return Length(max(1, _round(self.total * ratio)), self.unit)
+
     def counts(self, scheduler: Mapping[str, Any]) -> bool:
         """Whether a scheduler counts in the unit of the training loop."""
         return bool(scheduler.get('by_epoch', True)) == (self.unit == 'epochs')
 
 
 @dataclass(frozen=True)
-class _Scale:
-    total: int
-    ratio: float
+class Scale:
+    """From one length to another; calling it converts a number of steps in the old unit."""
 
-    @classmethod
-    def of(cls, length: Length, epoch_ratio: float) -> _Scale:
-        if not is_number(epoch_ratio) or not 0 < epoch_ratio <= 1:
-            raise ConfigError(
-                f'epoch_ratio={epoch_ratio!r} is not in (0, 1]: it is the new length over the old; for a '
-                'quarter give 0.25, as in the paper'
-            )
-        total = max(1, _round(length.total * epoch_ratio))
-        return cls(total, total / length.total)
+    before: Length
+    after: Length
+
+    @property
+    def ratio(self) -> float:
+        return self.after.total / self.before.total
+
+    @property
+    def to_iters(self) -> bool:
+        """Whether epochs become iterations."""
+        return self.before.unit != self.after.unit
 
     def __call__(self, steps: float) -> int:
         return max(1, _round(steps * self.ratio)) if steps > 0 else int(steps)
+
+    def iterations(self, steps: float) -> int:
+        """A number of iterations in a training that counted epochs, whose share of it is not known."""
+        return min(int(steps), max(1, int(self.after.total * WARM_UP)))
+
+    def loop(self, train_cfg: Mapping[str, Any]) -> dict[str, Any]:
+        """Changes of a ``train_cfg``."""
+        changes: dict[str, Any] = {f'max_{self.after.unit}': self.after.total}
+        for key in ('val_interval', 'val_begin'):
+            if isinstance(train_cfg.get(key), int) or (self.to_iters and key == 'val_interval'):
+                changes[key] = self(train_cfg.get(key, 1))
+        if train_cfg.get('dynamic_intervals'):
+            changes['dynamic_intervals'] = [(self(start), self(step)) for start, step in train_cfg['dynamic_intervals']]
+        if not self.to_iters:
+            return changes
+        if (kind := type_name(train_cfg.get('type', 'EpochBasedTrainLoop'))) != 'EpochBasedTrainLoop':
+            raise ConfigError(f'max_iters: the training loop {kind} counts epochs: give epoch_ratio instead')
+        return {'_delete_': True, 'type': 'IterBasedTrainLoop', **changes}
+
+    def hook(self, hook: Any) -> dict[str, Any]:
+        """Changes of a hook."""
+        if not isinstance(hook, Mapping):
+            return {}
+        kind = type_name(hook.get('type', ''))
+        counted = [key for key in _HOOK_KEYS[self.before.unit] if isinstance(hook.get(key), int)]
+        if kind in ('CheckpointHook', 'EvalHook') and self.before.counts(hook):
+            counted += [key for key in ('interval', 'save_begin') if isinstance(hook.get(key), int)]
+        if self.to_iters and (lost := [key for key in counted if key in _HOOK_KEYS['epochs'] and hook[key] > 0]):
+            raise ConfigError(
+                f'max_iters: {kind} counts epochs ({lost[0]}={hook[lost[0]]}), of which a training of so many steps '
+                'has none: give epoch_ratio instead, or take it out of the hooks of the baseline'
+            )
+        return {key: new for key in counted if (new := self(hook[key])) != hook[key]}
+
+    def merged(self, hook: Any) -> Any:
+        """A hook with its changes."""
+        changed = self.hook(hook)
+        return {**hook, **changed} if changed else hook
 
 
 def _round(number: float) -> int:
     return math.floor(number + 0.5)  # halves up; round() takes them to even
 
 
-def _train_cfg(train_cfg: Mapping[str, Any], length: Length, scale: _Scale) -> Dict[str, Any]:
-    changes: Dict[str, Any] = {f'max_{length.unit}': scale.total}
-    for key in ('val_interval', 'val_begin'):
-        if isinstance(train_cfg.get(key), int):
-            changes[key] = scale(train_cfg[key])
-    if train_cfg.get('dynamic_intervals'):
-        changes['dynamic_intervals'] = [(scale(start), scale(step)) for start, step in train_cfg['dynamic_intervals']]
-    return changes
+def _validations(before: Mapping[str, Any], after: Mapping[str, Any], scale: Scale) -> float:
+    """How many validations the new training has for one of the old."""
+    return scale.ratio * before.get('val_interval', 1) / after.get('val_interval', before.get('val_interval', 1))
 
 
-def _schedulers(schedulers: Any, length: Length, scale: _Scale) -> Any:
+def _infinite_sampler(loader: Mapping[str, Any]) -> dict[str, Any]:
+    sampler = loader.get('sampler') or {}
+    if type_name(sampler.get('type', '')) != 'DefaultSampler':
+        return {}
+    new = {'_delete_': True, 'type': 'InfiniteSampler', 'shuffle': sampler.get('shuffle', True)}
+    return {'train_dataloader': {'sampler': new}}
+
+
+def _schedulers(schedulers: Any, scale: Scale, validations: float) -> Any:
     if isinstance(schedulers, Mapping) and 'type' not in schedulers:  # one list for each of several optimizers
-        return {name: _schedulers(part, length, scale) for name, part in schedulers.items()}
-    shortened: List[Dict[str, Any]] = []
+        return {name: _schedulers(part, scale, validations) for name, part in schedulers.items()}
+    shortened: list[dict[str, Any]] = []
     decays = False
-    for scheduler in map(dict, _as_list(schedulers)):
-        if type_name(scheduler['type']) in ('MultiStepLR', 'StepLR') and length.counts(scheduler):
-            shortened += [] if decays else _paper_steps(scheduler, length, scale)
+    for scheduler in map(dict, listed_schedulers(schedulers)):
+        kind = type_name(scheduler['type'])
+        if kind in ('MultiStepLR', 'StepLR') and scale.before.counts(scheduler):
+            shortened += [] if decays else _paper_steps(scheduler, scale)
             decays = True  # of the whole schedule, also where its steps are in several schedulers
+        elif kind.startswith(PLATEAU):  # whose steps are validations
+            shortened.append(
+                _converted(scheduler, lambda steps: max(1, _round(steps * validations)) if steps else steps)
+            )
         elif scaled := _scaled(scheduler, scale):
             shortened.append(scaled)
     return shortened
 
 
-def _scaled(scheduler: Dict[str, Any], scale: _Scale) -> Optional[Dict[str, Any]]:
+def _scaled(scheduler: dict[str, Any], scale: Scale) -> dict[str, Any] | None:
     begin, end = scheduler.get('begin') or 0, scheduler.get('end')
     full_cycle = end is not None and scheduler.get('T_max') == end - begin
-    _scale_span(scheduler, scale)
+    in_iterations = scale.to_iters and not scale.before.counts(scheduler)
+    scheduler = _converted(scheduler, scale.iterations if in_iterations else scale)
     if isinstance(end, int) and _too_short(scheduler, end - begin):
         return None
-    for key in _STEP_COUNTS:
-        if isinstance(scheduler.get(key), int):
-            scheduler[key] = scale(scheduler[key])
-    for key in _STEP_LISTS:
-        if scheduler.get(key) is not None:
-            scheduler[key] = [scale(step) for step in scheduler[key]]
     if full_cycle:
         scheduler['T_max'] = scheduler['end'] - (scheduler.get('begin') or 0)
     if type_name(scheduler['type']).startswith('Exponential') and scheduler.get('gamma') is not None:
         scheduler['gamma'] = scheduler['gamma'] ** (1 / scale.ratio)
+    return _by_iteration(scheduler) if scale.to_iters else scheduler
+
+
+def _converted(scheduler: dict[str, Any], convert: Any) -> dict[str, Any]:
+    for key in ('begin', 'end', *_STEP_COUNTS):
+        if is_number(scheduler.get(key)) and scheduler[key] < math.inf:
+            scheduler[key] = convert(scheduler[key])
+    for key in _STEP_LISTS:
+        if scheduler.get(key) is not None:
+            scheduler[key] = [convert(step) for step in scheduler[key]]
     return scheduler
 
 
-def _scale_span(scheduler: Dict[str, Any], scale: _Scale) -> None:
-    for key in ('begin', 'end'):
-        if is_number(scheduler.get(key)) and scheduler[key] < math.inf:
-            scheduler[key] = scale(scheduler[key])
+def _by_iteration(scheduler: dict[str, Any]) -> dict[str, Any]:
+    return {**{k: v for k, v in scheduler.items() if k != 'convert_to_iter_based'}, 'by_epoch': False}
 
 
-def _too_short(scheduler: Dict[str, Any], before: int) -> bool:
+def _too_short(scheduler: dict[str, Any], before: int) -> bool:
     # MMEngine's schedulers change the rate between their first and last step. One of a single step never gets that
     # far: a warm-up would leave the rate at its start factor for the whole training.
     length = scheduler['end'] - (scheduler.get('begin') or 0)
     return length < min(before, 1 if scheduler.get('convert_to_iter_based') else 2)
 
 
-def _paper_steps(scheduler: Dict[str, Any], length: Length, scale: _Scale) -> List[Dict[str, Any]]:
-    steps = sorted({_round(scale.total * part) for part in DECAY_AT})
-    _scale_span(scheduler, scale)
-    begin = scheduler.get('begin') or 0
-    scheduler.pop('step_size', None)
-    scheduler['gamma'] = DECAY_FACTOR
+def _paper_steps(scheduler: dict[str, Any], scale: Scale) -> list[dict[str, Any]]:
+    total = scale.after.total
+    steps = sorted({_round(total * part) for part in DECAY_AT})
+    kept = {key: value for key, value in scheduler.items() if key not in ('milestones', 'step_size')}
+    scheduler = {**_converted(kept, scale), 'gamma': DECAY_FACTOR}
     if type_name(scheduler['type']) == 'StepLR':
         scheduler['type'] = 'MultiStepLR'
-    if length.unit == 'epochs' and (len(steps) < len(DECAY_AT) or steps[-1] == scale.total):
-        return [_decay_within_an_epoch(scheduler, scale.total * part) for part in DECAY_AT]
+    if scale.to_iters:
+        scheduler = _by_iteration(scheduler)
+    elif scale.after.unit == 'epochs' and (len(steps) < len(DECAY_AT) or steps[-1] == total):
+        return [_decay_within_an_epoch(scheduler, total * part) for part in DECAY_AT]
     # Milestones count from the scheduler's own begin.
-    return [{**scheduler, 'milestones': [step - begin for step in steps if begin < step < scale.total]}]
+    begin = scheduler.get('begin') or 0
+    return [{**scheduler, 'milestones': [step - begin for step in steps if begin < step < total]}]
 
 
-def _decay_within_an_epoch(scheduler: Mapping[str, Any], epoch: float) -> Dict[str, Any]:
+def _decay_within_an_epoch(scheduler: Mapping[str, Any], epoch: float) -> dict[str, Any]:
     # MMEngine multiplies milestones by the epoch's iterations and waits for exactly that number, which a fraction may
     # never meet; begin it makes whole. So each decay is the first step of a scheduler that begins there.
     kept = {key: value for key, value in scheduler.items() if key not in ('begin', 'convert_to_iter_based')}
     return {**kept, 'begin': math.ceil(epoch * 1e4) / 1e4, 'milestones': [0], 'convert_to_iter_based': True}
-
-
-def _hook_changes(hook: Optional[Mapping[str, Any]], length: Length, scale: _Scale) -> Dict[str, Any]:
-    if not isinstance(hook, Mapping):
-        return {}
-    keys: List[str] = [*(_HOOK_EPOCHS if length.unit == 'epochs' else _HOOK_ITERS)]
-    if type_name(hook.get('type', '')) in ('CheckpointHook', 'EvalHook') and length.counts(hook):
-        keys.append('interval')
-    changes = {key: scale(hook[key]) for key in keys if isinstance(hook.get(key), int)}
-    return {key: value for key, value in changes.items() if value != hook[key]}
-
-
-def _as_list(schedulers: Any) -> List[Mapping[str, Any]]:
-    if not schedulers:
-        return []
-    if not isinstance(schedulers, Mapping):
-        return list(schedulers)
-    if 'type' in schedulers:
-        return [schedulers]
-    return [scheduler for part in schedulers.values() for scheduler in _as_list(part)]

@@ -6,16 +6,7 @@ import copy
 import os
 from pathlib import Path
 
-from mmdeform_upgrade.config import (
-    SCHEME,
-    control_changes,
-    find_config,
-    inheriting_text,
-    is_lazy,
-    read_config,
-    upgrade_changes,
-    upgrade_config,
-)
+from mmdeform_upgrade.config import SCHEME, config_text, control_changes, find_config, read_config, upgrade_changes
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.importers import OWN_NAMES
 from mmdeform_upgrade.mm import command_line
@@ -53,21 +44,24 @@ def parse_args(argv):
     parser.add_argument('--exclude', nargs='+', default=[], help='names to leave alone')
     parser.add_argument('--part', default='backbone', help='component of the model to upgrade (default: backbone)')
     parser.add_argument('--deform-groups', type=int, default=1, help='groups of channels that share offsets')
-    parser.add_argument('--epoch-ratio', type=float, default=0.25, help='new training length over the old')
-    parser.add_argument('--lr-mult', type=float, default=1.0, help="learning rate over the baseline's (default: 1)")
-    parser.add_argument(
-        '--offset-optimizer',
-        choices=['same', 'adam'],
-        help="the offsets' optimizer: Adam beside the baseline's, or the same one (default: adam, or what the config says)",
-    )
-    parser.add_argument('--offset-lr', type=float, help="learning rate of the offsets' Adam (default: 0.002)")
-    parser.add_argument('--offset-lr-mult', type=float, help="with 'same': rate of the offsets over the other layers'")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument('--epoch-ratio', type=float, default=0.25, help='new training length over the old')
+    length.add_argument('--max-iters', type=int, help='new training length in steps')
     parser.add_argument(
         '--train',
         choices=['all', 'offsets'],
         default='all',
-        help='what the fine-tune trains: everything, or the offsets alone for an adapter of the baseline (default: all)',
+        help='what trains: everything, or the offsets alone (default: all)',
     )
+    parser.add_argument('--lr-mult', type=float, default=1.0, help="learning rate over the baseline's (default: 1)")
+    parser.add_argument(
+        '--offset-optimizer',
+        choices=['same', 'adam'],
+        help="Adam for the offsets, beside the baseline's optimizer, or that one (default: adam, or what CONFIG says)",
+    )
+    parser.add_argument('--offset-lr', type=float, help="learning rate of the offsets' Adam (default: 0.002)")
+    parser.add_argument('--offset-lr-mult', type=float, help="with 'same': learning rate over the other layers'")
+    parser.add_argument('--no-guard', action='store_true', help='leave out the hook that makes a run safe')
     parser.add_argument(
         '--out',
         help='config to write (default: CONFIG with -upgrade before its ending; for '
@@ -99,52 +93,60 @@ def checked_outputs(args):
 
 
 def write(base, out, full, changes):
-    """A short config that inherits ``base``, or all of it where ``base`` is of the pure Python kind."""
-    text = full.pretty_text if is_lazy(base) else inheriting_text(base, out, changes)
+    """The config file; nothing is overwritten by half of one."""
+    text = config_text(base, out, full, changes)
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
     Path(out).write_text(text, encoding='utf8')
     print(f'written: {out}')
+
+
+def merged(cfg, changes):
+    """A copy of ``cfg`` with ``changes``."""
+    cfg = copy.deepcopy(cfg)
+    cfg.merge_from_dict(copy.deepcopy(changes))
+    return cfg
+
+
+def run_of(out):
+    """The folder of the run of a config file."""
+    return os.path.join('work_dirs', Path(out).stem)
 
 
 def main(argv=None):
     args = parse_args(argv)
     outputs = checked_outputs(args)
     baseline = read_config(args.config)
-    settings = dict(
+    tuning = dict(epoch_ratio=args.epoch_ratio, max_iters=args.max_iters, lr_mult=args.lr_mult, guard=not args.no_guard)
+    layers = dict(
+        targets=args.targets[0] if len(args.targets) == 1 else args.targets, exclude=args.exclude, part=args.part
+    )
+    changes = upgrade_changes(
+        baseline,
         load_from=args.checkpoint,
-        targets=args.targets[0] if len(args.targets) == 1 else args.targets,
-        exclude=args.exclude,
-        part=args.part,
+        **layers,
         deform_groups=args.deform_groups,
-        epoch_ratio=args.epoch_ratio,
-        lr_mult=args.lr_mult,
-        offset_lr_mult=args.offset_lr_mult,
         offset_optimizer=args.offset_optimizer,
         offset_lr=args.offset_lr,
+        offset_lr_mult=args.offset_lr_mult,
         train=args.train,
+        work_dir=run_of(outputs[0]),
+        **tuning,
     )
-    upgraded = upgrade_config(baseline, **settings)
+    upgraded = merged(baseline, changes)
     plan = plan_upgrade(baseline, upgraded, args.checkpoint)
     print(plan)
     if args.signal:
-        chosen = {name: settings[name] for name in ('targets', 'exclude', 'part')}
-        print(measure_signal(baseline, args.checkpoint, **chosen, lr=args.offset_lr or OFFSET_LR))
+        print(measure_signal(baseline, args.checkpoint, **layers, lr=args.offset_lr or OFFSET_LR))
     if args.dry_run:
         print('dry run: nothing was written')
         return
-    write(args.config, outputs[0], upgraded, upgrade_changes(baseline, **settings))
+    write(args.config, outputs[0], upgraded, changes)
     if args.control:
         # Without the hook, a foreign checkpoint is imported by the scheme alone.
         scheme = '' if plan.imported.format == OWN_NAMES else SCHEME
-        changes = control_changes(
-            baseline,
-            load_from=scheme + args.checkpoint.removeprefix(SCHEME),
-            epoch_ratio=args.epoch_ratio,
-            lr_mult=args.lr_mult,
-        )
-        control = copy.deepcopy(baseline)
-        control.merge_from_dict(changes)
-        write(args.config, args.control, control, changes)
+        load_from = scheme + args.checkpoint.removeprefix(SCHEME)
+        changes = control_changes(baseline, load_from=load_from, work_dir=run_of(args.control), **tuning)
+        write(args.config, args.control, merged(baseline, changes), changes)
     print(f'next: python tools/train.py {outputs[0]}')
 
 

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.optim import OptimWrapper
@@ -38,7 +37,7 @@ class OffsetOptimizerConstructor:
         optimizer = self._wrapper.pop('optimizer', None)
         if not isinstance(optimizer, Mapping):
             raise ConfigError(f'OffsetOptimizerConstructor: optim_wrapper.optimizer={optimizer!r}, expected a dict')
-        paramwise_cfg = paramwise_cfg or {}
+        self._optimizer, paramwise_cfg = dict(optimizer), paramwise_cfg or {}
         self._offsets = _offset_settings(self._wrapper.pop('offset_optimizer', {}), optimizer, paramwise_cfg)
         base = self._wrapper.pop('base_constructor', 'DefaultOptimWrapperConstructor')
         self._base = OPTIM_WRAPPER_CONSTRUCTORS.build(
@@ -54,24 +53,16 @@ class OffsetOptimizerConstructor:
                 'OffsetOptimizerConstructor: the network has no offset branches that train: upgrade a part of it '
                 "(type='DeformUpgrade'), or take optim_wrapper.constructor out; under FSDP set use_orig_params=True"
             )
-        with without_offsets(model), _thawed(model, not others):
-            base = self._base(model).optimizer
+        with without_offsets(model):
+            # Where nothing else trains, an optimizer of no parameter has the schedule that the offsets follow.
+            base = (
+                self._base(model).optimizer
+                if others
+                else OPTIMIZERS.build(dict(self._optimizer, params=[{'params': []}]))
+            )
         own = OPTIMIZERS.build(dict(self._offsets, params=offsets))
         wrapper = {'type': 'OptimWrapper', **self._wrapper}
         return OPTIM_WRAPPERS.build(wrapper, default_args=dict(optimizer=OffsetOptimizer(base, own)))
-
-
-@contextmanager
-def _thawed(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Where offsets train alone, the others are listed all the same: the schedule's shape is that of their groups."""
-    frozen = [p for p in model.parameters() if wanted and not p.requires_grad and p.is_floating_point()]
-    for parameter in frozen:
-        parameter.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
 
 
 def _offset_settings(given: Any, optimizer: Mapping[str, Any], paramwise: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ..layers import upgraded_layers
 from ..schedule import describe_schedule
 from ..upgrade import LayerChange, UpgradeReport, count_parameters
 from .loading import local_path
+from .rates import describe_rates
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -31,6 +32,7 @@ class UpgradePlan:
     imported: Imported
     schedule_before: str
     schedule_after: str
+    rates: str
 
     def __str__(self) -> str:
         added = len(self.imported.added)
@@ -38,7 +40,7 @@ class UpgradePlan:
         return (
             f'{self.report}\n{imported}checkpoint: {len(self.imported.state_dict) - added} tensors fit, {added} offset '
             f'tensors start at zero\nschedule before: {self.schedule_before}\n'
-            f'schedule after:  {self.schedule_after}'
+            f'schedule after:  {self.schedule_after}\nrates of the built optimizer: {self.rates}'
         )
 
 
@@ -59,7 +61,8 @@ def plan_upgrade(before: Config, after: Config, checkpoint: str) -> UpgradePlan:
     """
     network = build_network(after)
     imported = import_baseline(local_path(checkpoint), network)
-    return UpgradePlan(report_of(network), imported, describe_schedule(before), describe_schedule(after))
+    schedules = describe_schedule(before), describe_schedule(after)
+    return UpgradePlan(report_of(network), imported, *schedules, describe_rates(network, after))
 
 
 def report_of(network: nn.Module) -> UpgradeReport:

@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Sequence
 
 from ..config import BUILDER, TRAIN_OFFSETS
+from ..rates import CONSTRUCTOR, without_offset_optimizer
 from ..schedule import type_name
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ OWN_TYPES = (
     *OWN_HOOKS,
     BUILDER,
     TRAIN_OFFSETS,
+    CONSTRUCTOR,
     'ZeroOffsetDCN',
     'WideSSDNeck',
     'PredictableSSDHead',
@@ -59,6 +61,8 @@ def _without_hooks(cfg: Config, names: Sequence[str]) -> Config:
     result.load_from, result.resume = None, False
     if type_name(result.model.get('type', '')) == TRAIN_OFFSETS:
         result.model.type = result.model.pop('base_type')
+    if result.get('optim_wrapper'):
+        result.optim_wrapper = without_offset_optimizer(result.optim_wrapper)
     hooks = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook.get('type', '')) not in names]
     if hooks:
         result.custom_hooks = hooks

@@ -1,0 +1,123 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""The learning rates that a training will have, read from the optimizer that its config builds."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper, build_optim_wrapper
+from mmengine.registry import PARAM_SCHEDULERS
+from torch import nn
+
+from ..errors import ConfigError, UpgradeError
+from ..optim import OffsetOptimizer, split_offsets
+from ..rates import check_offset_rates
+from ..schedule import Length, listed_schedulers, schedule_changes
+
+_OF_THE_OPTIMIZER = ('constructor', 'base_constructor', 'optimizer', 'offset_optimizer', 'paramwise_cfg')
+_MANY = 1000  # iterations that are looked at, of a longer schedule in proportion
+_EPOCH = 20  # iterations of an epoch whose real number is not known; the shape is the same
+
+
+def describe_rates(network: nn.Module, cfg: Mapping[str, Any]) -> str:
+    """Peak and last rate of the weights and of the offsets of a training, for a person to check.
+
+    Raises:
+        ConfigError: optimizer or schedulers cannot be built, or a rate for offsets would not reach them.
+    """
+    wrapper = build_optimizer(network, cfg)
+    offsets = {id(parameter) for parameter in split_offsets(network)[1]}
+    groups: dict[Any, dict[str, Any]] = {}  # distinct ones
+    for group in wrapper.optimizer.param_groups:
+        kinds = {id(parameter) in offsets for parameter in group['params']}
+        groups.setdefault((str(group.get('lr')), *sorted(kinds)), group)
+    wrapper.optimizer.param_groups = list(groups.values())
+    with _building('schedule'):
+        history = list(_history(wrapper, cfg))
+    name = type(getattr(wrapper.optimizer, 'base', wrapper.optimizer)).__name__
+    own = type(wrapper.optimizer.offsets).__name__ if isinstance(wrapper.optimizer, OffsetOptimizer) else name
+    columns = {kind: [i for i, key in enumerate(groups) if kind in key[1:]] for kind in (False, True)}
+    return f'{name} {_span(history, columns[False])}; offsets: {own} {_span(history, columns[True])}'
+
+
+def build_optimizer(network: nn.Module, cfg: Mapping[str, Any]) -> OptimWrapper:
+    """The optimizer of a config, in a plain wrapper.
+
+    Raises:
+        ConfigError: it cannot be built, or a rate for offsets would not reach them.
+    """
+    check_offset_rates(cfg)
+    settings = cfg.get('optim_wrapper') or {}
+    if 'optimizer' not in settings:
+        raise ConfigError('the config has no optim_wrapper.optimizer: name the one that trains')
+    with _building('optimizer'):
+        return build_optim_wrapper(
+            network, copy.deepcopy({key: settings[key] for key in _OF_THE_OPTIMIZER if key in settings})
+        )
+
+
+def _history(wrapper: OptimWrapper, cfg: Mapping[str, Any]) -> Iterator[list[float]]:
+    length = Length.of(cfg)
+    if length.unit == 'iters' and length.total > _MANY:
+        cfg = schedule_changes(
+            {key: cfg[key] for key in ('train_cfg', 'param_scheduler') if key in cfg}, max_iters=_MANY
+        )
+        length = Length.of(cfg)
+    schedulers = [_scheduler(dict(given), wrapper, length) for given in listed_schedulers(cfg.get('param_scheduler'))]
+    schedulers = [scheduler for scheduler in schedulers if not getattr(scheduler, 'need_val_args', False)]
+    steps = length.total * (_EPOCH if length.unit == 'epochs' else 1)
+    for step in range(1, steps + 1):
+        yield [float(group['lr'] or 0) for group in wrapper.optimizer.param_groups]
+        for scheduler in schedulers:
+            if not scheduler.by_epoch or (length.unit == 'epochs' and step % _EPOCH == 0):
+                scheduler.step()
+
+
+def _scheduler(settings: dict[str, Any], wrapper: OptimWrapper, length: Length) -> Any:
+    total = (
+        {'epochs': length.total, 'iters': length.total * _EPOCH} if length.unit == 'epochs' else {'iters': length.total}
+    )
+    if length.unit == 'epochs' and not settings.get('by_epoch', True) and settings.get('end', math.inf) < math.inf:
+        for key in ('begin', 'end', 'T_max', 'total_steps'):  # a warm-up, within the first epoch
+            if settings.get(key):
+                settings[key] = max(1, settings[key] * _EPOCH // max(settings['end'], _EPOCH))
+    settings.setdefault('end', total.get('epochs' if settings.get('by_epoch', True) else 'iters', math.inf))
+    return PARAM_SCHEDULERS.build(settings, default_args=dict(optimizer=wrapper, epoch_length=_EPOCH))
+
+
+def _span(history: list[list[float]], columns: list[int]) -> str:
+    if not columns:
+        return 'none'
+    peaks, last = [max(rates[i] for rates in history) for i in columns], [history[-1][i] for i in columns]
+    return f'lr {_range(peaks)}, at the end {_range(last)}'
+
+
+def _range(rates: list[float]) -> str:
+    low, high = f'{min(rates):.3g}', f'{max(rates):.3g}'
+    return low if low == high else f'{low} to {high}'
+
+
+@contextlib.contextmanager
+def _building(what: str) -> Iterator[None]:
+    """Frameworks log and print each parameter's options; a failure becomes the package's own error."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    except UpgradeError:
+        raise
+    except Exception as error:  # of any framework's optimizer
+        raise ConfigError(f'the {what} of the config cannot be built: {error}') from error
+    finally:
+        logger.setLevel(level)
