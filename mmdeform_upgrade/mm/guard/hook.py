@@ -19,7 +19,7 @@ from ..random_state import kept_random_state
 from .checkpoints import BACKEND, find_resumable
 from .finite import FiniteCheck
 from .lock import hold, release
-from .randomness import PlacedBatches, SeededFetch, draw_again, seed_step
+from .randomness import PlacedBatches, SeededFetch, seed_step
 
 META_KEY = 'exact_resume'
 
@@ -87,7 +87,6 @@ class RunGuardHook(Hook):
         self._clear_up(runner)  # not in before_train, which CheckpointHook has to have had
         if self._batches is not None:
             self._batches.start(runner.seed, runner.rank, runner.epoch)
-            draw_again(runner.train_loop)
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         """Give the step its random numbers."""
@@ -146,6 +145,7 @@ class RunGuardHook(Hook):
                 runner.val_loop.run()
 
     def _place_samples(self, runner) -> None:
+        _open_data_anew(runner)
         loader = runner.train_dataloader
         batches: Any = getattr(loader, 'batch_sampler', None)
         if isinstance(loader.dataset, IterableDataset) or batches is None:
@@ -177,6 +177,16 @@ class RunGuardHook(Hook):
 
 def _checkpoint_hooks(runner) -> list[CheckpointHook]:
     return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+
+
+def _open_data_anew(runner) -> None:
+    """MMEngine up to 0.10.7 opens the data of an iteration-based loop at once: workers have read, samplers moved on."""
+    loop: Any = runner.train_loop
+    data: Any = getattr(loop, 'dataloader_iterator', None)
+    if getattr(data, '_iterator', None) is not None:
+        settings = {**runner.cfg.train_dataloader, 'dataset': loop.dataloader.dataset}
+        loop.dataloader = runner.build_dataloader(settings, seed=runner.seed)
+        loop.dataloader_iterator = type(data)(loop.dataloader)
 
 
 def _validation_was_due(runner) -> bool:

@@ -13,7 +13,7 @@ from torch.utils.data import get_worker_info
 
 from ..random_state import kept_random_state
 
-_STEP, _SAMPLE = 0, 1  # two uses of the same place never share a seed
+_STEP, _SAMPLE, _BATCH = range(3)  # two uses of the same place never share a seed
 
 
 def seed_step(seed: int, rank: int, iteration: int) -> None:
@@ -47,7 +47,13 @@ class PlacedBatches:
         self.place, self.drawn = place, 0
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        for batch in self.batches:
+        batches = iter(self.batches)
+        while True:
+            with kept_random_state():  # some samplers draw from the process's random numbers
+                _seed_python_and_numpy(_BATCH, *self.place, self.drawn)
+                batch = next(batches, None)
+            if batch is None:
+                return
             first, self.drawn = self.drawn, self.drawn + len(batch)
             yield [Draw(index, (*self.place, first + number)) for number, index in enumerate(batch)]
 
@@ -85,18 +91,6 @@ class SeededFetch:
         # torch.manual_seed would queue a call for CUDA, too
         torch.default_generator.manual_seed(_seed_python_and_numpy(_SAMPLE, *draw.place))
         return self.dataset[draw.index]
-
-
-def draw_again(loop: Any) -> None:
-    """Draw anew what MMEngine up to 0.10.7 drew as soon as the loop was built, before the indices had their places."""
-    data: Any = getattr(loop, 'dataloader_iterator', None)
-    if getattr(data, '_iterator', None) is None:
-        return
-    sampler: Any = getattr(loop.dataloader.batch_sampler, 'sampler', None)
-    if hasattr(sampler, '_indices_of_rank'):
-        sampler.indices = sampler._indices_of_rank()
-    loop.dataloader._iterator = None  # no persistent worker stays
-    loop.dataloader_iterator = type(data)(loop.dataloader)
 
 
 def _seed_python_and_numpy(*place: int) -> int:
