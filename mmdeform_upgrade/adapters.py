@@ -23,7 +23,7 @@ from .errors import CheckpointError, UpgradeError
 from .layers import ZeroOffsetDCN, upgraded_layers
 from .readers import read_checkpoint
 from .targets import check_module
-from .upgrade import one_at_a_time, replace_modules
+from .upgrade import replace_modules
 
 DELTA = 'mmdeform_upgrade delta 2'
 COUNTER = 'num_batches_tracked'
@@ -64,7 +64,6 @@ def load_adapter(model: nn.Module, path: str, name: str | None = None) -> str:
     return name
 
 
-@one_at_a_time
 def set_adapter(model: nn.Module, name: str | None) -> None:
     """Compute with the offsets of one loaded adapter; with None, as the baseline.
 

@@ -3,30 +3,14 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
-from functools import wraps
-from typing import Any, Callable, Collection, Dict, List, Optional, Tuple, TypeVar, cast
+from typing import Callable, Collection, Dict, List, Optional, Tuple
 
 from torch import nn
 
 from .errors import TargetError, UpgradeError
 from .layers import ZeroOffsetDCN, why_not_upgradable
 from .targets import Targets, check_module, deform_groups_of
-
-_Function = TypeVar('_Function', bound=Callable[..., Any])
-_changing = threading.RLock()
-
-
-def one_at_a_time(function: _Function) -> _Function:
-    """Two threads that matched the same convolutions would each replace them, and report what the other undid."""
-
-    @wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        with _changing:
-            return function(*args, **kwargs)
-
-    return cast(_Function, wrapped)
 
 
 @dataclass(frozen=True)
@@ -101,7 +85,6 @@ class UpgradeReport:
         return '\n'.join(lines)
 
 
-@one_at_a_time
 def upgrade_(
     model: nn.Module,
     targets: Targets = 'last:3',
@@ -115,9 +98,6 @@ def upgrade_(
     Everything is checked first: a refused call leaves the model untouched. The new layers hold the very parameters of
     the old ones, so optimizers, tied weights and state-dict keys stay valid; build the optimizer afterwards all the
     same, or it will not know the offset branches.
-
-    Other threads may run the model meanwhile: each forward finds the old layer or the new one at each place, and both
-    compute the same. Moving it to another device or dtype meanwhile is not safe.
 
     Args:
         model: any module; a convolution used in several places is replaced in all of them.
@@ -152,7 +132,6 @@ def upgrade_(
     return UpgradeReport(layers, before, count_parameters(model))
 
 
-@one_at_a_time
 def revert_(
     model: nn.Module, *, keep: Optional[Callable[[str, ZeroOffsetDCN], bool]] = None, drop: Collection[str] = ()
 ) -> List[str]:

@@ -168,6 +168,7 @@ NOT_TRIED = {
     'MMDeepSpeedEngineWrapper': 'needs DeepSpeed and a GPU',
     'DeepSpeedStrategy': 'needs DeepSpeed and a GPU',
     'ColossalAIModelWrapper': 'needs ColossalAI and a GPU',
+    'CollosalAIModelWrapper': 'needs ColossalAI and a GPU',
     'ColossalAIStrategy': 'needs ColossalAI and a GPU',
     'DataParallel': 'of PyTorch; no runner builds it',
     'DistributedDataParallel': 'of PyTorch; no runner builds it',

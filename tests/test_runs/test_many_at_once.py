@@ -4,18 +4,14 @@ import os
 import re
 import signal
 import socket
-import threading
 import time
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
-from torch import nn
 
-from mmdeform_upgrade import revert_, upgrade_
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.mm.guard import hold, release
 
@@ -132,50 +128,3 @@ def test_a_refused_work_directory_is_told_by_every_process(tiny, other_run, capf
     processes = [in_child(lambda rank=rank: _rank(tiny, rank, port)) for rank in (0, 1)]
     assert [ended(process) for process in processes] == [1, 1]
     assert capfd.readouterr().err.count(f'is in use by process {other_run}') == 2
-
-
-def test_a_network_is_upgraded_while_others_use_it():
-    """Each forward finds, at each layer, the old convolution or the new one, and both compute the same."""
-    torch.manual_seed(0)
-    network = nn.Sequential(*(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Tanh()) for _ in range(6))).double()
-    image = torch.rand(1, 4, 9, 9, dtype=torch.float64)
-    expected = network(image).detach()
-    stop, outputs, errors = threading.Event(), [], []
-
-    def use():
-        try:
-            while not stop.is_set():
-                outputs.append(network(image).detach())
-        except Exception as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=use) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for _ in range(15):
-        assert len(upgrade_(network, 'last:6').layers) == 6
-        network(image)
-        assert len(revert_(network)) == 6
-    stop.set()
-    for thread in threads:
-        thread.join()
-    assert not errors and len(outputs) > 8
-    assert max(float((output - expected).abs().max()) for output in outputs) < 1e-12
-
-
-def test_upgrades_of_one_network_at_the_same_time_come_one_after_the_other():
-    """Each convolution is upgraded once, whoever is first."""
-    network = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(40)))
-    reports, gate = [], threading.Barrier(4)
-
-    def upgrade():
-        gate.wait()
-        reports.append(upgrade_(network, 'last:10'))
-
-    threads = [threading.Thread(target=upgrade) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    names = [name for report in reports for name in report.names]
-    assert sorted(names, key=int) == [str(number) for number in range(40)]

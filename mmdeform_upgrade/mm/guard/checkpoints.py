@@ -8,7 +8,6 @@ import glob
 import logging
 import os
 import re
-import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
@@ -101,8 +100,6 @@ def why_not_resumable(path: str) -> str | None:
         checkpoint = read_checkpoint(path)
     except CheckpointError as error:
         return str(error).removeprefix(f'{path} ')
-    if zipfile.is_zipfile(path) and zipfile.ZipFile(path).testzip() is not None:
-        return 'a checksum in it is wrong, so it is damaged'
     meta = checkpoint.get('meta')
     lacking = [key for key in ('epoch', 'iter') if not isinstance(meta, dict) or key not in meta]
     lacking += [key for key in ('message_hub',) if key not in checkpoint]
