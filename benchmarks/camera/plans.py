@@ -121,7 +121,7 @@ def reach(recipes: Recipes) -> Iterator[Run]:
 
 
 def same_data(
-    bed: str, recipes: Recipes, geometry: str, parts: tuple[float, ...] = (0.25, 0.125, 0.5)
+    bed: str, recipes: Recipes, geometry: str, parts: tuple[float, ...] = (0.25, 0.125)
 ) -> Iterator[Run]:
     """Claim B: the baseline's own pictures; is a quarter of the steps worth the network trained from scratch?"""
     network, steps = NETWORKS[bed][0], runs.BASELINE_STEPS[bed]
@@ -155,7 +155,7 @@ def part(name: str, bed: str, recipes: Recipes) -> Iterator[Run]:
     elif name == 'long':
         yield from lengths(bed, recipes, geometry, (1 / 2, 1.0), ('control', 'upgraded'))
     elif name == 'same':
-        yield from same_data(bed, recipes, 'fisheye' if bed == 'shapes' else 'identity')
+        yield from same_data(bed, recipes, 'identity')
     elif name == 'labels':
         yield from labels(bed, recipes, geometry)
     elif name == 'ceiling':
