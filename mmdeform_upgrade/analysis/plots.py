@@ -30,7 +30,7 @@ def draw_signal(layers: Sequence[LayerSignal], path: Path, *, title: str) -> Non
     axes = figure.subplots()
     rows = np.arange(len(layers))
     for verdict, colour in (('learns', COLOURS[2]), ('noise', COLOURS[4])):
-        own = [i for i in rows if layers[i].verdict == verdict]
+        own = [i for i, layer in enumerate(layers) if layer.verdict == verdict]
         axes.barh(own, [layers[i].snr - 1 for i in own], left=1, color=colour, label=f'offsets: {verdict}')
     axes.plot([layer.weight_snr for layer in layers], rows, 'd', color=COLOURS[0], markersize=5, label='own weights')
     axes.axvline(1, color=COLOURS[6], linewidth=1, label='pure noise')
