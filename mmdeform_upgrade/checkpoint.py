@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from .errors import CheckpointError, listed
 from .importers import OWN_NAMES, Imported, import_state_dict
 from .layers import upgraded_layers
 from .readers import read_checkpoint
@@ -26,7 +26,6 @@ from .targets import check_module
 StateDict = dict[str, Tensor]
 
 _OFFSET_KEY = re.compile(r'(?:.*\.)?conv_offset\.(?:weight|bias)')
-_SHOWN = 20
 
 
 def load_baseline(path: str, model: nn.Module | None = None, *, key: str | None = None) -> StateDict:
@@ -155,7 +154,7 @@ def clean_state_dict(state_dict: Any) -> StateDict:
         if not isinstance(key, str) or not isinstance(value, Tensor)
     ]
     if wrong:
-        raise CheckpointError(f'expected only tensors under the state dict, found others at {_listed(wrong)}')
+        raise CheckpointError(f'expected only tensors under the state dict, found others at {listed(wrong)}')
     return {key.removeprefix('module.'): value for key, value in state_dict.items()}
 
 
@@ -188,10 +187,10 @@ def _misfit(
         ('of another shape', [f'{key}: the checkpoint has {a}, the network {b}' for key, (a, b) in shapes.items()]),
     ):
         if keys:
-            lines.append(f'  {title} ({len(keys)}): {_listed(keys)}')
+            lines.append(f'  {title} ({len(keys)}): {listed(keys)}')
     if others := sorted({key.rpartition('.conv_offset.')[0] for key in missing if is_offset_key(key)}):
         lines.append(
-            f'These deformable layers are no ZeroOffsetDCN, or only a part of them is there: {_listed(others)}. Newly '
+            f'These deformable layers are no ZeroOffsetDCN, or only a part of them is there: {listed(others)}. Newly '
             'made, they compute something else than the baseline; take them out of the config (dcn=...), or upgrade them.'
         )
     if prefix := _prefix(missing, unexpected):
@@ -217,7 +216,3 @@ def _prefix(missing: list[str], unexpected: list[str]) -> str:
     names = set(unexpected)
     found = {name.removesuffix(key) for key in missing[:3] for name in unexpected if name.endswith(f'.{key}')}
     return next((p for p in sorted(found) if sum(p + key in names for key in missing) > len(missing) // 2), '')
-
-
-def _listed(items: list[str]) -> str:
-    return ', '.join(items[:_SHOWN]) + (f' and {len(items) - _SHOWN} more' if len(items) > _SHOWN else '')

@@ -1,8 +1,12 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""The errors that the package raises on purpose, and nothing else.
+"""The errors that the package raises on purpose, and what their messages share.
 
 Each message says what was found, what was expected and what to do. Catch ``UpgradeError`` to catch them all.
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 class UpgradeError(Exception):
@@ -43,3 +47,9 @@ class OperatorError(UpgradeError, NotImplementedError):
 
 class TrainingError(UpgradeError, RuntimeError):
     """A training run cannot go on: it computes what is no number, or cannot write what it computed."""
+
+
+def listed(names: Sequence[object], shown: int = 20) -> str:
+    """Names for a message: the first of them, and how many more there are."""
+    more = len(names) - shown
+    return ', '.join(map(str, names[:shown])) + (f' and {more} more' if more > 0 else '')

@@ -7,7 +7,8 @@ Vocabulary: N, C, H, W; K = kh * kw taps; G = deform groups; offsets in pixels, 
 from __future__ import annotations
 
 import re
-from numbers import Integral
+from functools import cache
+from inspect import Parameter, signature
 from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
@@ -17,7 +18,11 @@ from torch import Tensor, nn
 from .errors import LayerError, TargetError, UpgradeError
 from .ops import deform_conv2d, flops
 from .ops.autocast import autocast
+from .ops.geometry import is_whole
 
+_MERGING = re.compile(
+    r'(?:switch|convert)_to_deploy|get_equivalent_\w+|merge_kernel|reparam(?:eteri[sz]e)?|local_inject|fuse'
+)
 _Size = Union[int, Tuple[int, int]]
 
 
@@ -205,11 +210,7 @@ def _arguments(conv: nn.Conv2d) -> Dict[str, Any]:
 
 def divides(deform_groups: Any, channels: int) -> bool:
     """Whether channels can be split into so many deform groups."""
-    return _is_whole(deform_groups, 1) and channels % deform_groups == 0
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < 2**31
+    return is_whole(deform_groups, 1) and channels % deform_groups == 0
 
 
 def _check_arguments(**arguments: Any) -> None:
@@ -219,7 +220,7 @@ def _check_arguments(**arguments: Any) -> None:
         pairs = name in ('kernel_size', 'stride', 'dilation', 'padding')
         least = 0 if name == 'padding' else 1
         values = value if pairs and isinstance(value, (tuple, list)) and len(value) == 2 else [value]
-        if not all(_is_whole(number, least) for number in values):
+        if not all(is_whole(number, least) for number in values):
             expected = 'one or two whole numbers' if pairs else 'a whole number'
             raise LayerError(
                 f'ZeroOffsetDCN: {name}={value!r}; expected {expected} of at least {least}'
@@ -242,6 +243,29 @@ def why_not_upgradable(module: nn.Module, deform_groups: int = 1) -> Optional[st
     if not divides(deform_groups, module.in_channels):
         return f'deform_groups={deform_groups!r} does not divide its {module.in_channels} input channels'
     return None
+
+
+def merging_method(block: nn.Module | None) -> str:
+    """The method with which a block merges its branches into one convolution for deployment, or an empty string.
+
+    Such blocks (of RepVGG, MobileOne, RepLKNet, LeViT, YOLOv6) read ``conv.weight`` alone, so offsets would be lost. A
+    network whose method only calls its blocks' is none, and neither is a block that is merged already.
+    """
+    if block is None or not (method := _merging_method(type(block))):  # type: ignore
+        return ''
+    inner = any(_merging_method(type(module)) for module in block.modules() if module is not block)  # type: ignore
+    merged = getattr(block, 'deploy', False) is True or any('reparam' in name for name, _ in block.named_children())
+    return '' if inner or merged else f'{type(block).__name__}.{method}'
+
+
+@cache
+def _merging_method(kind: Any) -> str:
+    for name in sorted(dir(kind), key=lambda name: 'deploy' not in name):
+        if _MERGING.fullmatch(name) and callable(method := getattr(kind, name)):
+            needed = [p for p in signature(method).parameters.values() if p.default is Parameter.empty]
+            if len(needed) == 1:  # self; mmdet's FPG.fuse takes feature maps
+                return name
+    return ''
 
 
 def upgraded_layers(model: nn.Module) -> Dict[str, ZeroOffsetDCN]:

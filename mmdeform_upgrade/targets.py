@@ -1,25 +1,28 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""Which convolutions: matching only, nothing is changed here."""
+"""Which convolutions: one grammar, matching only. ``modules`` is always ``dict(model.named_modules())``."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from typing import Dict, List, Mapping, Sequence, Union
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
 
-from .errors import TargetError
-from .layers import why_not_upgradable
-from .stages import is_part, part_names
+from .errors import TargetError, listed
+from .layers import merging_method, why_not_upgradable
+from .ops.geometry import is_whole
 
-Targets = Union[str, Sequence[str], Mapping[str, int]]
+Targets = str | Sequence[str] | Mapping[str, int]
 
 _LAST = re.compile(r'last:(.*)')
+_ITEM = r'[a-z]\d*(?:-(?:[a-z]\d*|\d+))?'
+_TERM = rf'res[2-5](?:{_ITEM}(?:,{_ITEM})*)?'
+_PART = re.compile(rf'in:.*|{_TERM}(?:\+{_TERM})*')
 _SHOWN = 24
 
 
-def find_targets(model: nn.Module, targets: Targets = 'last:3', exclude: Targets = ()) -> List[str]:
+def find_targets(model: nn.Module, targets: Targets = 'last:3', exclude: Targets = ()) -> list[str]:
     """Dotted names of the convolutions that ``targets`` selects in ``model``, in registration order.
 
     Args:
@@ -39,53 +42,32 @@ def find_targets(model: nn.Module, targets: Targets = 'last:3', exclude: Targets
         TargetError: nothing matches, an entry of a sequence or ``exclude`` matches nothing, or a match cannot be
             upgraded; the message lists what could be.
     """
-    check_module(model)
-    check_kind(targets, 'targets')
-    check_kind(exclude, 'exclude')
-    modules = dict(model.named_modules())
-    modules.pop('', None)
-    excluded = _names(modules, exclude, 'exclude') if exclude else set()
-    if isinstance(targets, Mapping):
-        return list(deform_groups_of(model, targets, exclude))
-    last = _LAST.fullmatch(targets) if isinstance(targets, str) else None
-    if last:
-        return _last(modules, last.group(1), excluded)
-    chosen = _names(modules, targets, 'targets')
-    convs = [name for name in modules if name in chosen - excluded and is_convolution(modules[name])]
-    if not convs:
-        raise TargetError(f'targets={targets!r} match no convolution{_after(excluded)}. {_candidates(modules)}')
-    refused = [f'{name}: {why}' for name in convs if (why := why_not_upgradable(modules[name]))]
-    if refused:
-        raise TargetError(
-            f'targets={targets!r} include convolutions that cannot be upgraded:\n  '
-            + '\n  '.join(refused)
-            + '\nTake them out with exclude, or name others. '
-            + _candidates(modules)
-        )
-    return convs
+    return list(deform_groups_of(model, targets, exclude))
 
 
-def deform_groups_of(model: nn.Module, targets: Targets, exclude: Targets = (), default: int = 1) -> Dict[str, int]:
+def deform_groups_of(model: nn.Module, targets: Targets, exclude: Targets = (), default: int = 1) -> dict[str, int]:
     """Names of :func:`find_targets` to the deform groups that a mapping gives them, or to ``default``.
 
     Raises:
         TargetError: as :func:`find_targets`, and where a mapping gives one convolution two numbers.
     """
-    if not isinstance(targets, Mapping):
-        return dict.fromkeys(find_targets(model, targets, exclude), default)
     check_module(model)
+    check_kind(targets, 'targets')
+    check_kind(exclude, 'exclude')
+    modules = dict(model.named_modules())
+    excluded = _matches(modules, exclude, 'exclude') if exclude else set()
+    if not isinstance(targets, Mapping):
+        return dict.fromkeys(_chosen(modules, targets, excluded), default)
     if not targets:
         raise TargetError('targets={} match no convolution: give at least one target and its deform_groups')
-    groups: Dict[str, int] = {}
+    groups: dict[str, int] = {}
     for target, count in targets.items():
-        if not isinstance(count, int) or isinstance(count, bool):
+        if not is_whole(count):
             raise TargetError(f'targets: {target!r} has deform_groups {count!r}, expected a whole number')
-        for name in find_targets(model, target, exclude):
+        for name in _chosen(modules, target, excluded):
             if groups.setdefault(name, count) != count:
-                raise TargetError(
-                    f'targets={dict(targets)!r} give {name} both {groups[name]} and {count} deform_groups'
-                )
-    return {name: groups[name] for name, _ in model.named_modules() if name in groups}
+                raise TargetError(f'targets give {name} both {groups[name]} and {count} deform_groups')
+    return {name: groups[name] for name in modules if name in groups}
 
 
 def check_module(model: object) -> None:
@@ -104,10 +86,10 @@ def check_kind(targets: object, argument: str) -> None:
     Raises:
         TargetError: as said.
     """
-    if argument == 'exclude' and targets is None:
+    if isinstance(targets, str) or (argument == 'exclude' and targets is None):
         return
-    several = isinstance(targets, (list, tuple, set, frozenset, Mapping))
-    if not isinstance(targets, str) and not (several and all(isinstance(t, str) and t for t in targets)):  # type: ignore
+    several = targets if isinstance(targets, (list, tuple, set, frozenset, Mapping)) else [None]
+    if not all(isinstance(target, str) and target for target in several):
         raise TargetError(f'{argument}={targets!r} is neither a string nor a sequence of names')
 
 
@@ -117,18 +99,18 @@ def is_convolution(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) or bool(re.search(r'Conv2d|Conv2D|DeformConv', type(module).__name__))
 
 
-def upgradable_names(modules: Dict[str, nn.Module]) -> List[str]:
+def upgradable_names(modules: Mapping[str, nn.Module]) -> list[str]:
     """Names of the convolutions that ``last:N`` counts: upgradable, with a spatial kernel, no offset predictors."""
-    return [
-        name
-        for name, module in modules.items()
-        if why_not_upgradable(module) is None
-        and max(module.weight.shape[2:]) > 1  # type: ignore[index,union-attr]
-        and not predicts_offsets(name, modules)
-    ]
+    return [name for name in _spatial_names(modules) if why_not(modules, name) is None]
 
 
-def predicts_offsets(name: str, modules: Dict[str, nn.Module]) -> bool:
+def _spatial_names(modules: Mapping[str, nn.Module]) -> list[str]:
+    convs = [name for name, module in modules.items() if name and why_not_upgradable(module) is None]
+    spatial = [name for name in convs if max(modules[name].get_parameter('weight').shape[2:]) > 1]
+    return [name for name in spatial if not predicts_offsets(name, modules)]
+
+
+def predicts_offsets(name: str, modules: Mapping[str, nn.Module]) -> bool:
     """Whether a convolution is a part of another one, as the offset predictors of deformable layers are."""
     # DCN.conv_offset, SAConv2d.offset_s and offset_l; in guided anchoring, conv_offset stands beside its layer.
     owner, _, last = name.rpartition('.')
@@ -136,104 +118,181 @@ def predicts_offsets(name: str, modules: Dict[str, nn.Module]) -> bool:
     return last == 'conv_offset' or (around is not None and is_convolution(around) and 'weight' in around._parameters)
 
 
-def _last(modules: Dict[str, nn.Module], count_text: str, excluded: set) -> List[str]:
-    if not (count_text.isdecimal() and int(count_text) > 0):
+def why_not(modules: Mapping[str, nn.Module], name: str) -> str | None:
+    """Why a convolution cannot be upgraded where it is, or None if it can."""
+    around = name
+    while around:
+        around = around.rpartition('.')[0]
+        if method := merging_method(modules.get(around)):
+            return f'{method} of {around or "the network"} merges it for deployment, where its offsets would be lost'
+    return why_not_upgradable(modules[name])
+
+
+def _chosen(modules: Mapping[str, nn.Module], targets: str | Sequence[str], excluded: set[str]) -> list[str]:
+    if isinstance(targets, str) and (last := _LAST.fullmatch(targets)):
+        return _last(modules, last[1], excluded)
+    chosen = _matches(modules, targets, 'targets') - excluded
+    if not (convs := [name for name in modules if name in chosen]):
+        raise TargetError(f'targets={targets!r} match no convolution{_after(excluded)}. {_candidates(modules)}')
+    if refused := [f'{name}: {why}' for name in convs if (why := why_not(modules, name))]:
         raise TargetError(
-            f"targets='last:{count_text}' is not understood: write last:N with a whole number N of at "
-            "least 1, such as 'last:3'"
+            f'targets={targets!r} include convolutions that cannot be upgraded:\n  '
+            + '\n  '.join(refused)
+            + '\nTake them out with exclude, or name others. '
+            + _candidates(modules)
         )
+    return convs
+
+
+def _last(modules: Mapping[str, nn.Module], count: str, excluded: set[str]) -> list[str]:
+    if not (count.isdecimal() and int(count) > 0):
+        raise TargetError(f"targets='last:{count}': write last:N with a whole number N of at least 1, such as last:3")
     names = [name for name in upgradable_names(modules) if name not in excluded]
-    if len(names) < int(count_text):
+    if len(names) < int(count):
         raise TargetError(
-            f"targets='last:{count_text}' asks for {count_text} convolutions, and there are "
-            f'{len(names)}{_after(excluded)}. {_candidates(modules)}'
+            f"targets='last:{count}' asks for {count} convolutions, and there are {len(names)}{_after(excluded)}. "
+            f'{_candidates(modules)}'
         )
-    return names[-int(count_text) :]
+    return names[-int(count) :]
 
 
-def _names(modules: Dict[str, nn.Module], patterns: Targets, argument: str) -> set:
-    if isinstance(patterns, str):
-        return (_in_part if is_part(patterns) else _by_regex)(modules, patterns, argument)
-    found, unknown = set(), []
-    for pattern in patterns:
-        if is_part(pattern):
-            found.update(_in_part(modules, pattern, argument))
+def _matches(modules: Mapping[str, nn.Module], targets: str | Iterable[str], argument: str) -> set[str]:
+    """Convolutions that a string stands for, or any of several; whether they can be upgraded is asked later."""
+    if isinstance(targets, str) and not _PART.fullmatch(targets):
+        return _by_regex(modules, targets, argument)
+    found: set[str] = set()
+    unknown = []
+    for target in [targets] if isinstance(targets, str) else targets:
+        if _LAST.fullmatch(target):
+            raise TargetError(f'{argument}: {target!r} stands alone, as a string; it cannot be one of several')
+        if _PART.fullmatch(target):
+            found |= _in_part(modules, target, argument)
             continue
-        if _LAST.fullmatch(pattern):
-            raise TargetError(f'{argument}: {pattern!r} stands alone, as a string; it cannot be one of several')
-        matches = [pattern] if pattern in modules else [n for n in modules if n.endswith('.' + pattern)]
-        convs = [name for name in matches if is_convolution(modules[name])]
+        names = [target] if target in modules else [name for name in modules if name.endswith(f'.{target}')]
+        found |= (convs := {name for name in names if is_convolution(modules[name])})
         if not convs:
-            unknown.append(_unknown(modules, pattern, matches))
-        found.update(convs)
+            unknown.append(_unknown(modules, target, names))
     if unknown:
-        raise TargetError(f'{argument}: ' + '; '.join(unknown) + f'. {_candidates(modules)}')
+        raise TargetError(f'{argument}: {"; ".join(unknown)}. {_candidates(modules)}')
     return found
 
 
-def _in_part(modules: Dict[str, nn.Module], expression: str, argument: str) -> set:
-    """The spatial convolutions in the modules that an expression names, shortcuts left out; to exclude, all of them."""
-    found = set()
-    for part in part_names(modules, expression):
-        convs = [
-            name
-            for name, module in modules.items()
-            if name == part or name.startswith(part + '.')
-            if isinstance(module, nn.Conv2d) and name.rpartition('.')[2] != 'conv_offset'
-        ]
-        if argument == 'targets':
-            convs = [name for name in convs if max(_kernel(modules[name])) > 1 and '.downsample.' not in name]
-        if not convs:
-            raise TargetError(
-                f'{expression}: {part} has no convolution with a kernel larger than 1x1. {_candidates(modules)}'
-            )
-        found.update(convs)
-    return found
-
-
-def _kernel(conv: nn.Module) -> Sequence[int]:
-    return conv.kernel_size  # type: ignore[return-value]
-
-
-def _by_regex(modules: Dict[str, nn.Module], pattern: str, argument: str) -> set:
+def _by_regex(modules: Mapping[str, nn.Module], pattern: str, argument: str) -> set[str]:
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         raise TargetError(f'{argument}={pattern!r} is neither last:N nor a regular expression: {error}') from error
-    found = {name for name, module in modules.items() if compiled.fullmatch(name) and is_convolution(module)}
+    found = {name for name, module in modules.items() if name and compiled.fullmatch(name) and is_convolution(module)}
     if not found:
-        meant = _meant(modules, pattern)
         raise TargetError(
-            f'{argument}={pattern!r} match no convolution (a string is a regular expression for the '
-            f'whole dotted name). {meant}{" " if meant else ""}{_candidates(modules)}'
+            f'{argument}={pattern!r} match no convolution (a string is a regular expression for the whole dotted '
+            f'name). {_meant(modules, pattern)}{_candidates(modules)}'
         )
     return found
 
 
-def _unknown(modules: Dict[str, nn.Module], pattern: str, matches: Sequence[str]) -> str:
+def _in_part(modules: Mapping[str, nn.Module], target: str, argument: str) -> set[str]:
+    """The spatial convolutions in the modules that a target names, shortcuts left out; to exclude, all of them."""
+    if target.startswith('in:'):
+        parts = _named(modules, target.removeprefix('in:'))
+    else:
+        parts = [block for term in target.split('+') for block in _blocks(modules, term)]
+    found = set()
+    for part in parts:
+        convs = {
+            name
+            for name, module in modules.items()
+            if f'{name}.'.startswith(f'{part}.') and isinstance(module, nn.Conv2d) and not name.endswith('conv_offset')
+            if argument == 'exclude' or (max(module.kernel_size) > 1 and '.downsample.' not in name)
+        }
+        if not convs:
+            raise TargetError(
+                f'{target}: {part} has no convolution with a kernel larger than 1x1. {_candidates(modules)}'
+            )
+        found |= convs
+    return found
+
+
+def _named(modules: Mapping[str, nn.Module], name: str) -> list[str]:
+    found = [name] if name in modules else [n for n in modules if n.endswith(f'.{name}')]
+    if not name or not found:
+        parts = [n for n in modules if n and n.count('.') < 2]
+        raise TargetError(f'in:{name}: there is no such module; there are {listed(parts, _SHOWN)}')
+    return found
+
+
+def _blocks(modules: Mapping[str, nn.Module], term: str) -> list[str]:
+    """Modules of a term such as ``res4b20-22``, named as in Caffe's ResNets, which the papers follow.
+
+    ``res5`` is the stage that mmdet calls ``layer4``; its blocks are ``a``, ``b``, ``c`` and so on, in long stages also
+    ``a``, ``b1``, ``b2`` to ``b22``.
+    """
+    names = f'layer{int(term[3]) - 1}', f'res{term[3]}'
+    stages = {
+        name: blocks
+        for name, module in modules.items()
+        if name.rpartition('.')[2] in names
+        if (blocks := {int(n): f'{name}.{n}' for n, _ in module.named_children() if n.isdecimal()})
+    }
+    if not stages:
+        raise TargetError(
+            f'{term}: the model has no ResNet stage {names[0]} or {names[1]}; name its convolutions, or a part of it '
+            'as in:NAME'
+        )
+    if not term[4:]:
+        return list(stages)
+    indices = [index for item in term[4:].split(',') for index in _indices(item, term)]
+    for stage, blocks in stages.items():
+        if missing := [index for index in indices if index not in blocks]:
+            first, last = _label(0, len(blocks)), _label(len(blocks) - 1, len(blocks))
+            raise TargetError(
+                f'{term}: {stage} has {len(blocks)} blocks, {first} to {last}; there is no '
+                f'{_label(missing[0], missing[0] + 1)}'
+            )
+    return [blocks[index] for blocks in stages.values() for index in indices]
+
+
+def _indices(item: str, term: str) -> range:
+    first, _, last = item.partition('-')
+    start, stop = _index(first, term), _index(last or first, term)
+    if stop < start:
+        raise TargetError(f'{term}: the range {item} runs backwards')
+    return range(start, stop + 1)
+
+
+def _index(label: str, term: str) -> int:
+    letter, digits = (label[0], label[1:]) if label[0].isalpha() else ('b', label)
+    if digits and letter != 'b':
+        raise TargetError(f'{term}: {label!r} is no block; blocks are a, b, c ... or, in long stages, a, b1, b2 ...')
+    return int(digits) if digits else ord(letter) - ord('a')
+
+
+def _label(index: int, blocks: int) -> str:
+    return chr(ord('a') + index) if blocks <= 6 or index == 0 else f'b{index}'
+
+
+def _unknown(modules: Mapping[str, nn.Module], target: str, matches: Sequence[str]) -> str:
     if matches:
-        return f'{pattern!r} is a {type(modules[matches[0]]).__name__}, not a convolution'
-    meant = _meant(modules, pattern)
-    return f'{pattern!r} names no module' + (f' ({meant[0].lower()}{meant[1:]})' if meant else '')
+        return f'{target!r} is a {type(modules[matches[0]]).__name__}, not a convolution'
+    return f'{target!r} names no module. {_meant(modules, target)}'.rstrip('. ')
 
 
-def _meant(modules: Dict[str, nn.Module], pattern: str) -> str:
-    inside = pattern.partition('.')[2]  # behind 'backbone.', as checkpoints and reports have it
-    close = (
-        [inside]
-        if '.' in inside and inside in modules
-        else difflib.get_close_matches(pattern, upgradable_names(modules), n=1)
-    )
-    return f'Did you mean {close[0]!r}?' if close else ''
+def _meant(modules: Mapping[str, nn.Module], target: str) -> str:
+    inside = target.partition('.')[2]  # behind 'backbone.', as checkpoints and reports have it
+    known = '.' in inside and inside in modules
+    close = [inside] if known else difflib.get_close_matches(target, upgradable_names(modules), n=1)
+    return f'Did you mean {close[0]!r}? ' if close else ''
 
 
-def _after(excluded: set) -> str:
+def _after(excluded: set[str]) -> str:
     return f' after {len(excluded)} excluded' if excluded else ''
 
 
-def _candidates(modules: Dict[str, nn.Module]) -> str:
-    names = upgradable_names(modules)
-    if not names:
-        return 'The model has no upgradable convolution (exactly nn.Conv2d with a kernel larger than 1x1).'
+def _candidates(modules: Mapping[str, nn.Module]) -> str:
+    names, spatial = upgradable_names(modules), _spatial_names(modules)
     more = f' and {len(names) - _SHOWN} more before them' if len(names) > _SHOWN else ''
-    return f'Upgradable, in order: {", ".join(names[-_SHOWN:])}{more}.'
+    text = f'Upgradable, in order: {listed(names[-_SHOWN:], _SHOWN)}{more}.'
+    if not names:
+        text = 'The model has no upgradable convolution (exactly nn.Conv2d with a kernel larger than 1x1).'
+    others = [f'{name} ({why_not(modules, name)})' for name in spatial if name not in names]
+    return f'{text} {len(others)} others are not, such as {others[-1]}.' if others else text

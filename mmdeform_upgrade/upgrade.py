@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Callable, Collection, Dict, List, Optional, Tuple
 
 from torch import nn
 
@@ -20,9 +20,9 @@ class LayerChange:
     name: str
     in_channels: int
     out_channels: int
-    kernel_size: Tuple[int, int]
-    stride: Tuple[int, int]
-    dilation: Tuple[int, int]
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
     groups: int
     deform_groups: int
     weights_before: int
@@ -38,8 +38,8 @@ class LayerChange:
             conv.in_channels,
             conv.out_channels,
             (kh, kw),
-            conv.stride,
-            conv.dilation,  # type: ignore
+            conv.stride,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
             conv.groups,
             deform_groups,
             conv.weight.numel(),
@@ -56,12 +56,12 @@ class LayerChange:
 class UpgradeReport:
     """What ``upgrade_`` did: the layers in registration order and the model's parameters before and after."""
 
-    layers: Tuple[LayerChange, ...]
+    layers: tuple[LayerChange, ...]
     parameters_before: int
     parameters_after: int
 
     @property
-    def names(self) -> List[str]:
+    def names(self) -> list[str]:
         """Dotted names of the upgraded layers."""
         return [layer.name for layer in self.layers]
 
@@ -99,6 +99,9 @@ def upgrade_(
     the old ones, so optimizers, tied weights and state-dict keys stay valid; build the optimizer afterwards all the
     same, or it will not know the offset branches.
 
+    Other threads may run the model meanwhile: each forward finds the old layer or the new one at each place, and both
+    compute the same. Moving it to another device or dtype meanwhile is not safe.
+
     Args:
         model: any module; a convolution used in several places is replaced in all of them.
         targets: see :func:`find_targets`.
@@ -133,8 +136,8 @@ def upgrade_(
 
 
 def revert_(
-    model: nn.Module, *, keep: Optional[Callable[[str, ZeroOffsetDCN], bool]] = None, drop: Collection[str] = ()
-) -> List[str]:
+    model: nn.Module, *, keep: Callable[[str, ZeroOffsetDCN], bool] | None = None, drop: Collection[str] = ()
+) -> list[str]:
     """Turn deformable layers whose offsets are exactly zero back into plain convolutions, in place.
 
     Args:
@@ -173,7 +176,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def replace_modules(model: nn.Module, new: Dict[nn.Module, nn.Module]) -> None:
+def replace_modules(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
     """Put new modules in the places of old ones, wherever these are used."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():

@@ -14,7 +14,6 @@ ORDER = [
     'layers',
     'optim',
     'readers',
-    'stages',
     'targets',
     'upgrade',
     'offsets_only',

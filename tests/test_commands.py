@@ -27,8 +27,6 @@ RUN_BY = {
     'benchmarks/compare/run_side_by_side.py': 'test_experiments/test_runs.py::test_side_by_side_runs_what_can_run_and_says_what_became_of_the_rest',
     'benchmarks/compare/depth_study.py': 'test_experiments/test_runs.py::',
     'analysis_tools/offset_signal.py': 'test_analysis/test_offset_signal.py',
-    'analysis_tools/cost.py': 'test_analysis/test_cost.py::',
-    'benchmarks/operator/benchmark_op.py': 'test_analysis/test_cost.py::',
     'analysis_tools/show_offsets.py': 'test_analysis/test_look.py::test_the_tool_draws_and_says_the_statistics',
     'benchmarks/zoo/zoo_sweep.py': 'test_zoo.py::',
     'benchmarks/datasets/compose_shapes.py': 'conftest.py::shapes',

@@ -7,7 +7,7 @@ from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 
-from mmdeform_upgrade.analysis.cost import random_batch
+from benchmarks.cost import random_batch
 from mmdeform_upgrade.checkpoint import remap_state_dict
 from mmdeform_upgrade.config import BUILDER
 from mmdeform_upgrade.layers import upgraded_layers

@@ -7,6 +7,7 @@ from torch.nn.utils import weight_norm
 
 from mmdeform_upgrade import ZeroOffsetDCN, find_targets, upgrade_
 from mmdeform_upgrade.errors import TargetError
+from mmdeform_upgrade.layers import merging_method
 
 
 class Block(nn.Module):
@@ -166,7 +167,7 @@ def test_a_shared_conv_counts_once():
         (r'layer9\..*', (), r'match no convolution .a string is a regular expression.*Upgradable, in order: stem'),
         ('layer(', (), 'neither last:N nor a regular expression'),
         ('bn', (), 'match no convolution'),
-        (['layer2.1.conv3'], (), r"'layer2.1.conv3' names no module .did you mean 'layer2\.1\.conv2'"),
+        (['layer2.1.conv3'], (), r"'layer2.1.conv3' names no module. Did you mean 'layer2\.1\.conv2'"),
         (['layer2'], (), "'layer2' is a Sequential, not a convolution"),
         (['stem'], ['stam'], r"exclude: 'stam' names no module"),
         ([], (), 'match no convolution'),
@@ -209,6 +210,74 @@ def test_the_frameworks_own_subclasses_are_refused_by_name_and_skipped_by_last(k
         'forward of its own',
     ):
         find_targets(net, ['layer2.1.conv2'])
+
+
+class Merging(nn.Module):
+    """Two branches that some method makes one convolution of, as RepVGG's blocks do."""
+
+    def __init__(self, method='switch_to_deploy'):
+        super().__init__()
+        self.wide = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4))
+        self.narrow = nn.Conv2d(4, 4, 1)
+        self.__class__ = type('Block', (Merging,), {method: lambda self: None})
+
+
+METHODS = (
+    'switch_to_deploy',  # RepVGG, MobileOne, RepMLP, YOLOv6
+    'get_equivalent_kernel_bias',
+    'merge_kernel',  # RepLKNet
+    'fuse',  # LeViT, TinyViT
+    'reparameterize',  # timm
+    'convert_to_deploy',
+)
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('targets', [['1.wide.0'], ['narrow'], 'in:1', r'.*wide\.0', {'1.wide.0': 2}])
+def test_what_a_block_merges_for_deployment_is_refused_by_name(method, targets):
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Merging(method))
+    with pytest.raises(
+        TargetError, match=rf'1\.\S+: Block\.{method} of 1 merges it for deployment.*offsets would be lost'
+    ):
+        upgrade_(net, targets)
+    assert not any(isinstance(module, ZeroOffsetDCN) for module in net.modules())
+
+
+def test_last_passes_over_blocks_that_merge_and_says_so():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Merging(), nn.Conv2d(4, 4, 3), Merging())
+    assert find_targets(net, 'last:2') == ['0', '2']
+    with pytest.raises(
+        TargetError, match=r'there are 2\. .*2 others are not, such as 3\.wide\.0 .Block\.switch_to_deploy'
+    ):
+        find_targets(net, 'last:3')
+    with pytest.raises(
+        TargetError, match='no upgradable convolution .*1 others are not.*Block.switch_to_deploy of the network'
+    ):
+        find_targets(Merging(), 'last:1')
+
+
+def test_a_network_that_only_calls_its_blocks_refuses_no_more_than_them():
+
+    class Network(nn.Sequential):
+        def switch_to_deploy(self):
+            for block in self:
+                getattr(block, 'switch_to_deploy', int)()
+
+    net = Network(nn.Conv2d(3, 4, 3), Merging(), nn.Conv2d(4, 4, 3))
+    assert find_targets(net, 'last:2') == ['0', '2']
+
+
+@pytest.mark.parametrize('mark', ['deploy', 'rbr_reparam'])
+def test_a_block_that_is_merged_already_is_upgraded_as_any_other(mark):
+    block = Merging()
+    setattr(block, mark, True if mark == 'deploy' else nn.Conv2d(4, 4, 3))
+    assert find_targets(nn.Sequential(block), 'last:1') == ['0.wide.0' if mark == 'deploy' else '0.rbr_reparam']
+
+
+def test_fusing_feature_maps_merges_no_convolutions():
+    from mmdet.models.necks import FPG
+
+    assert FPG.fuse and not merging_method(FPG.__new__(FPG))
 
 
 def test_what_predicts_offsets_inside_another_conv_is_not_counted_by_last():

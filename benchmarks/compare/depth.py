@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any, Mapping
 
-from mmdeform_upgrade.analysis.cost import BASELINE
+from benchmarks.cost import BASELINE
 
 from .report import to_percent
 from .runs import Result

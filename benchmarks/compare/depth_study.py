@@ -18,8 +18,8 @@ from benchmarks.compare.depth import depth_table
 from benchmarks.compare.flags import experiment_flags
 from benchmarks.compare.repeats import collect, flat, mean_of, repeats_section
 from benchmarks.compare.report import write_report
-from benchmarks.conditions import conditions
-from mmdeform_upgrade.analysis.cost import BASELINE, Load, measure_costs
+from benchmarks.cost import BASELINE, Load, measure_costs
+from benchmarks.timing import conditions
 from mmdeform_upgrade.config import read_config, upgrade_config
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.mm.preflight import build_network

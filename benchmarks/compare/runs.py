@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, 
 
 from mmengine.device import get_device
 
-from benchmarks.conditions import conditions
+from benchmarks.timing import conditions
 from mmdeform_upgrade.checkpoint import file_sha256
 from mmdeform_upgrade.config import control_changes, inheriting_text, retrain_changes, upgrade_changes
 from mmdeform_upgrade.errors import UpgradeError

@@ -18,8 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from benchmarks.conditions import conditions
-from mmdeform_upgrade.analysis.cost import now, summary
+from benchmarks.timing import conditions, now, summary
 from mmdeform_upgrade.ops import deform_conv2d
 
 SHAPES = {

@@ -29,13 +29,16 @@ def draw_signal(layers: Sequence[LayerSignal], path: Path, *, title: str) -> Non
     figure = Figure(figsize=(7.2, 1.4 + 0.32 * len(layers)), layout='constrained')
     axes = figure.subplots()
     rows = np.arange(len(layers))
-    colours = [COLOURS[2] if layer.verdict == 'learns' else COLOURS[4] for layer in layers]
-    axes.barh(rows, [layer.snr - 1 for layer in layers], left=1, color=colours, label='offsets (green: learns)')
+    for verdict, colour in (('learns', COLOURS[2]), ('noise', COLOURS[4])):
+        own = [i for i, layer in enumerate(layers) if layer.verdict == verdict]
+        axes.barh(own, [layers[i].snr - 1 for i in own], left=1, color=colour, label=f'offsets: {verdict}')
     axes.plot([layer.weight_snr for layer in layers], rows, 'd', color=COLOURS[0], markersize=5, label='own weights')
     axes.axvline(1, color=COLOURS[6], linewidth=1, label='pure noise')
     axes.set_yticks(rows, [layer.layer for layer in layers], fontsize=8)
     axes.set(xscale='log', xlabel='|mean|² / (variance / N) of the gradient')
     axes.set_title(title, fontsize=9)
+    axes.xaxis.set_major_formatter('{x:g}')
+    axes.xaxis.set_minor_formatter('{x:g}')
     axes.invert_yaxis()
     axes.legend(fontsize=8)
     save(figure, path)

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import listed
+
 # Looks at the network that an import is meant for, and returns what does not fit, a line each.
 Check = Callable[[nn.Module], list[str]]
 
@@ -81,7 +83,5 @@ def names_with(*alternatives: tuple[str, ...]) -> Callable[[Mapping[str, Tensor]
 def _grouped(title: str, reasons: Mapping[str, str]) -> list[str]:
     lines = []
     for reason in dict.fromkeys(reasons.values()):
-        names = [name for name in reasons if reasons[name] == reason]
-        more = f' and {len(names) - 3} more' if len(names) > 3 else ''
-        lines.append(f'  {title}, {reason}: {", ".join(names[:3])}{more}')
+        lines.append(f'  {title}, {reason}: {listed([name for name in reasons if reasons[name] == reason], 3)}')
     return lines

@@ -12,10 +12,9 @@ from re import Match
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, listed
 from .base import Check, Imported
 
-_SHOWN = 20
 _OPERATORS = {'+': operator.add, '-': operator.sub, '/': operator.floordiv, '%': operator.mod}
 
 
@@ -135,8 +134,7 @@ def _fold(result: Imported, name: str, bias: Tensor, target: str) -> list[str]:
 
 
 def _named(title: str, names: Sequence[str]) -> list[str]:
-    more = f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else ''
-    return [f'{title} ({len(names)}): {", ".join(names[:_SHOWN])}{more}'] if names else []
+    return [f'{title} ({len(names)}): {listed(names)}'] if names else []
 
 
 def select_rows(order: Sequence[int], groups: int = 1, width: int = 1) -> Callable[[Tensor], Tensor]:

@@ -58,13 +58,14 @@ class Geometry(NamedTuple):
 def pair(value: IntPair, name: str, least: int) -> tuple[int, int]:
     """``3`` or ``(3, 1)`` as ``(h, w)``, refusing anything below ``least``."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(values) != 2 or not all(_is_whole(v) and v >= least for v in values):
+    if len(values) != 2 or not all(is_whole(v, least) for v in values):
         raise ShapeError(f'{name} is {value!r}; expected one or two integers, each at least {least}.')
     return values
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def is_whole(value: object, least: int = 0) -> bool:
+    """Whether a setting is a whole number of at least ``least``; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def describe(

@@ -1,11 +1,13 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""What a timing depends on, to be printed beside it."""
+"""Timings that can be compared: candidates take turns in one run, and the conditions stand beside the figures."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,33 @@ _PACKAGES = (
     'triton',
     'deformops',
 )
+
+
+def now(device: str) -> float:
+    """Seconds on the clock once ``device`` has finished all work that it was given."""
+    if device == 'cuda':
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def race(
+    candidates: Mapping[str, Callable[[], Any]], repetitions: int, device: str = 'cpu', warm_up: int = 2
+) -> dict[str, list[float]]:
+    """Milliseconds of every call; candidates take turns, so that whatever else the machine does hits all of them."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for repetition in range(warm_up + repetitions):
+        for name, function in candidates.items():
+            start = now(device)
+            function()
+            if repetition >= warm_up:
+                times[name].append((now(device) - start) * 1e3)
+    return times
+
+
+def summary(times: Sequence[float]) -> dict[str, float]:
+    """Fastest, median and quartiles."""
+    quartiles = torch.tensor(sorted(times)).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+    return {'fastest': min(times), **dict(zip(('lower_quartile', 'median', 'upper_quartile'), quartiles, strict=True))}
 
 
 def conditions(device: str) -> dict[str, Any]:

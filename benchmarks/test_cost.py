@@ -8,11 +8,11 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from torch import nn
 
+from benchmarks.cost import random_batch, scatter_offsets_
+from benchmarks.timing import race, summary
 from mmdeform_upgrade import upgrade_
-from mmdeform_upgrade.analysis.cost import race, random_batch, scatter_offsets_, summary
 from mmdeform_upgrade.errors import ConfigError
-
-from ..conftest import build, run_tool
+from tests.conftest import build, run_tool
 
 
 def test_candidates_take_turns_and_only_the_later_calls_count():
@@ -53,7 +53,7 @@ def test_scattered_offsets_have_the_spread_that_was_asked_for():
 def test_the_cost_of_upgrades_stands_beside_the_baselines(tiny_config, tmp_path):
     out = tmp_path / 'cost'
     run_tool(
-        'analysis_tools/cost.py',
+        'benchmarks/cost.py',
         tiny_config,
         '--targets',
         'last:1',

@@ -1,19 +1,31 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""What an upgrade costs: parameters, FLOPs, training step and inference over the baseline's, in one run."""
+"""What an upgrade costs: parameters, FLOPs, training step and inference over the baseline's, in one run.
+
+    python -m benchmarks.cost configs/ssd/ssd512_r50_240e_voc0712.py --targets last:3 last:6
+
+Weights and pictures are random; the offsets of upgraded layers spread by 1.5 pixels. Networks take turns.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+import argparse
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
-from ..errors import ConfigError
-from ..layers import upgraded_layers
-from .complexity import hooked, multiplications
+from benchmarks.timing import conditions, race, summary
+from mmdeform_upgrade.analysis.complexity import hooked, multiplications
+from mmdeform_upgrade.config import read_config, upgrade_config
+from mmdeform_upgrade.errors import ConfigError
+from mmdeform_upgrade.layers import upgraded_layers
+from mmdeform_upgrade.mm import command_line
+from mmdeform_upgrade.mm.preflight import build_network
 
 SIGMA = 1.5  # of the offsets, in pixels
 BASELINE = 'baseline'
@@ -150,41 +162,12 @@ def scatter_offsets_(model: nn.Module, sigma: float, run: Callable[[], Any]) -> 
         run()
 
 
-def now(device: str) -> float:
-    """Seconds on the clock once ``device`` has finished all work that it was given."""
-    if device == 'cuda':
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def race(
-    candidates: Mapping[str, Callable[[], Any]], repetitions: int, device: str = 'cpu', warm_up: int = 2
-) -> dict[str, list[float]]:
-    """Milliseconds of every call; candidates take turns, so that whatever else the machine does hits all of them."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for repetition in range(warm_up + repetitions):
-        for name, function in candidates.items():
-            start = now(device)
-            function()
-            if repetition >= warm_up:
-                times[name].append((now(device) - start) * 1e3)
-    return times
-
-
-def summary(times: Sequence[float]) -> dict[str, float]:
-    """Fastest, median and quartiles."""
-    quartiles = torch.tensor(sorted(times)).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
-    return {'fastest': min(times), **dict(zip(('lower_quartile', 'median', 'upper_quartile'), quartiles, strict=True))}
-
-
 def _spread_offsets(network: Any, load: Load) -> None:
     data = network.data_preprocessor(random_batch(network, load.size, load.batch_size, load.device), training=True)
     scatter_offsets_(network, SIGMA, lambda: network(**data, mode='loss'))
 
 
 def _train_step(network: Any, load: Load) -> Any:
-    from mmengine.optim import OptimWrapper
-
     batch = random_batch(network, load.size, load.batch_size, load.device)
     # The rate is zero, so that all repetitions see the same offsets; the work is the same.
     wrapper = OptimWrapper(torch.optim.SGD(network.parameters(), lr=0.0, momentum=0.9))
@@ -207,3 +190,51 @@ def _flops(network: Any, load: Load) -> int:
     with torch.no_grad(), multiplications(network) as counts:
         network.extract_feat(torch.zeros(1, 3, load.size, load.size, device=load.device))
     return int(sum(counts.values()))
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help="the baseline's config")
+    parser.add_argument('--targets', nargs='+', default=['last:3', 'last:6'], help='upgrades to compare')
+    parser.add_argument('--part', default='backbone', help='component of the model to upgrade')
+    parser.add_argument('--size', type=int, default=512, help='pixels of a side')
+    parser.add_argument('--batch-size', type=int, default=2)
+    parser.add_argument('--repetitions', type=int, default=10)
+    parser.add_argument('--threads', type=int, default=2, help='CPU threads')
+    parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
+    parser.add_argument('--out', type=Path, help='where to write OUT.json and OUT.md')
+    return parser.parse_args(argv)
+
+
+def networks(args):
+    cfg = read_config(args.config)
+    configs = {BASELINE: cfg}
+    for targets in args.targets:
+        configs[targets] = upgrade_config(cfg, load_from='unused.pth', targets=targets, part=args.part)
+    for name, config in configs.items():
+        torch.manual_seed(0)
+        yield name, build_network(config)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    torch.set_num_threads(args.threads)
+    settings = {name: getattr(args, name) for name in ('config', 'part', 'size', 'batch_size', 'repetitions')}
+    found = {**settings, **conditions(args.device), 'offset_sigma': SIGMA}
+    costs = measure_costs(dict(networks(args)), Load(args.size, args.batch_size, args.repetitions, args.device))
+    text = (
+        f'{args.config}, {args.batch_size}x{args.size}x{args.size}, {found["hardware"]}, {found["threads"]} threads, '
+        f'torch {found["versions"]["torch"]}; {args.repetitions} repetitions in turns, offsets sigma {SIGMA} px; '
+        f'load average before {found["load_average_before"][0]:.1f}. In brackets: over the baseline (times: fastest, '
+        'median). FLOPs and inference are those of backbone and neck.\n\n' + cost_table(costs)
+    )
+    print(text)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        report = {'conditions': found, 'results': costs}
+        args.out.with_suffix('.json').write_text(json.dumps(report, indent=1) + '\n')
+        args.out.with_suffix('.md').write_text(text)
+
+
+if __name__ == '__main__':
+    command_line.run(main)
