@@ -111,7 +111,9 @@ def random_batch(model: nn.Module, size: int, batch_size: int, device: str = 'cp
     family = {c.__module__.split('.')[0] for c in type(model).__mro__}
     names = ('bbox_head', 'decode_head', 'roi_head')
     head = next((getattr(model, name) for name in names if hasattr(model, name)), None)
-    classes = getattr(head, 'num_classes', None) or getattr(getattr(head, 'bbox_head', None), 'num_classes', None)
+    inner = getattr(head, 'bbox_head', None)
+    inner = inner[0] if isinstance(inner, nn.ModuleList) else inner  # of a cascade
+    classes = getattr(head, 'num_classes', None) or getattr(inner, 'num_classes', None)
     shape = (3, size, size)
     if 'mmdet' in family and classes:
         from mmdet.testing import demo_mm_inputs

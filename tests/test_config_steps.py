@@ -16,6 +16,7 @@ from .conftest import ROOT, build
 from .test_configs import LEAVES
 
 SIZE = 64  # pixels; ResNet's last stage is then 2 to 8 pixels wide
+SSD_SIZE = 512  # what its last level needs
 
 
 def _load(path):
@@ -56,20 +57,21 @@ def _baseline_of(cfg):
 @pytest.mark.parametrize('path', _distinct(), ids=lambda path: str(path.relative_to(ROOT / 'configs')))
 def test_every_network_upgrades_and_takes_a_step(path):
     cfg = _load(path)
+    size = SSD_SIZE if path.stem == 'ssd512_coco' else SIZE
     network = _network(cfg)
     layers = upgraded_layers(network)
     assert bool(layers) == (cfg.model.backbone.type == BUILDER)
     if layers:
         baseline = _baseline_of(cfg)
         network.load_state_dict(remap_state_dict(baseline.state_dict(), network.state_dict()))
-        picture = torch.randn(1, 3, SIZE, SIZE)
+        picture = torch.randn(1, 3, size, size)
         with torch.no_grad():
             for found, expected in zip(network.backbone(picture), baseline.backbone(picture), strict=True):
                 assert torch.equal(found, expected)
         del baseline
     optimizer = build_optim_wrapper(network, cfg.optim_wrapper)
     MessageHub.get_current_instance().update_info('iter', 0)  # as a runner does; pictures are resized by it
-    losses = network.train().train_step(random_batch(network, SIZE, 2), optimizer)
+    losses = network.train().train_step(random_batch(network, size, 2), optimizer)
     assert torch.isfinite(losses['loss'])
     still = [name for name, layer in layers.items() if not layer.conv_offset.weight.any()]
     assert not still, 'these offsets did not move'

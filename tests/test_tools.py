@@ -194,3 +194,16 @@ def test_data_tools_report_errors_as_all_others_do(name, arguments, message, tmp
         command_line.run(main, ['--out', str(tmp_path / 'out'), *arguments])
     assert capsys.readouterr().err.startswith(message)
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_ready_made_upgrade_is_listed_and_written_once(tmp_path):
+    text = run_tool('upgrade.py', '--list').stdout
+    names = [line.split()[0] for line in text.splitlines()]
+    assert len(names) >= 10 and 'published baseline 37.4 box AP' in text
+    run_tool('upgrade.py', 'faster-rcnn_r50_fpn_coco', cwd=tmp_path)
+    cfg = Config.fromfile(tmp_path / 'faster-rcnn_r50_fpn_coco.py')
+    assert cfg.model.backbone.type == 'DeformUpgrade' and cfg.train_cfg.max_epochs == 3
+    again = run_tool('upgrade.py', 'faster-rcnn_r50_fpn_coco', cwd=tmp_path, check=False)
+    assert again.returncode == 2 and 'is there already' in again.stderr
+    wrong = run_tool('upgrade.py', 'faster-rcnn_r50_fpn_voc', cwd=tmp_path, check=False)
+    assert wrong.returncode == 2 and "did you mean 'faster-rcnn_r50_fpn_coco'" in wrong.stderr

@@ -4,6 +4,7 @@
 import argparse
 import copy
 import os
+from difflib import get_close_matches
 from pathlib import Path
 
 from mmdeform_upgrade.config import SCHEME, config_text, control_changes, find_config, read_config, upgrade_changes
@@ -16,6 +17,8 @@ from mmdeform_upgrade.mm.signal import measure_signal
 from mmdeform_upgrade.optim import OFFSET_LR
 from mmdeform_upgrade.release import inspect_checkpoint
 
+ZOO = Path(__file__).resolve().parents[1] / 'configs' / 'zoo'
+
 
 class Inspect(argparse.Action):
     """``--inspect FILE`` stands alone, like ``--help``."""
@@ -25,8 +28,21 @@ class Inspect(argparse.Action):
         parser.exit()
 
 
+class List(argparse.Action):
+    """``--list`` stands alone, like ``--help``."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, nargs=0, **kwargs)
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        for path in sorted(ZOO.glob('*.py')):
+            print(f'{path.stem:<30} {path.read_text(encoding="utf8").partition(chr(10))[0].removeprefix("# ")}')
+        parser.exit()
+
+
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--list', action=List, help='list the ready-made upgrades; give NAME alone to write one here')
     parser.add_argument(
         '--inspect',
         action=Inspect,
@@ -34,7 +50,7 @@ def parse_args(argv):
         help='say what a checkpoint is (baseline or upgrade, layers, provenance), and do nothing else',
     )
     parser.add_argument('config', help="the baseline's config; also PACKAGE::FILE, as in 'mmseg::fcn/NAME.py'")
-    parser.add_argument('checkpoint', help='the trained baseline')
+    parser.add_argument('checkpoint', nargs='?', help='the trained baseline')
     parser.add_argument(
         '--targets',
         nargs='+',
@@ -77,6 +93,25 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
+def write_ready_made(name, out):
+    """Copy one of the listed upgrades into the user's project."""
+    source = ZOO / f'{name}.py'
+    if not source.is_file():
+        raise ConfigError(
+            f'{name!r}: give a config and its checkpoint, or the name of a ready-made upgrade (--list shows them'
+            + (
+                f'; did you mean {near[0]!r}?)'
+                if (near := get_close_matches(name, [p.stem for p in ZOO.glob('*.py')]))
+                else ')'
+            )
+        )
+    out = out or f'{name}.py'
+    if os.path.exists(out):
+        raise ConfigError(f'{out} is there already; name another file with --out')
+    Path(out).write_text(source.read_text(encoding='utf8'), encoding='utf8')
+    print(f'written: {out}\nnext: python tools/train.py {out}')
+
+
 def checked_outputs(args):
     """Where to write, refused before any work if it makes no sense."""
     config = Path(find_config(args.config))
@@ -114,6 +149,9 @@ def run_of(out):
 
 def main(argv=None):
     args = parse_args(argv)
+    if args.checkpoint is None:
+        write_ready_made(args.config, args.out)
+        return
     outputs = checked_outputs(args)
     baseline = read_config(args.config)
     tuning = dict(epoch_ratio=args.epoch_ratio, max_iters=args.max_iters, lr_mult=args.lr_mult, guard=not args.no_guard)

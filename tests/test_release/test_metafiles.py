@@ -30,71 +30,13 @@ def test_every_config_has_one_entry_in_its_folder():
             assert Path(model['Config']).parent in (Path(name).parent, Path('configs'))
 
 
-def test_results_are_those_that_this_project_measured():
-    documents = ''.join(path.read_text() for path in (ROOT / 'docs' / 'results').glob('*.md'))
-    measured = {}
-    for model in MODELS:
-        assert not (model.get('Results') and model.get('Published')), model['Name']
-        for result in model.get('Results', ()):
-            (value,) = result['Metrics'].values()
-            assert f'{value:.2f}' in documents, model['Name']
-            measured.setdefault(model['Name'], []).append(value)
-    assert measured == {
-        'ssd512_r50_24e_cutouts': [54.79],
-        'ssd512_r50_24e_cutouts-nowarp': [59.00],
-        'ssd256_r50_12e_cutouts': [33.59],
-        'ssd256_r50_12e_cutouts-nowarp': [37.49],
-        'deeplabv3_r50-d16_cutouts': [19.53],
-        'faster-rcnn_r50-caffe-dc5_12e_cutouts': [36.42],
-        'ssd320_r50_cutouts': [42.62],
-        'ssd320_r50_cutouts-upgrade': [44.59],
-        'ssd320_r50_cutouts-control': [44.57],
-        'ssd96_r18_shapes': [62.43, 64.44, 64.72],
-    }
-
-
 # The configs themselves say what was published for them, in their first comment.
 @pytest.mark.parametrize('model', [m for m in MODELS if m.get('Published')], ids=lambda m: m['Name'])
 def test_published_numbers_are_those_that_the_config_names(model):
     text = (ROOT / model['Config']).read_text()
     for row in model['Published']:
         assert set(row) == {'Source', 'Metric', 'Value'}
-        assert re.search(rf'(?<![\d.]){row["Value"]:.1f}(?!\d)', text), row
-
-
-def test_published_numbers_are_complete():
-    values = [row['Value'] for model in MODELS for row in model.get('Published', ())]
-    expected = [
-        80.1,
-        79.3,
-        81.5,
-        30.6,
-        50.0,
-        32.2,
-        33.6,
-        54.1,
-        35.8,
-        36.0,
-        57.2,
-        38.7,
-        37.0,
-        58.2,
-        40.1,
-        80.1,
-        80.9,
-        81.0,
-        69.7,
-        73.9,
-        74.8,
-        75.2,
-        74.8,
-        78.1,
-        78.6,
-        78.5,
-        78.6,
-        78.7,
-    ]
-    assert sorted(values) == sorted(expected)
+        assert re.search(rf'(?<![\d.]){row["Value"]}(?!\d)', text), row
 
 
 def test_mims_own_reader_takes_the_index():

@@ -1,0 +1,12 @@
+# UPerNet, R50: published baseline 77.1 mIoU.
+_base_ = [
+    __import__('mmdeform_upgrade').config.find_config('mmseg::upernet/upernet_r50_4xb2-40k_cityscapes-512x1024.py')
+]
+custom_imports = dict(imports=['mmdeform_upgrade'], allow_failed_imports=False)
+model = dict(backbone=dict(type='DeformUpgrade', base_type='ResNetV1c', targets='res3+res4+res5'), pretrained=None)
+load_from = 'https://download.openmmlab.com/mmsegmentation/v0.5/upernet/upernet_r50_512x1024_40k_cityscapes/upernet_r50_512x1024_40k_cityscapes_20200605_094827-aa54cb54.pth'
+train_cfg = dict(max_iters=10000, val_interval=1000)
+param_scheduler = [dict(type='PolyLR', eta_min=0.0001, power=0.9, begin=0, end=10000, by_epoch=False)]
+default_hooks = dict(checkpoint=dict(interval=1000))
+optim_wrapper = dict(constructor='OffsetOptimizerConstructor', offset_optimizer=dict(type='Adam', lr=0.002))
+custom_hooks = [dict(type='RunGuardHook'), dict(type='DeformUpgradeHook')]
