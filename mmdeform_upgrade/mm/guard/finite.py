@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import TrainingError
+from ...errors import TrainingError, listed
 from ...layers import upgraded_layers
 from ..messages import TAME_OFFSETS, what_is_left
 from ..network import bare_network, named_tensors
@@ -76,7 +76,7 @@ class FiniteCheck:
         own = [name for name in layers if any(key.startswith(f'{name}.') for key in broken)]
         rest = [key for key in broken if not any(key.startswith(f'{name}.') for name in own)]
         titled = (('of the upgraded layers', own), ('of others', rest))
-        text = '; '.join(f'{title} {_listed(names)}' for title, names in titled if names)
+        text = '; '.join(f'{title} {listed(names, _SHOWN)}' for title, names in titled if names)
         raise TrainingError(
             f'iteration {runner.iter if iteration is None else iteration}: weights are not finite: {text}. '
             f'{TAME_OFFSETS} OffsetLoggerHook(interval=1) names the layer whose offsets break first. '
@@ -91,7 +91,3 @@ def _not_finite(tensors: Iterable[tuple[str, Any]]) -> list[str]:
         return []
     finite = torch.stack([torch.isfinite(value.detach()).all().to(floats[0][1].device) for _, value in floats])
     return [name for (name, _), good in zip(floats, finite.tolist(), strict=True) if not good]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ', '.join(names[:_SHOWN]) + (f' and {len(names) - _SHOWN} more' if len(names) > _SHOWN else '')
