@@ -104,7 +104,7 @@ def _checkpoint(loaded: Any, key: str | None) -> dict[str, Any]:
     key = key or _weights_key(loaded)
     weights = _under(loaded, key) if key else loaded
     _refuse_network(weights, f'under {key!r} it holds')
-    rest = {name: value for name, value in loaded.items() if name != key} if key else {}
+    rest = {name: value for name, value in loaded.items() if key and (name != key or key == 'state_dict')}
     if not isinstance(weights, Mapping) or not weights:
         found = 'empty' if isinstance(weights, Mapping) else f'a {type(weights).__name__}'
         raise CheckpointError(f'the state dict is {found}, expected names and tensors')
