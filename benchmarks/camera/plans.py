@@ -120,9 +120,7 @@ def reach(recipes: Recipes) -> Iterator[Run]:
             yield Run('shapes', network, arm, 'fisheye', recipes[arm], SEEDS)
 
 
-def same_data(
-    bed: str, recipes: Recipes, geometry: str, parts: tuple[float, ...] = (0.25, 0.125)
-) -> Iterator[Run]:
+def same_data(bed: str, recipes: Recipes, geometry: str, parts: tuple[float, ...] = (0.25, 0.125)) -> Iterator[Run]:
     """Claim B: the baseline's own pictures; is a quarter of the steps worth the network trained from scratch?"""
     network, steps = NETWORKS[bed][0], runs.BASELINE_STEPS[bed]
     yield baseline(bed, network, SEEDS, geometry)
