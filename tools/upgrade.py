@@ -119,7 +119,7 @@ def main(argv=None):
     key = f'::{args.key}' if args.key else ''
     if args.inspect:
         print(command_line.printable(str(inspect_checkpoint(local_path(args.inspect + key)))))
-        raise SystemExit
+        raise SystemExit(0)
     args.checkpoint += key
     outputs = checked_outputs(args)
     baseline = read_config(args.config)
