@@ -8,7 +8,6 @@ A checkpoint takes two shapes on its way: the dict that its file holds (``state_
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from .errors import CheckpointError, listed
 from .importers import OWN_NAMES, Imported, import_state_dict
 from .layers import upgraded_layers
-from .readers import read_checkpoint
+from .readers import read_checkpoint, split_key
 from .targets import check_module
 
 StateDict = dict[str, Tensor]
@@ -33,7 +32,7 @@ def load_baseline(path: str, model: nn.Module | None = None, *, key: str | None 
 
     Args:
         path: a checkpoint of the OpenMMLab libraries, a bare state dict, or one of the foreign files that
-            ``docs/formats.md`` lists; recognised by its content.
+            ``docs/formats.md`` lists; recognised by its content. ``FILE::KEY`` also gives the key.
         model: the network that it is meant for, upgraded or not; it is not changed. With it, a state dict in the
             network's own names passes as it is, and everything is checked.
         key: where in the file the weights are, if it holds several sets of them (``'ema'``, ``'teacher'``).
@@ -137,7 +136,7 @@ def remap_state_dict(
 def file_sha256(path: str) -> str:
     """Hex digest of a file's bytes."""
     digest = hashlib.sha256()
-    with open(os.path.expanduser(path), 'rb') as file:
+    with open(split_key(path)[0], 'rb') as file:
         for block in iter(lambda: file.read(1 << 20), b''):
             digest.update(block)
     return digest.hexdigest()

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
+from .ops.geometry import is_whole
 from .rates import rate_changes
 from .schedule import schedule_changes, type_name
 from .targets import Targets, check_kind
@@ -118,7 +119,7 @@ def retrain_changes(
     """The deformable network on the baseline's schedule and initial weights: what an upgrade is measured against."""
     check_kind(targets, 'targets')
     check_kind(exclude, 'exclude')
-    if not isinstance(deform_groups, int) or isinstance(deform_groups, bool) or deform_groups < 1:
+    if not is_whole(deform_groups, 1):
         raise ConfigError(f'deform_groups={deform_groups!r}: expected a whole number of at least 1')
     model: dict[str, Any] = {'type': BUILDER, 'base_type': _component(cfg, part)['type'], 'targets': _plain(targets)}
     if exclude:

@@ -98,6 +98,13 @@ class OffsetOptimizer(Optimizer):
         self.offsets.step()
         return loss
 
+    def state_dict(self) -> dict[str, Any]:
+        """State of both parts, with an entry for every parameter, as FSDP wants it where one part keeps no state."""
+        for group in self._groups:
+            for parameter in group['params']:
+                self.state[parameter]
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where another ``OffsetOptimizer`` of the same groups stopped.
 

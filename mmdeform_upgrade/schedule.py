@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
+from .ops.geometry import is_whole
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -141,7 +142,7 @@ class Length:
     @classmethod
     def of_steps(cls, steps: int) -> Length:
         """So many iterations."""
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if not is_whole(steps, 1):
             raise ConfigError(f'max_iters={steps!r}: expected a whole number of steps, at least 1')
         return cls(steps, 'iters')
 

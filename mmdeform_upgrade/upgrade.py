@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .errors import TargetError, UpgradeError
-from .layers import ZeroOffsetDCN, why_not_upgradable
+from .layers import ZeroOffsetDCN, upgraded_layers, why_not_upgradable
 from .targets import Targets, check_module, deform_groups_of
 
 
@@ -156,7 +156,7 @@ def revert_(
         raise UpgradeError(f"drop={drop!r} is no sequence of names: give a list, such as ['layer4.2.conv2']")
     if keep is not None and not callable(keep):
         raise UpgradeError(f'keep is a {type(keep).__name__}, expected a function keep(name, layer)')
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, ZeroOffsetDCN)}
+    layers = upgraded_layers(model)
     if not layers:
         raise UpgradeError(f'{type(model).__name__} has no ZeroOffsetDCN: there is nothing to revert')
     unknown = [name for name in drop if name not in layers]

@@ -147,7 +147,7 @@ def test_scoring_first_changes_nothing_in_the_training(tiny_upgrade_cfg):
     for score in (True, False):
         cfg = copy.deepcopy(tiny_upgrade_cfg)
         cfg.train_cfg.max_epochs = 1
-        cfg.custom_hooks[0].val_before_train = score
+        cfg.custom_hooks[1].val_before_train = score
         cfg.work_dir += str(score)
         runner = _runner(cfg)
         runner.train()

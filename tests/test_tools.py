@@ -7,6 +7,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from mmdeform_upgrade.checkpoint import file_sha256
 from mmdeform_upgrade.readers import read_checkpoint
 
 from .conftest import ROOT, run_tool
@@ -97,6 +98,28 @@ def test_amp_and_auto_scale_lr_reach_the_runner(tiny_upgrade, tmp_path):
         'auto_scale_lr.base_batch_size=8',
     )
     assert re.search(r'lr: 7\.5000e-04', result.stdout), 'half the rate for half the pictures'
+
+
+def test_a_key_chooses_the_weights_and_the_training_starts_from_them(tiny_config, tiny_baseline, tmp_path):
+    checkpoint = read_checkpoint(tiny_baseline)
+    weights = checkpoint['state_dict']
+    torch.save(
+        {'student': {name: 2 * value for name, value in weights.items()}, 'teacher': weights}, tmp_path / 'a.pth'
+    )
+    out = tiny_config.with_name('by_key.py')
+    refused = run_tool('upgrade.py', tiny_config, tmp_path / 'a.pth', '--out', out, check=False)
+    assert (
+        refused.returncode == 2 and "under 'student' or 'teacher': choose with FILE::NAME, or --key" in refused.stderr
+    )
+    run_tool('upgrade.py', tiny_config, tmp_path / 'a.pth', '--key', 'teacher', '--out', out)
+    options = ('train_cfg.max_epochs=1', 'train_cfg.val_interval=9', 'optim_wrapper.optimizer.lr=0.0')
+    run_tool('train.py', out, '--work-dir', tmp_path / 'work', '--cfg-options', *options)
+    trained = read_checkpoint(tmp_path / 'work' / 'epoch_1.pth')
+    assert torch.equal(trained['state_dict']['backbone.conv1.weight'], weights['backbone.conv1.weight'])
+    provenance = trained['meta']['deform_upgrade']
+    assert provenance['baseline'] == 'a.pth::teacher' and provenance['baseline_sha256'] == file_sha256(
+        tmp_path / 'a.pth'
+    )
 
 
 def _checkpoint_of_another_class_count(tiny_baseline, path):

@@ -24,9 +24,8 @@ def main(argv=None):
     if args.auto_scale_lr:
         command_line.set_auto_scale_lr(cfg)
     command_line.set_resume(cfg, args.resume)
-    with command_line.own_work_dir(cfg):
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-        runner.train()
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.train()
 
 
 if __name__ == '__main__':

@@ -21,11 +21,12 @@ ZOO = Path(__file__).resolve().parents[1] / 'configs' / 'zoo'
 
 
 class Inspect(argparse.Action):
-    """``--inspect FILE`` stands alone, like ``--help``."""
+    """``--inspect FILE`` needs no config, like ``--help``."""
 
     def __call__(self, parser, namespace, value, option_string=None):
-        print(command_line.printable(str(inspect_checkpoint(local_path(value)))))
-        parser.exit()
+        namespace.inspect = value
+        for action in parser._actions:
+            action.required = False
 
 
 class List(argparse.Action):
@@ -50,7 +51,10 @@ def parse_args(argv):
         help='say what a checkpoint is (baseline or upgrade, layers, provenance), and do nothing else',
     )
     parser.add_argument('config', help="the baseline's config; also PACKAGE::FILE, as in 'mmseg::fcn/NAME.py'")
-    parser.add_argument('checkpoint', nargs='?', help='the trained baseline')
+    parser.add_argument(
+        'checkpoint', nargs='?', help='the trained baseline; FILE::KEY where it holds several sets of weights'
+    )
+    parser.add_argument('--key', help='the same as FILE::KEY')
     parser.add_argument(
         '--targets',
         nargs='+',
@@ -149,9 +153,14 @@ def run_of(out):
 
 def main(argv=None):
     args = parse_args(argv)
+    key = f'::{args.key}' if args.key else ''
+    if args.inspect:
+        print(command_line.printable(str(inspect_checkpoint(local_path(args.inspect + key)))))
+        raise SystemExit(0)
     if args.checkpoint is None:
         write_ready_made(args.config, args.out)
         return
+    args.checkpoint += key
     outputs = checked_outputs(args)
     baseline = read_config(args.config)
     tuning = dict(epoch_ratio=args.epoch_ratio, max_iters=args.max_iters, lr_mult=args.lr_mult, guard=not args.no_guard)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..config import read_config
 from ..errors import ConfigError
 from ..importers.checks import flips_channels
-from ..layers import ZeroOffsetDCN
+from ..layers import upgraded_layers
 from .complexity import hooked
 from .offsets import OffsetRecorder, Record
 from .receptive_field import offsets_at_zero, receptive_field
@@ -48,7 +48,7 @@ def look(model: nn.Module, image: str) -> Look:
     Raises:
         ConfigError: the model has no upgraded layer, or is of another framework.
     """
-    if not any(isinstance(m, ZeroOffsetDCN) for m in model.modules()):
+    if not upgraded_layers(model):
         raise ConfigError('the network has no ZeroOffsetDCN: give the config and the checkpoint of an upgrade')
     seen: List[Tensor] = []
     backbone: nn.Module = model.backbone  # type: ignore[assignment]

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Sequence, Tuple
 import torch
 from torch import Tensor, nn
 
-from ..layers import ZeroOffsetDCN
+from ..layers import upgraded_layers
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class OffsetRecorder:
 
     def __init__(self, model: nn.Module):
         self.records: Dict[str, Record] = {}
-        self._layers = {name: m for name, m in model.named_modules() if isinstance(m, ZeroOffsetDCN)}
+        self._layers = upgraded_layers(model)
         self._hooks: List[Any] = []
 
     def __enter__(self) -> OffsetRecorder:

@@ -7,8 +7,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,25 +128,6 @@ def set_tta(cfg: Config) -> None:
     dataset.pipeline = cfg.tta_pipeline
 
 
-@contextmanager
-def own_work_dir(cfg: Config) -> Iterator[None]:
-    """Where a config has ``RunGuardHook``: one run at a time in its work directory, refused before anything is written.
-
-    Raises:
-        ConfigError: another process has it.
-    """
-    from .guard import RunGuardHook, hold, release
-
-    hooks = [hook for hook in cfg.get('custom_hooks') or [] if isinstance(hook, Mapping)]
-    guarded = any(type_name(hook.get('type', '')) == RunGuardHook.__name__ for hook in hooks)
-    taken = guarded and _is_main_process(cfg) and hold(cfg.work_dir)
-    try:
-        yield
-    finally:
-        if taken:
-            release(cfg.work_dir)
-
-
 def dump_predictions(runner, path: str) -> None:
     """``--out``: also write the predictions of the test to a pickle file."""
     from mmengine.evaluator import DumpResults
@@ -176,12 +156,6 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
             raise
         print(f'OSError: {error}: what was written before stays; make room and start again', file=sys.stderr)
         sys.exit(2)
-
-
-def _is_main_process(cfg: Config) -> bool:
-    """As its launcher says; MMEngine itself does not know before the runner is built."""
-    ranks = dict(pytorch='RANK', slurm='SLURM_PROCID', mpi='OMPI_COMM_WORLD_RANK')
-    return int(os.environ.get(ranks.get(cfg.get('launcher', 'none'), ''), 0)) == 0
 
 
 def printable(text: str) -> str:

@@ -18,7 +18,7 @@ from ..checkpoint import import_checkpoint
 from ..config import SCHEME
 from ..errors import CheckpointError, ConfigError
 from ..importers import OWN_NAMES, Imported, dataset_meta
-from ..readers import drop_inert, read_checkpoint
+from ..readers import drop_inert, read_checkpoint, split_key
 
 _WEB = ('http://', 'https://')
 
@@ -32,7 +32,8 @@ def local_path(path: str) -> str:
     """
     path = os.path.expanduser(os.fspath(path).removeprefix(SCHEME))
     if path.startswith(_WEB):
-        return _downloaded(path)
+        address, key = split_key(path)
+        return _downloaded(address) + (f'::{key}' if key else '')
     if '://' in path:
         raise ConfigError(f'{path!r}: a checkpoint is read from a local file or an http(s) address; download it first')
     return path

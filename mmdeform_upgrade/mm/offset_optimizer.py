@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import ConfigError
+from ..layers import OffsetBranch
 from ..optim import OFFSET_LR, OffsetOptimizer, split_offsets, without_offsets
 
 
@@ -63,6 +64,12 @@ class OffsetOptimizerConstructor:
         own = OPTIMIZERS.build(dict(self._offsets, params=offsets))
         wrapper = {'type': 'OptimWrapper', **self._wrapper}
         return OPTIM_WRAPPERS.build(wrapper, default_args=dict(optimizer=OffsetOptimizer(base, own)))
+
+
+def offsets_apart(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:
+    """FSDP's ``auto_wrap_policy`` for a run that saves its optimizer: PyTorch shards and saves parameters of one unit
+    together, which have to have one kind of optimizer state."""
+    return recurse or isinstance(module, OffsetBranch)
 
 
 def _offset_settings(given: Any, optimizer: Mapping[str, Any], paramwise: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmengine.fileio import register_backend
 from mmengine.logging import print_log
-from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import FUNCTIONS, HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
@@ -29,7 +29,7 @@ from .hook import DeformUpgradeHook
 from .loading import load_from_safe_reader
 from .mmcv_ops import MissingOperators
 from .offset_logger import OffsetLoggerHook
-from .offset_optimizer import OffsetOptimizerConstructor
+from .offset_optimizer import OffsetOptimizerConstructor, offsets_apart
 
 
 def deform_upgrade(
@@ -123,6 +123,7 @@ MODELS.register_module(module=ZeroOffsetDCN)
 for _hook in (BFloat16Hook, DeformUpgradeHook, OffsetLoggerHook, RunGuardHook):
     HOOKS.register_module(module=_hook)
 OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=OffsetOptimizerConstructor)
+FUNCTIONS.register_module(module=offsets_apart)
 CheckpointLoader.register_scheme(SCHEME, load_from_safe_reader)
 register_backend(BACKEND, WholeFiles)
 register_handles()

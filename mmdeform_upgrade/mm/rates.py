@@ -14,7 +14,7 @@ from typing import Any
 
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper, build_optim_wrapper
-from mmengine.registry import PARAM_SCHEDULERS
+from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from torch import nn
 
 from ..errors import ConfigError, UpgradeError
@@ -58,6 +58,9 @@ def build_optimizer(network: nn.Module, cfg: Mapping[str, Any]) -> OptimWrapper:
     settings = cfg.get('optim_wrapper') or {}
     if 'optimizer' not in settings:
         raise ConfigError('the config has no optim_wrapper.optimizer: name the one that trains')
+    kind = settings['optimizer'].get('type')
+    if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+        raise ConfigError(f'optim_wrapper.optimizer.type={kind!r} is no registered optimizer')
     with _building('optimizer'):
         return build_optim_wrapper(
             network, copy.deepcopy({key: settings[key] for key in _OF_THE_OPTIMIZER if key in settings})

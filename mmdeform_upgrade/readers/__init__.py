@@ -4,6 +4,7 @@
 from .contents import drop_inert, read_checkpoint, read_contents
 from .files import remove_leftovers, written_whole
 from .safetensors import META, read_safetensors, write_safetensors
+from .sniff import split_key
 from .unpickle import Inert
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     'read_contents',
     'read_safetensors',
     'remove_leftovers',
+    'split_key',
     'write_safetensors',
     'written_whole',
 ]

@@ -30,8 +30,9 @@ def read_checkpoint(path: str, *, key: str | None = None) -> dict[str, Any]:
     """Read a checkpoint without running anything that it holds, whatever its name ends in.
 
     Args:
-        path: a file of PyTorch (a checkpoint, or a bare state dict), MXNet, safetensors, or a pickle of arrays or tensors.
-        key: where in it the weights are (``'ema'``, ``'ema.state_dict'``), if that is not unmistakable.
+        path: a file of PyTorch (a checkpoint, or a bare state dict), MXNet, safetensors, or a pickle of arrays or tensors;
+            ``FILE::KEY`` also says where in it the weights are.
+        key: the same (``'ema'``, ``'ema.state_dict'``), needed only where it is not unmistakable.
 
     Returns:
         ``state_dict``, names to CPU tensors, and everything else that the file has beside it (``meta``, ``optimizer``,
@@ -46,11 +47,11 @@ def read_checkpoint(path: str, *, key: str | None = None) -> dict[str, Any]:
 
 def read_contents(path: str, key: str | None = None) -> tuple[str, dict[str, Any]]:
     """As :func:`read_checkpoint`, with what kind of file it is, for people."""
-    path = existing_file(path)
+    path, chosen = existing_file(path)
     size = os.path.getsize(path)
     try:
         kind, value = _load(path, size)
-        return kind, _checkpoint(value, key)
+        return kind, _checkpoint(value, key or chosen)
     except CheckpointError as error:
         raise CheckpointError(f'{path} is no readable checkpoint ({size} bytes): {error}') from error
     except Exception as error:  # zipfile, pickle, numpy and torch raise a dozen kinds for a damaged file
@@ -104,7 +105,7 @@ def _checkpoint(loaded: Any, key: str | None) -> dict[str, Any]:
     key = key or _weights_key(loaded)
     weights = _under(loaded, key) if key else loaded
     _refuse_network(weights, f'under {key!r} it holds')
-    rest = {name: value for name, value in loaded.items() if name != key} if key else {}
+    rest = {name: value for name, value in loaded.items() if key and (name != key or key == 'state_dict')}
     if not isinstance(weights, Mapping) or not weights:
         found = 'empty' if isinstance(weights, Mapping) else f'a {type(weights).__name__}'
         raise CheckpointError(f'the state dict is {found}, expected names and tensors')
@@ -112,7 +113,9 @@ def _checkpoint(loaded: Any, key: str | None) -> dict[str, Any]:
     beside = [name for name, value in weights.items() if not _is_array(value) and '.' not in str(name)]
     where = f' under {key!r}' if key else ''
     if len(beside) == len(weights):
-        raise CheckpointError(f'it holds no tensors{where}, only {_names(weights)}; key= takes NAME.NAME, too')
+        raise CheckpointError(
+            f'it holds no tensors{where}, only {_names(weights)}; FILE::NAME.NAME chooses what is deeper'
+        )
     lost = {name: value for name, value in weights.items() if isinstance(value, Inert) and (key or name not in beside)}
     if lost:
         shown = ', '.join(f'{name} {value}' for name, value in list(lost.items())[:10])
@@ -138,7 +141,7 @@ def _weights_key(loaded: Mapping[Any, Any]) -> str | None:
     if found:
         raise CheckpointError(
             f'weights may be under {" or ".join("no key" if name is None else repr(name) for name in found)}: '
-            "choose with key='NAME', or --key NAME"
+            'choose with FILE::NAME, or --key NAME'
         )
     return None
 

@@ -26,15 +26,22 @@ _STARTS: tuple[tuple[bytes, str], ...] = (
 )
 
 
-def existing_file(path: str) -> str:
-    """The path with ``~`` expanded.
+def split_key(path: str) -> tuple[str, str | None]:
+    """``FILE::KEY``, a file and where in it the weights are, in two; a file may also have such a name."""
+    path = os.path.expanduser(os.fspath(path))
+    file, _, key = path.rpartition('::')
+    return (file, key) if file and not os.path.exists(path) else (path, None)
+
+
+def existing_file(path: str) -> tuple[str, str | None]:
+    """As :func:`split_key`.
 
     Raises:
         CheckpointError: there is no such file.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise CheckpointError(f'the checkpoint is given as a {type(path).__name__}, expected the path of a file')
-    path = os.path.expanduser(os.fspath(path))
+    path, key = split_key(path)
     if os.path.isdir(path):
         model = os.path.exists(os.path.join(path, 'saved_model.pb'))
         raise CheckpointError(
@@ -43,7 +50,7 @@ def existing_file(path: str) -> str:
         )
     if not os.path.isfile(path):
         raise CheckpointError(f'there is no file {path!r}: give the path of a checkpoint')
-    return path
+    return path, key
 
 
 def kind_of(path: str) -> str:

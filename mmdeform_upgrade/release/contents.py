@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
+from datetime import date
+from pathlib import PurePath
 from typing import Any, Dict, Iterable, Mapping
 
 import numpy as np
@@ -12,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
-from ..readers import META, written_whole
+from ..readers import META, Inert, written_whole
 
 # What tells where a checkpoint is from; times, seeds and paths of a run stay behind.
 KEPT_META = (
@@ -29,23 +32,31 @@ KEPT_META = (
 )
 
 
+_LEFT = (Inert, torch.dtype, torch.device)
+
+
 def plain(value: Any) -> Any:
-    """``value`` made of dict, list, tuple, str, int, float, bool and None alone.
+    """``value`` made of dict, list, tuple, str, int, float, bool and None alone; entries of other kinds are left out.
 
     Raises:
-        CheckpointError: it holds something else.
+        CheckpointError: it is something else itself.
     """
     if isinstance(value, (np.generic, np.ndarray, Tensor)):
         value = value.tolist()
     if value is None or type(value) in (str, bool, int, float):
         return value
     if isinstance(value, Mapping):
-        return {plain(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        entries = [plain(entry) for entry in value]
-        return entries if isinstance(value, list) else tuple(entries)
+        known = {
+            key: entry for key, entry in value.items() if not isinstance(key, _LEFT) and not isinstance(entry, _LEFT)
+        }
+        return {plain(key): plain(entry) for key, entry in known.items()}
+    if isinstance(value, (list, tuple, deque, range)):
+        entries = [plain(entry) for entry in value if not isinstance(entry, _LEFT)]
+        return tuple(entries) if isinstance(value, tuple) else entries
     if isinstance(value, (set, frozenset)):
         return sorted(plain(entry) for entry in value)
+    if isinstance(value, (PurePath, date)):
+        return str(value)
     raise CheckpointError(f'meta holds a {type(value).__name__}, which a release cannot; take it out of meta')
 
 

@@ -33,7 +33,7 @@ def difference(baseline: Mapping[str, Tensor], upgraded: Mapping[str, Tensor]) -
     return {key: tensor for key, tensor in upgraded.items() if key not in baseline or not _same(baseline[key], tensor)}
 
 
-def make_delta(baseline: str, upgraded: str, out: str) -> tuple[int, int]:
+def make_delta(baseline: str, upgraded: str, out: str) -> tuple[list[str], int]:
     """Write what ``upgraded`` changed against ``baseline`` as a safetensors file.
 
     Args:
@@ -42,7 +42,7 @@ def make_delta(baseline: str, upgraded: str, out: str) -> tuple[int, int]:
         out: safetensors file to write.
 
     Returns:
-        Number of tensors in the delta, and in the upgrade.
+        Names of the tensors in the delta, and number of those in the upgrade.
 
     Raises:
         CheckpointError: a file cannot be read, or the second is no upgrade of the first.
@@ -59,7 +59,7 @@ def make_delta(baseline: str, upgraded: str, out: str) -> tuple[int, int]:
         'names': json.dumps(list(new)),
     }
     write_safetensors(out, changed, {**metadata, 'contents_sha256': contents_sha256(changed, metadata)})
-    return len(changed), len(new)
+    return list(changed), len(new)
 
 
 def apply_delta(baseline: str, delta: str, out: str) -> StateDict:

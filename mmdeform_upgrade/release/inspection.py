@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
@@ -13,9 +14,11 @@ from torch import Tensor
 from ..checkpoint import clean_state_dict, file_sha256, import_checkpoint, is_offset_key
 from ..errors import CheckpointError
 from ..importers import OWN_NAMES
-from ..readers import read_contents
+from ..readers import read_contents, split_key
 
-_STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
+# PyTorch's, MXNet's and Detectron's names for the statistics of batch norms
+_STATISTICS = re.compile(r'.*(?:(?:running|moving)_(?:mean|var)|num_batches_tracked|_bn_(?:rm|riv))')
+_PROGRESS = ('epoch', 'iter', 'iteration', 'global_step')
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,9 @@ class Inspection:
         format: what family its names are of.
         layers: the upgraded layers; none in a baseline.
         provenance: ``meta['deform_upgrade']``.
-        meta: the rest of ``meta``.
+        meta: ``meta``, and how long it was trained where that stands beside the weights.
         parameters: numbers in parameters, of these in offset branches, and numbers in BN statistics.
-        extras: what it holds besides weights (``'optimizer'``, ``'EMA'`` ...).
+        extras: what it holds besides weights (``'optimizer'``, ``'ema_state_dict'`` ...), under the file's own names.
     """
 
     path: str
@@ -61,10 +64,13 @@ class Inspection:
 
     def __str__(self) -> str:
         total, offsets, statistics = self.parameters
-        kind = f'an upgrade of {len(self.layers)} layers' if self.layers else 'a baseline, nothing in it is upgraded'
+        kind = 'a baseline, nothing in it is upgraded'
+        if self.layers:
+            count = len(self.layers)
+            kind = f'an upgrade of {count} layers' if self.provenance else f'a network with {count} deformable layers'
         lines = [
             f'{self.path}: {kind}',
-            f'  file: {self.container}, {os.path.getsize(self.path)} bytes, sha256 {self.sha256}',
+            f'  file: {self.container}, {os.path.getsize(split_key(self.path)[0])} bytes, sha256 {self.sha256}',
         ]
         if self.format != OWN_NAMES:
             lines.append(f'  format: {self.format}')
@@ -72,7 +78,7 @@ class Inspection:
         lines += [f'  {layer}' for layer in self.layers]
         lines.append(
             '  trained: '
-            + (', '.join(f'{key} {self.meta[key]}' for key in ('epoch', 'iter') if key in self.meta) or 'not recorded')
+            + (', '.join(f'{key} {self.meta[key]}' for key in _PROGRESS if key in self.meta) or 'not recorded')
         )
         lines.append(f'  besides weights: {", ".join(self.extras) or "nothing"}')
         return '\n'.join(lines + self._provenance())
@@ -92,7 +98,8 @@ def inspect_checkpoint(path: str) -> Inspection:
     path = os.path.expanduser(path)
     container, checkpoint = read_contents(path)
     meta = checkpoint.get('meta')
-    meta = meta if isinstance(meta, Mapping) else {}
+    beside = {key: checkpoint[key] for key in _PROGRESS if isinstance(checkpoint.get(key), int)}
+    meta = {**beside, **(meta if isinstance(meta, Mapping) else {})}
     try:
         imported = import_checkpoint({**checkpoint, 'meta': meta})
         tensors, format = imported.state_dict, imported.format
@@ -126,7 +133,7 @@ def offset_layers(state_dict: Mapping[str, Tensor]) -> List[OffsetLayer]:
 
 def count_numbers(state_dict: Mapping[str, Tensor]) -> Tuple[int, int, int]:
     """Numbers in parameters, of these in offset branches, and in the statistics of batch norms."""
-    statistics = sum(t.numel() for key, t in state_dict.items() if key.rpartition('.')[2] in _STATISTICS)
+    statistics = sum(t.numel() for key, t in state_dict.items() if _STATISTICS.fullmatch(key))
     offsets = sum(t.numel() for key, t in state_dict.items() if is_offset_key(key))
     return sum(t.numel() for t in state_dict.values()) - statistics, offsets, statistics
 
@@ -146,10 +153,9 @@ def _largest(tensor: Tensor) -> float:
 
 
 def _extras(rest: Mapping[str, Any]) -> Tuple[str, ...]:
-    names = {
-        'optimizer': 'optimizer',
-        'param_schedulers': 'schedulers',
-        'message_hub': 'messages',
-        'ema_state_dict': 'EMA',
-    }
-    return tuple(title for key, title in names.items() if rest.get(key))
+    known = ('state_dict', 'meta', 'metadata', *_PROGRESS)
+    return tuple(str(key) for key, value in rest.items() if key not in known and _is_something(value))
+
+
+def _is_something(value: Any) -> bool:
+    return value is not None and not (isinstance(value, (Mapping, list, tuple, str)) and len(value) == 0)

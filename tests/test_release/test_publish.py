@@ -110,11 +110,51 @@ def test_inspect_says_which_layers_moved_and_what_else_is_in_the_file(files, rel
     found = inspect_checkpoint(files.checkpoint)
     assert [(layer.name, layer.deform_groups) for layer in found.layers] == list(files.layers.items())
     assert [layer.largest for layer in found.layers][:2] == [0, pytest.approx(0.01)] and found.layers[2].largest > 1
-    assert found.extras == ('optimizer', 'schedulers', 'messages') and found.provenance['baseline'] == 'epoch_1.pth'
+    assert (
+        set(found.extras) == {'optimizer', 'param_schedulers', 'message_hub'}
+        and found.provenance['baseline'] == 'epoch_1.pth'
+    )
     for path in release[:2]:
         text = str(inspect_checkpoint(path))
         assert 'an upgrade of 3 layers' in text and 'offsets exactly zero' in text and 'epoch 2' in text
         assert 'besides weights: nothing' in text and 'baseline_sha256' in text
+
+
+@pytest.mark.parametrize(
+    'checkpoint,lines',
+    [
+        (
+            {
+                'state_dict': {'a.weight': torch.ones(2)},
+                'epoch': 7,
+                'global_step': 70,
+                'optimizer_states': [{'state': {}}],
+            },
+            ['trained: epoch 7, global_step 70', 'besides weights: optimizer_states'],
+        ),
+        (
+            {'net': {'a.weight': torch.ones(2)}, 'epoch': 3, 'best': None},
+            ['trained: epoch 3', 'besides weights: nothing'],
+        ),
+        (
+            {'bn0_gamma': torch.ones(2), 'bn0_moving_mean': torch.ones(2), 'bn0_running_var': torch.ones(2)},
+            ['parameters: 2 (of these 0 in offset branches), BN statistics: 4', 'trained: not recorded'],
+        ),
+        (
+            {'conv.conv_offset.weight': torch.ones(27, 2, 3, 3), 'conv.conv_offset.bias': torch.ones(27)},
+            ['a network with 1 deformable layers', 'deform_groups unknown', 'provenance: not recorded'],
+        ),
+    ],
+)
+def test_inspect_says_only_what_is_so(tmp_path, checkpoint, lines):
+    torch.save(checkpoint, tmp_path / 'a.pth')
+    text = str(inspect_checkpoint(tmp_path / 'a.pth'))
+    assert all(line in text for line in lines), text
+
+
+def test_inspect_takes_a_key(tmp_path):
+    torch.save({'a': {'w.x': torch.ones(2)}, 'b': {'w.x': torch.ones(3)}}, tmp_path / 'a.pth')
+    assert 'parameters: 3 ' in str(inspect_checkpoint(f'{tmp_path}/a.pth::b'))
 
 
 def test_inspect_says_of_a_baseline_that_it_is_one(files):

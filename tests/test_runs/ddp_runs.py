@@ -28,6 +28,12 @@ FSDP = dict(
     model_wrapper=dict(type='MMFullyShardedDataParallel', device_id='cpu', use_orig_params=True),
 )
 RANDOM = {'model.decode_head.dropout_ratio': 0.5, 'train_cfg.max_epochs': 2, 'train_dataloader.sampler.shuffle': True}
+ADAM = {
+    'optim_wrapper.constructor': 'OffsetOptimizerConstructor',
+    'optim_wrapper.offset_optimizer': dict(type='Adam', lr=1e-3),
+    'optim_wrapper.optimizer.momentum': 0.9,
+}
+APART = dict(FSDP, model_wrapper=dict(FSDP['model_wrapper'], auto_wrap_policy='offsets_apart'))
 RUNS = {
     'ddp': {},
     'static_graph': {'model_wrapper_cfg': dict(WRAPPER, static_graph=True)},
@@ -41,6 +47,8 @@ RUNS = {
         'model.decode_head.dropout_ratio': 0.5,
     },
     'sync_bn': {'sync_bn': 'torch', 'model.backbone.norm_eval': False},
+    'ddp_adam': ADAM,
+    'fsdp_adam': dict(ADAM, runner_type='FlexibleRunner', strategy=APART),
     'fsdp': dict(runner_type='FlexibleRunner', strategy=FSDP),
     'fsdp_checkpointed': dict(
         runner_type='FlexibleRunner', strategy=dict(FSDP, activation_checkpointing=dict(check_fn='is_a_block'))

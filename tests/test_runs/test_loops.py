@@ -75,7 +75,7 @@ def test_cfg_options_reach_the_upgrade(tiny_upgrade, tmp_path):
             'model.backbone.targets=last:1',
             'model.backbone.deform_groups=4',
             'optim_wrapper.optimizer.lr=0.5',
-            'custom_hooks.0.val_before_train=False',
+            'custom_hooks.1.val_before_train=False',
         ]
     )
     cfg = command_line.load_config(arguments)

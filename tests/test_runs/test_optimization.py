@@ -13,6 +13,7 @@ from mmengine.runner import autocast
 from mmdeform_upgrade.errors import ConfigError, TargetError
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.ops import sampling
+from mmdeform_upgrade.optim import OFFSET_LR
 
 from .conftest import build_runner, offsets, train
 
@@ -138,4 +139,5 @@ def test_auto_scale_lr_scales_the_upgrades_rate_by_the_pictures_in_a_step(short_
     short_cfg.auto_scale_lr = dict(base_batch_size=16)
     command_line.set_auto_scale_lr(short_cfg)
     runner = train(short_cfg)
-    assert [group['lr'] for group in runner.optim_wrapper.optimizer.param_groups] == [pytest.approx(rate * 4 / 16)]
+    found = [group['lr'] for group in runner.optim_wrapper.optimizer.param_groups]
+    assert found == pytest.approx([rate * 4 / 16, OFFSET_LR * 4 / 16])

@@ -16,7 +16,7 @@ from mmdeform_upgrade.readers import read_checkpoint
 
 from ..conftest import ROOT, relative_error
 from .conftest import build_runner, offsets, train
-from .ddp_runs import RUNS
+from .ddp_runs import ADAM, RUNS
 
 
 @pytest.fixture(scope='module')
@@ -78,6 +78,22 @@ def test_two_processes_compute_what_one_computes_on_the_doubled_batch(runs, alon
     result = {key.removeprefix('module.'): value for key, value in first['state_dict'].items()}
     assert result.keys() == state.keys() and all(value.any() for value in offsets(result).values())
     assert max(relative_error(result[key].double(), state[key].double()) for key in state) < 1e-4
+
+
+@pytest.mark.parametrize('name', ['ddp_adam', 'fsdp_adam'])
+def test_offsets_have_their_own_steps_in_two_processes(runs, frozen_config, tmp_path, name):
+    cfg = Config.fromfile(frozen_config)
+    cfg.work_dir = str(tmp_path / 'work')
+    alone = train(cfg, **{'train_dataloader.batch_size': 4, **ADAM}).model.state_dict()
+    first, second = runs[1][name]
+    assert 'error' not in first, first['error']
+    result = {key.removeprefix('module.'): value for key, value in first['state_dict'].items()}
+    for key, value in offsets(result).items():
+        assert (value - alone[key]).norm() < 0.05 * alone[key].norm(), key
+        assert value.equal(second['state_dict'].get(key, second['state_dict'].get(f'module.{key}')))
+    assert relative_error(result['backbone.conv1.weight'], alone['backbone.conv1.weight']) < 1e-3
+    saved = read_checkpoint(runs[0] / name / 'epoch_1.pth')['optimizer']['state'].values()
+    assert {tuple(sorted(state)) for state in saved} == {('exp_avg', 'exp_avg_sq', 'step'), ('momentum_buffer',)}
 
 
 @pytest.mark.parametrize('name', ['ddp', 'static_graph', 'flexible', 'whole', 'resumed'])

@@ -4,6 +4,7 @@
 import argparse
 import os
 
+from mmdeform_upgrade.checkpoint import is_offset_key
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.release import apply_delta, make_delta
@@ -31,9 +32,10 @@ def main(argv=None):
     if args.command == 'make':
         changed, total = make_delta(args.baseline, args.upgraded, args.out)
         small, whole = os.path.getsize(args.out), os.path.getsize(args.upgraded)
+        offsets = sum(map(is_offset_key, changed))
         print(
-            f'{changed} of {total} tensors differ; {small} bytes, {100 * small / whole:.1f} % of {args.upgraded} '
-            f'({whole} bytes)'
+            f'{len(changed)} of {total} tensors differ, {offsets} of them in offset branches; {small} bytes, '
+            f'{100 * small / whole:.1f} % of {args.upgraded} ({whole} bytes)'
         )
     else:
         tensors = apply_delta(args.baseline, args.delta, args.out)

@@ -20,7 +20,6 @@ from ...errors import CheckpointError, TrainingError
 from ...readers import read_checkpoint, written_whole
 
 BACKEND = 'WholeFiles'  # as in CheckpointHook(backend_args=dict(backend='WholeFiles'))
-_NAMES = re.compile(r'(?:epoch|iter)_\d+\.pth')
 
 
 class WholeFiles(LocalBackend):
@@ -47,7 +46,7 @@ class WholeFiles(LocalBackend):
             what_to_do = room if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'set this right'
             raise TrainingError(
                 f'{path} ({len(obj) / 1e6:.3g} MB) could not be written: {error.strerror or error}. Checkpoints that '
-                f'were written before stay; {what_to_do}, and go on with --resume.'
+                f'were written before stay; {what_to_do}, and continue with --resume.'
             ) from error
         for old in self._to_remove.pop(os.path.dirname(path), []):
             if old != path:
@@ -63,30 +62,34 @@ class WholeFiles(LocalBackend):
 def find_resumable(work_dir: str) -> str | None:
     """The checkpoint to resume from: what ``last_checkpoint`` names or, if that is not whole, the newest that is.
 
-    A run that was killed may leave ``last_checkpoint`` empty and, without ``WholeFiles``, a checkpoint cut off.
-
     Returns:
         The path, or None where nothing was ever saved.
 
     Raises:
         CheckpointError: something was saved, and none of it is whole; names each file with the reason.
     """
-    named = find_latest_checkpoint(work_dir)
-    named = named.strip('\0 \n') if named else None
-    if named and ('://' in named or os.path.isdir(named)):
+    named = (find_latest_checkpoint(work_dir) or '').strip('\0 \n')  # a run that was killed may leave zeros in it
+    if '://' in named or os.path.isdir(named):
         return named  # storage of other kinds, which has its own readers
-    problems: dict[str, str] = {}
-    for path in ([named] if named else []) + _others(work_dir, named or ''):
+    saved = [
+        path
+        for path in glob.glob(os.path.join(glob.escape(os.path.abspath(work_dir)), '*.pth'))
+        if re.fullmatch(r'(?:epoch|iter)_\d+\.pth', os.path.basename(path))
+    ]
+    saved.sort(key=os.path.getmtime, reverse=True)  # not by number: an older run may have gone further
+    problems: list[str] = []
+    for path in dict.fromkeys([named, *saved] if named else saved):
         why = why_not_resumable(path)
         if why is None:
             if path != named:
-                found = _listed(problems) or f'{work_dir} has no last_checkpoint'
-                _warn(f'{found}. Resuming from the newest checkpoint that is whole: {path}')
+                found = '; '.join(problems) or f'{work_dir} has no last_checkpoint'
+                text = f'resume: {found}. Resuming from the newest checkpoint that is whole: {path}.'
+                print_log(text, logger='current', level=logging.WARNING)
             return path
-        problems[path] = why
+        problems.append(f'{path}: {why}')
     if problems:
         raise CheckpointError(
-            f'resume: no checkpoint in {work_dir} is whole: {_listed(problems)}. To start anew from '
+            f'resume: no checkpoint in {work_dir} is whole: {"; ".join(problems)}. To start anew from '
             'the baseline, run without --resume; to resume from another file, give --resume PATH'
         )
     return None
@@ -104,25 +107,3 @@ def why_not_resumable(path: str) -> str | None:
     lacking = [key for key in ('epoch', 'iter') if not isinstance(meta, dict) or key not in meta]
     lacking += [key for key in ('message_hub',) if key not in checkpoint]
     return f'it is no checkpoint of an interrupted run: it has no {" and no ".join(lacking)}' if lacking else None
-
-
-def _others(work_dir: str, named: str) -> list[str]:
-    """Checkpoints beside the named one, newest first; its namesake before them, should the folder have moved.
-
-    By time and not by number: an older run in the same folder may have gone further.
-    """
-    paths = [
-        path
-        for path in glob.glob(os.path.join(glob.escape(os.path.abspath(work_dir)), '*.pth'))
-        if _NAMES.fullmatch(os.path.basename(path)) and path != os.path.abspath(named)
-    ]
-    namesake = os.path.basename(named)
-    return sorted(paths, key=lambda path: (os.path.basename(path) == namesake, os.stat(path).st_mtime_ns), reverse=True)
-
-
-def _listed(problems: dict[str, str]) -> str:
-    return '; '.join(f'{path}: {why}' for path, why in problems.items())
-
-
-def _warn(text: str) -> None:
-    print_log(f'resume: {text}.', logger='current', level=logging.WARNING)

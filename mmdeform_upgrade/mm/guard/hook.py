@@ -4,22 +4,23 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import IO, Any
 
+import torch
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
-from torch.utils.data import IterableDataset
 
 from ...errors import ConfigError
 from ...readers import remove_leftovers
 from ..loading import SCHEME
+from ..network import bare_network, named_tensors
 from ..random_state import kept_random_state
 from .checkpoints import BACKEND, find_resumable
-from .finite import FiniteCheck
-from .lock import hold, release
-from .randomness import PlacedBatches, SeededFetch, seed_step
+from .finite import not_finite, stop
+from .lock import hold
+from .randomness import PlacedBatches, open_data_anew, place_samples, seed_step
 
 META_KEY = 'exact_resume'
 
@@ -29,22 +30,21 @@ class RunGuardHook(Hook):
 
     - One run a folder: the main process holds the work directory while it trains.
     - Whole checkpoints: a file appears under its name when all of it is on the disk, the one that it replaces goes
-      afterwards, and a resume takes the newest whole one (with ``FlexibleRunner``, MMEngine offers no way to choose
-      how checkpoints are written).
+      afterwards, and a resume takes the newest whole one (``FlexibleRunner`` offers no way to choose how checkpoints
+      are written).
     - A validation that a break cut off is made up for, since ``save_best`` would know nothing of it.
 
     Args:
         exact_resume: give each step, and each sample of the training data, random numbers that depend on seed, rank
             and place in the training alone. A resumed run then computes, bit for bit, what it would have computed
             without the break, with any number of data workers. It changes which random numbers a run draws.
-        finite_interval: iterations between two looks at losses and weights; they are looked at before validations and
-            checkpoints as well. None never looks.
+        finite_interval: iterations between two looks at the weights, which are looked at before validations and
+            checkpoints as well; None never looks.
 
     Raises (from the runner's calls):
         ConfigError: another run has the work directory.
         CheckpointError: there is something to resume from in the work directory, and nothing of it is whole.
-        TrainingError: weights, or all losses of an interval, are not finite, or a checkpoint could not be written.
-            The checkpoints written before stay.
+        TrainingError: weights are not finite, or a checkpoint could not be written. Those written before stay.
     """
 
     priority = 'HIGHEST'  # before whatever draws random numbers, reads a checkpoint or saves one
@@ -52,17 +52,18 @@ class RunGuardHook(Hook):
     def __init__(self, exact_resume: bool = True, finite_interval: int | None = 50):
         if finite_interval is not None and finite_interval < 1:
             raise ConfigError(f'RunGuardHook: finite_interval is {finite_interval}; expected 1 or more, or None')
-        self.exact_resume = exact_resume
-        self._finite = FiniteCheck(finite_interval) if finite_interval is not None else None
+        self.exact_resume, self.finite_interval = exact_resume, finite_interval
+        self._lock: IO[str] | None = None
+        self._begun = False
         self._saved: dict[str, Any] | None = None
         self._batches: PlacedBatches | None = None
-        self._holds = self._cleared_up = False
+        self._never_finite: set[str] = set()
 
     def before_run(self, runner) -> None:
         """Have checkpoints written whole, and a whole one resumed from."""
         for hook in _checkpoint_hooks(runner):
-            local = '://' not in str(hook.out_dir or '')
-            if isinstance(runner, Runner) and local and not hook.backend_args and not hook.file_client_args:
+            elsewhere = hook.backend_args or hook.file_client_args or '://' in str(hook.out_dir or '')
+            if isinstance(runner, Runner) and not elsewhere:
                 hook.backend_args = dict(backend=BACKEND)
         if runner._resume and runner._load_from is None and (found := find_resumable(runner.work_dir)):
             runner._load_from = found if '://' in found else SCHEME + found
@@ -77,14 +78,19 @@ class RunGuardHook(Hook):
     def before_train(self, runner) -> None:
         """Take the folder, and give the training data their random numbers."""
         self._take_work_dir(runner)
-        if self._finite is not None:
-            self._finite.start(runner)
+        # Some networks hold an infinity from the start, as the mask of an attention.
+        self._never_finite = set(not_finite(named_tensors(bare_network(runner))))
         if self.exact_resume and self._batches is None:
-            self._place_samples(runner)
+            open_data_anew(runner)
+            self._batches = place_samples(runner.train_dataloader, (self._saved or {}).get('sampler_seed'))
+            if self._batches is None:
+                _warn('no sampler draws the training data: what they draw at random is not repeated by a resume')
+            elif self._saved is not None:
+                _compare(self._saved, _identity(runner))
 
     def before_train_epoch(self, runner) -> None:
         """Count samples from the beginning of the epoch; iterations are one long epoch."""
-        self._clear_up(runner)  # not in before_train, which CheckpointHook has to have had
+        self._begin(runner)  # not in before_train, which CheckpointHook has to have had
         if self._batches is not None:
             self._batches.start(runner.seed, runner.rank, runner.epoch)
 
@@ -94,48 +100,55 @@ class RunGuardHook(Hook):
             seed_step(runner.seed, runner.rank, runner.iter)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
-        """Count the losses that are not finite, and look at them now and then."""
-        if self._finite is not None:
-            self._finite.count(runner, (outputs or {}).get('loss'))
+        """Look at the weights, and at the loss, which mixed precision may bring to overflow and leave out."""
+        if self.finite_interval is not None and self.every_n_train_iters(runner, self.finite_interval):
+            self._look(runner, named_tensors(bare_network(runner)), runner.iter + 1)
+            loss = (outputs or {}).get('loss')
+            if isinstance(loss, torch.Tensor) and not torch.isfinite(loss).all():
+                _warn(f'the loss of iteration {runner.iter + 1} is not finite, and the weights still are')
 
     def before_val(self, runner) -> None:
         """Score no broken weights."""
-        if self._finite is not None:
-            self._finite.look(runner)
+        self._look(runner, named_tensors(bare_network(runner)), runner.iter)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Refuse weights that are not finite; record what a resumed run has to have in common with this one."""
-        if self._finite is not None:
-            self._finite.refuse(runner, checkpoint['state_dict'].items())
+        """Save no broken weights; record what a resumed run has to have in common with this one."""
+        self._look(runner, checkpoint['state_dict'].items(), runner.iter)
         if self.exact_resume:
-            checkpoint['meta'][META_KEY] = self._identity(runner)
+            checkpoint['meta'][META_KEY] = _identity(runner)
 
     def after_train(self, runner) -> None:
         """Where a run was killed in its last validation, no epoch is left to begin."""
-        self._clear_up(runner)
+        self._begin(runner)
 
     def after_run(self, runner) -> None:
-        """Give the folder back, unless somebody else in this process took it."""
-        if self._holds:
-            release(runner.work_dir)
+        """Give the folder back."""
+        if self._lock is not None:
+            self._lock.close()
 
     def _take_work_dir(self, runner) -> None:
         # Not in before_run, which tests have as well: those may look at a run that is still going on.
         refused: list[str | None] = [None]
         if is_main_process():
             try:
-                self._holds = hold(runner.work_dir)
+                self._lock = hold(runner.work_dir)
             except ConfigError as error:
                 refused = [str(error)]
         broadcast_object_list(refused)  # or the other processes would wait for the main one
         if refused[0] is not None:
             raise ConfigError(refused[0])
 
-    def _clear_up(self, runner) -> None:
+    def _look(self, runner, tensors: Any, iteration: int) -> None:
+        if self.finite_interval is not None:
+            broken = [name for name in not_finite(tensors) if name not in self._never_finite]
+            if broken:
+                stop(runner, iteration, broken)
+
+    def _begin(self, runner) -> None:
         """Once: remove what a killed run left half-written, and validate if that was due when it was killed."""
-        if self._cleared_up:
+        if self._begun:
             return
-        self._cleared_up = True
+        self._begun = True
         if is_main_process():
             for hook in _checkpoint_hooks(runner):
                 remove_leftovers(str(hook.out_dir), '*.pth')
@@ -144,49 +157,9 @@ class RunGuardHook(Hook):
             with kept_random_state():
                 runner.val_loop.run()
 
-    def _place_samples(self, runner) -> None:
-        _open_data_anew(runner)
-        loader = runner.train_dataloader
-        batches: Any = getattr(loader, 'batch_sampler', None)
-        if isinstance(loader.dataset, IterableDataset) or batches is None:
-            _warn('no sampler draws the training data: what they draw at random is not repeated by a resume')
-            return
-        sampler: Any = getattr(batches, 'sampler', None)
-        if self._saved is not None and hasattr(sampler, 'seed'):
-            sampler.seed = self._saved['sampler_seed']  # where the config names no seed, every process draws one
-        self._batches = vars(loader)['batch_sampler'] = PlacedBatches(batches)  # DataLoader refuses an assignment
-        loader.dataset.__getitems__ = SeededFetch(loader.dataset)
-        if self._saved is not None and runner.rank == 0:
-            self._compare(runner, self._saved)
-
-    def _identity(self, runner) -> dict[str, Any]:
-        batches = getattr(runner.train_dataloader, 'batch_sampler', None)
-        return {
-            'seed': runner.seed,
-            'sampler_seed': getattr(getattr(batches, 'sampler', None), 'seed', None),
-            'world_size': runner.world_size,
-            'batch_size': getattr(batches, 'batch_size', None),
-        }
-
-    def _compare(self, runner, saved: dict[str, Any]) -> None:
-        now = self._identity(runner)
-        changed = [f'{key} {saved.get(key)} -> {value}' for key, value in now.items() if saved.get(key) != value]
-        if changed:
-            _warn(f'resumed with another {", ".join(changed)}: training goes on, but not bit for bit')
-
 
 def _checkpoint_hooks(runner) -> list[CheckpointHook]:
     return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
-
-
-def _open_data_anew(runner) -> None:
-    """MMEngine up to 0.10.7 opens the data of an iteration-based loop at once: workers have read, samplers moved on."""
-    loop: Any = runner.train_loop
-    data: Any = getattr(loop, 'dataloader_iterator', None)
-    if getattr(data, '_iterator', None) is not None:
-        settings = {**runner.cfg.train_dataloader, 'dataset': loop.dataloader.dataset}
-        loop.dataloader = runner.build_dataloader(settings, seed=runner.seed)
-        loop.dataloader_iterator = type(data)(loop.dataloader)
 
 
 def _validation_was_due(runner) -> bool:
@@ -197,6 +170,22 @@ def _validation_was_due(runner) -> bool:
     loop._decide_current_val_interval()
     here, end = (loop.epoch, loop.max_epochs) if isinstance(loop, EpochBasedTrainLoop) else (loop.iter, loop.max_iters)
     return here > 0 and here >= loop.val_begin and (here % loop.val_interval == 0 or here == end)
+
+
+def _identity(runner) -> dict[str, Any]:
+    batches = getattr(runner.train_dataloader, 'batch_sampler', None)
+    return {
+        'seed': runner.seed,
+        'sampler_seed': getattr(getattr(batches, 'sampler', None), 'seed', None),
+        'world_size': runner.world_size,
+        'batch_size': getattr(batches, 'batch_size', None),
+    }
+
+
+def _compare(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = [f'{key} {saved.get(key)} -> {value}' for key, value in now.items() if saved.get(key) != value]
+    if changed:
+        _warn(f'resumed with another {", ".join(changed)}: training goes on, but not bit for bit')
 
 
 def _warn(text: str) -> None:

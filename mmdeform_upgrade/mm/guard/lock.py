@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import time
+from typing import IO
 
 from ...errors import ConfigError
 
@@ -15,56 +16,32 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-NAME = '.run.lock'
-_held: dict[tuple[int, str], int] = {}  # by process: a forked one has the parent's variables, and not its locks
 
-
-def hold(work_dir: str) -> bool:
-    """Take a work directory for this process, until :func:`release` or the end of the process, however it ends.
+def hold(work_dir: str) -> IO[str] | None:
+    """Take a work directory until the returned file is closed, or the process ends, however it ends.
 
     ``.run.lock`` says who has it; what counts is the system's lock on that file. It is one that children do not share,
-    so data workers that outlive a killed process keep nobody out. Systems without such locks keep nobody out either.
-
-    Returns:
-        Whether this call took it; False where this process had it already.
+    so data workers that outlive a killed process keep nobody out. Where a file system has no locks, this is None.
 
     Raises:
-        ConfigError: another process has it, or nothing can be written there.
+        ConfigError: another process has it.
     """
-    key = _key(work_dir)
-    if fcntl is None or key in _held:
-        return False
+    if fcntl is None:
+        return None
+    file = open(os.path.join(work_dir, '.run.lock'), 'a+')  # noqa: SIM115
     try:
-        os.makedirs(key[1], exist_ok=True)
-        handle = os.open(os.path.join(key[1], NAME), os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise ConfigError(
-            f'work_dir={work_dir}: nothing can be written there ({error.strerror}); give another with --work-dir'
-        ) from error
-    try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = os.read(handle, 4096).decode(errors='replace')
-        os.close(handle)
+        file.seek(0)
+        owner = file.read()
+        file.close()
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            return False
+            return None
         raise ConfigError(
             f'work_dir={work_dir} is in use by {owner or "another process"}: two runs there would overwrite each '
             "other's checkpoints. Wait for it, stop it, or give another --work-dir"
         ) from None
-    _held[key] = handle
-    owner = f'process {os.getpid()} on {socket.gethostname()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}'
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, owner.encode(), 0)
-    return True
-
-
-def release(work_dir: str) -> None:
-    """Give back what :func:`hold` took."""
-    handle = _held.pop(_key(work_dir), None)
-    if handle is not None:
-        os.close(handle)
-
-
-def _key(work_dir: str) -> tuple[int, str]:
-    return os.getpid(), os.path.realpath(os.path.expanduser(work_dir))
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}, since {time.strftime("%Y-%m-%d %H:%M:%S")}')
+    file.flush()
+    return file

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from ..random_state import kept_random_state
 
@@ -91,6 +91,34 @@ class SeededFetch:
         # torch.manual_seed would queue a call for CUDA, too
         torch.default_generator.manual_seed(_seed_python_and_numpy(_SAMPLE, *draw.place))
         return self.dataset[draw.index]
+
+
+def place_samples(loader: Any, sampler_seed: int | None = None) -> PlacedBatches | None:
+    """Have a data loader give each sample random numbers of its own; None where no sampler draws its data.
+
+    Args:
+        loader: of the training data.
+        sampler_seed: that of the run that is resumed: where a config names no seed, every process draws one.
+    """
+    batches: Any = getattr(loader, 'batch_sampler', None)
+    if batches is None or isinstance(loader.dataset, IterableDataset):
+        return None
+    sampler: Any = getattr(batches, 'sampler', None)
+    if sampler_seed is not None and hasattr(sampler, 'seed'):
+        sampler.seed = sampler_seed
+    placed = vars(loader)['batch_sampler'] = PlacedBatches(batches)  # DataLoader refuses an assignment
+    loader.dataset.__getitems__ = SeededFetch(loader.dataset)
+    return placed
+
+
+def open_data_anew(runner) -> None:
+    """MMEngine up to 0.10.7 opens the data of an iteration-based loop at once: workers have read, samplers moved on."""
+    loop: Any = runner.train_loop
+    data: Any = getattr(loop, 'dataloader_iterator', None)
+    if getattr(data, '_iterator', None) is not None:
+        settings = {**runner.cfg.train_dataloader, 'dataset': loop.dataloader.dataset}
+        loop.dataloader = runner.build_dataloader(settings, seed=runner.seed)
+        loop.dataloader_iterator = type(data)(loop.dataloader)
 
 
 def _seed_python_and_numpy(*place: int) -> int:

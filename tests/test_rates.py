@@ -1,0 +1,247 @@
+"""Rates as the optimizer has them that MMEngine builds of a written config, under its schedulers."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
+from torch import nn
+
+from mmdeform_upgrade import upgrade_
+from mmdeform_upgrade.errors import ConfigError
+from mmdeform_upgrade.mm.rates import describe_rates
+from mmdeform_upgrade.optim import OFFSET_LR
+from mmdeform_upgrade.rates import check_offset_rates, rate_changes, without_offset_optimizer
+
+ADAM = dict(constructor='OffsetOptimizerConstructor', offset_optimizer=dict(type='Adam', lr=OFFSET_LR))
+
+
+class ConvNeXt(nn.Module):
+    """The names that layer-wise decay looks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.downsample_layers = nn.ModuleList([nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)])
+        self.stages = nn.ModuleList([nn.ModuleList([nn.Conv2d(4, 4, 3)]), nn.ModuleList([nn.Conv2d(4, 4, 3)])])
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = ConvNeXt(), nn.Conv2d(4, 2, 1)
+        upgrade_(self.backbone, 'last:1')
+
+
+def _groups(wrapper, network=None):
+    network = network or Network()
+    optimizer = build_optim_wrapper(network, Config(dict(wrapper=wrapper)).wrapper).optimizer
+    names = {id(parameter): name for name, parameter in network.named_parameters()}
+    return {names[id(p)]: group for group in optimizer.param_groups for p in group['params']}
+
+
+def _split(groups):
+    offsets = {name: group for name, group in groups.items() if 'conv_offset' in name}
+    assert len(offsets) == 2
+    return offsets, {name: group for name, group in groups.items() if name not in offsets}
+
+
+CONSTRUCTORS = {
+    'plain': {},
+    'custom_keys': dict(paramwise_cfg=dict(custom_keys={'backbone.stages.1.0': dict(lr_mult=0.1, decay_mult=0.0)})),
+    'frameworks': dict(paramwise_cfg=dict(dcn_offset_lr_mult=0.1, bias_lr_mult=2.0, bias_decay_mult=0.0)),
+    'layer_wise': dict(
+        constructor='mmdet.LearningRateDecayOptimizerConstructor',
+        paramwise_cfg=dict(decay_rate=0.5, decay_type='layer_wise', num_layers=6),
+    ),
+    'stage_wise': dict(
+        constructor='mmseg.LearningRateDecayOptimizerConstructor',
+        paramwise_cfg=dict(decay_rate=0.5, decay_type='stage_wise', num_layers=6),
+    ),
+}
+
+
+@pytest.mark.parametrize('name', CONSTRUCTORS)
+@pytest.mark.parametrize('kind', ['SGD', 'AdamW', 'Adagrad'])
+def test_only_the_offsets_rates_differ_from_the_baselines(name, kind):
+    import mmdet.engine  # noqa: F401  registers the constructors
+    import mmseg.engine  # noqa: F401
+
+    wrapper = dict(type='OptimWrapper', optimizer=dict(type=kind, lr=0.01, weight_decay=0.1), **CONSTRUCTORS[name])
+    _, before = _split(_groups(wrapper))
+    for asked, expected in (
+        (dict(offset_optimizer='adam'), OFFSET_LR),
+        (dict(offset_optimizer='adam', offset_lr=0.005), 0.005),
+        (dict(offset_optimizer='same', offset_lr_mult=10.0), 0.1),
+    ):
+        changed = Config(dict(optim_wrapper=wrapper))
+        changed.merge_from_dict(rate_changes(changed, **asked))
+        offsets, others = _split(_groups(changed.optim_wrapper))
+        assert {group['lr'] for group in offsets.values()} == {expected}
+        for key, group in others.items():
+            assert (group['lr'], group['weight_decay']) == (before[key]['lr'], before[key]['weight_decay']), key
+
+
+def test_the_frameworks_own_setting_is_honoured():
+    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01), **CONSTRUCTORS['frameworks'])))
+    cfg.optim_wrapper.optimizer.weight_decay = 0.1
+    with pytest.raises(ConfigError, match=r"gives paramwise_cfg.dcn_offset_lr_mult to mmcv's own layers only: set"):
+        check_offset_rates(cfg)
+    cfg.merge_from_dict(rate_changes(cfg, offset_optimizer=None))
+    check_offset_rates(cfg)
+    offsets, others = _split(_groups(cfg.optim_wrapper))
+    assert {(group['lr'], group['weight_decay']) for group in offsets.values()} == {(0.001, 0.1)}
+    assert others['head.bias']['lr'] == 0.02 and others['head.bias']['weight_decay'] == 0
+
+
+LR = dict(type='SGD', lr=0.01, momentum=0.9)
+SCHEDULERS = [
+    dict(type='ConstantLR', factor=0.1, end=4),
+    dict(type='CosineAnnealingLR', T_max=8, eta_min=0.005),
+    dict(type='CosineRestartLR', periods=[4, 4], restart_weights=[1, 0.5], eta_min=0.001),
+    dict(type='ExponentialLR', gamma=0.8),
+    dict(type='LinearLR', start_factor=0.1, end=4),
+    dict(type='MultiStepLR', milestones=[3, 6]),
+    dict(type='OneCycleLR', eta_max=0.5, total_steps=8),
+    dict(type='PolyLR', eta_min=0.005, power=0.9, end=8),
+    dict(type='StepLR', step_size=3),
+    dict(type='ReduceOnPlateauLR', patience=1, min_value=0.004, monitor='loss', rule='less'),
+    dict(type='mmdet.QuadraticWarmupLR', end=4),
+]
+
+
+def test_every_scheduler_of_mmengine_is_here():
+    known = {name for name in PARAM_SCHEDULERS.module_dict if name.endswith('LR')}
+    assert known == {scheduler['type'] for scheduler in SCHEDULERS} - {'mmdet.QuadraticWarmupLR'}
+
+
+@pytest.mark.parametrize('scheduler', SCHEDULERS, ids=lambda scheduler: scheduler['type'])
+@pytest.mark.parametrize(
+    'offset_optimizer', [dict(type='Adam', lr=OFFSET_LR), dict(lr_mult=10.0)], ids=['adam', 'same']
+)
+def test_offsets_follow_the_shape_of_every_schedule(scheduler, offset_optimizer):
+    init_default_scope('mmdet')
+    network = Network()
+    settings = dict(optimizer=LR, constructor=ADAM['constructor'], offset_optimizer=offset_optimizer)
+    wrapper = build_optim_wrapper(network, Config(settings)._cfg_dict)
+    built = PARAM_SCHEDULERS.build(dict(scheduler, by_epoch=True), default_args=dict(optimizer=wrapper, epoch_length=2))
+    peak, own = scheduler.get('eta_max', 0.01), offset_optimizer.get('lr', 0.1)
+    seen = []
+    for _ in range(8):
+        weights, offsets = wrapper.optimizer.param_groups
+        seen.append(weights['lr'])
+        assert offsets['lr'] / own == pytest.approx(weights['lr'] / peak)
+        wrapper.step()
+        built.step(*([{'loss': 1.0}] if 'Plateau' in scheduler['type'] else []))
+    assert len(set(seen)) > 1
+
+
+@pytest.mark.parametrize('kind', ['SGD', 'AdamW'])
+def test_momentum_schedules_go_on(kind):
+    optimizer = dict(type=kind, lr=0.01, **({'momentum': 0.9} if kind == 'SGD' else {}))
+    wrapper = build_optim_wrapper(Network(), Config(dict(optimizer=optimizer, **ADAM))._cfg_dict)
+    scheduler = PARAM_SCHEDULERS.build(dict(type='LinearMomentum', start_factor=0.5, end=4, optimizer=wrapper))
+    wrapper.step()
+    scheduler.step()
+    weights, offsets = wrapper.optimizer.param_groups
+    found = weights['momentum'] if kind == 'SGD' else weights['betas'][0]
+    assert found == pytest.approx(0.9 * 2 / 3) and 0 < offsets['betas'][0] < 1
+
+
+def test_the_rate_of_the_fine_tune_includes_what_schedulers_name():
+    cfg = Config(
+        dict(
+            optim_wrapper=dict(optimizer=LR),
+            param_scheduler=[
+                dict(type='OneCycleLR', eta_max=0.5, total_steps=8),
+                dict(type='PolyLR', eta_min=1e-4),
+                dict(type='CosineAnnealingMomentum', eta_min=0.5, T_max=3),
+            ],
+        )
+    )
+    changed = rate_changes(cfg, lr_mult=0.1)
+    assert changed['optim_wrapper']['optimizer']['lr'] == 0.001
+    named = [scheduler.get('eta_max', scheduler.get('eta_min')) for scheduler in changed['param_scheduler']]
+    assert named == [0.05, 1e-5, 0.5]
+
+
+def test_a_plan_tells_the_rates_of_the_built_optimizer():
+    cfg = dict(
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.3), **ADAM),
+        param_scheduler=[dict(type='OneCycleLR', eta_max=0.5, total_steps=8, convert_to_iter_based=True)],
+        train_cfg=dict(max_epochs=8),
+    )
+    said = describe_rates(Network(), Config(cfg))
+    assert said.startswith('SGD lr 0.5, at the end 2e-06') and '; offsets: Adam lr 0.002, at the end 8e-09' in said
+    cfg['optim_wrapper'] = dict(optimizer=dict(type='SGD', lr=0.3))
+    assert 'offsets: SGD lr 0.5' in describe_rates(Network(), Config(cfg))
+
+
+@pytest.mark.parametrize(
+    'wrapper,message',
+    [
+        (dict(optimizer=dict(type='SGDD', lr=0.1)), "optim_wrapper.optimizer.type='SGDD' is no registered optimizer"),
+        (dict(optimizer=dict(type='SGD', lr=0.1, mometum=1)), 'cannot be built: .*mometum'),
+        (
+            dict(optimizer=LR, constructor='OffsetOptimizerConstructor', offset_optimizer=3),
+            'offset_optimizer=3, expected',
+        ),
+        (dict(ADAM, optimizer=LR, offset_optimizer=dict(type='Conv2d')), "type='Conv2d' is no optimizer"),
+        (
+            dict(ADAM, optimizer=LR, offset_optimizer=dict(type='Adam', lr=0)),
+            'rate of the offsets is 0, expected a posi',
+        ),
+        (
+            dict(ADAM, optimizer=LR, offset_optimizer=dict(lr_mult=-1)),
+            'the offsets is -0.01, expected a posi|Invalid lea',
+        ),
+        ({}, 'no optim_wrapper.optimizer'),
+    ],
+)
+def test_what_is_no_optimizer_is_refused(wrapper, message):
+    with pytest.raises(Exception, match=f'(?s){message}') as error:
+        describe_rates(Network(), Config(dict(optim_wrapper=wrapper, train_cfg=dict(max_epochs=1))))
+    assert type(error.value).__module__ == 'mmdeform_upgrade.errors'
+
+
+@pytest.mark.parametrize(
+    'asked,message',
+    [
+        (dict(offset_optimizer='adam', offset_lr_mult=10.0), "offset_lr_mult=10.0 multiplies the weights' rate"),
+        (dict(offset_optimizer='same', offset_lr=0.1), 'offset_lr=0.1 is the rate of Adam'),
+        (dict(offset_optimizer='sgd'), "expected 'same' or 'adam'"),
+        (dict(offset_lr=-1), 'offset_lr=-1 is not a positive number'),
+        (dict(offset_lr=0.0), 'offset_lr=0.0 is not a positive number'),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(asked, message):
+    with pytest.raises(ConfigError, match=message):
+        rate_changes(Config(dict(optim_wrapper=dict(optimizer=LR))), **asked)
+
+
+def test_a_network_without_offsets_is_refused():
+    with pytest.raises(ConfigError, match='no offset branches that train: upgrade a part of it'):
+        _groups(dict(ADAM, optimizer=LR), nn.Conv2d(3, 3, 3))
+
+
+@pytest.mark.parametrize('paramwise', [{}, dict(custom_keys={'head': dict(lr_mult=2.0)})])
+def test_offsets_alone_follow_the_schedule_without_a_state_for_the_rest(paramwise):
+    network = Network().requires_grad_(False)
+    for parameter in network.backbone.stages[1][0].conv_offset.parameters():
+        parameter.requires_grad_(True)
+    settings = Config(dict(ADAM, optimizer=LR, paramwise_cfg=paramwise))._cfg_dict
+    wrapper = build_optim_wrapper(network, settings)
+    scheduler = PARAM_SCHEDULERS.build(dict(type='StepLR', step_size=1, optimizer=wrapper))
+    network.backbone.stages[1][0](torch.ones(1, 4, 4, 4)).sum().backward()
+    wrapper.step()
+    scheduler.step()
+    weights, offsets = wrapper.optimizer.param_groups
+    assert weights['params'] == [] and offsets['lr'] == pytest.approx(OFFSET_LR / 10)
+    assert len(wrapper.optimizer.state) == 2
+
+
+def test_what_an_upgrade_wrote_is_taken_back():
+    wrapper = dict(optimizer=LR, constructor='Mine')
+    cfg = Config(dict(optim_wrapper=wrapper))
+    cfg.merge_from_dict(rate_changes(cfg, offset_optimizer='adam'))
+    assert cfg.optim_wrapper.base_constructor == 'Mine'
+    assert without_offset_optimizer(cfg.optim_wrapper) == wrapper
