@@ -1,6 +1,6 @@
 # `make demo` and `make test` each work as the first command on a fresh machine with Python 3.10 to 3.12 and make.
 # Everything goes into .venv; `make clean` takes it away. No compiler is needed: what detectors call of mmcv's compiled
-# part, this package supplies. `make install MMCV=compiled` builds the real one (docs/versions.md).
+# part, this package supplies. `make install MMCV=compiled` builds the real one (docs/troubleshooting.md).
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3
@@ -15,7 +15,7 @@ TESTS ?=
 # Either kind of mmcv has the same name and version: what is installed is replaced, and what pip keeps is not looked at.
 MMCV_INSTALL := install -c constraints.txt --no-cache-dir --no-deps --force-reinstall onedl-mmcv
 
-.PHONY: install demo test family mim check zoo faults clean
+.PHONY: install demo test test-all family mim check zoo faults clean
 .DEFAULT_GOAL := install
 
 install: $(VENV)/.installed
@@ -49,12 +49,16 @@ $(VENV)/.installed: $(VENV)/.mmcv-$(MMCV) setup.py
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO_OUT)
-	$(BIN)/python benchmarks/demo/run.py --out $(DEMO_OUT)
+	$(BIN)/python -m benchmarks.demo.run --out $(DEMO_OUT)
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(TESTS)
 
-# The tests once more, with the original OpenMMLab releases in front of the installed ones (docs/versions.md).
+# The benchmarks' tests, and those that take long, besides.
+test-all: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m '' tests benchmarks $(TESTS)
+
+# The tests once more, with the original OpenMMLab releases in front of the installed ones (docs/troubleshooting.md).
 family: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/families/openmmlab.py -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
@@ -69,10 +73,10 @@ mim: $(VENV)/.installed
 
 # Some hours of one core; JOBS=4 uses four. Stopped and started again, it goes on.
 zoo: $(VENV)/.installed
-	$(BIN)/python benchmarks/zoo/zoo_sweep.py --out $(ZOO_OUT)/zoo.jsonl --summary docs/results/zoo.md --jobs $(JOBS)
-	mv $(ZOO_OUT)/zoo.jsonl docs/results/zoo.jsonl
+	$(BIN)/python -m benchmarks.zoo.zoo_sweep --out $(ZOO_OUT)/zoo.jsonl --summary benchmarks/zoo/zoo.md --jobs $(JOBS)
+	mv $(ZOO_OUT)/zoo.jsonl benchmarks/zoo/zoo.jsonl
 
-# What goes wrong, in full (docs/reliability.md): kills, full disks, dying processes, hostile files, wrong input.
+# What goes wrong, in full: kills, full disks, dying processes, hostile files, wrong input.
 faults: $(VENV)/.installed
 	set -e; for script in tests/faults/sweep_*.py; do echo "== $$script"; \
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(BIN)/python $$script; done

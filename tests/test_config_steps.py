@@ -15,6 +15,7 @@ from mmdeform_upgrade.layers import upgraded_layers
 from .conftest import ROOT, build
 from .test_configs import LEAVES
 
+pytestmark = pytest.mark.slow
 SIZE = 64  # pixels; ResNet's last stage is then 2 to 8 pixels wide
 SSD_SIZE = 512  # what its last level needs
 

@@ -14,12 +14,5 @@ def test_links_and_tools_exist(page):
     text = page.read_text(encoding='utf8')
     for target in re.findall(r'\]\((?!http)([^)#]+)\)', text):
         assert (page.parent / target).exists(), target
-    for target in re.findall(r'\b(?:tools|configs|tests)/[\w/.-]+\.(?:py|sh|txt)', text):
+    for target in re.findall(r'\b(?:tools|configs|tests|benchmarks)/[\w/.-]+\.(?:py|sh|txt)', text):
         assert (ROOT / target).is_file(), target
-
-
-def test_the_layout_names_every_module():
-    text = (ROOT / 'docs/development.md').read_text(encoding='utf8').replace('/', '')
-    for path in (ROOT / 'mmdeform_upgrade').iterdir():
-        if path.name[0] not in '_.' and (path.is_dir() or path.suffix == '.py'):
-            assert f'`{path.stem}`' in text, path.name

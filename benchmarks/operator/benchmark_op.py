@@ -1,8 +1,8 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Time deform_conv2d against every peer that is installed, and a plain convolution.
 
-    python benchmarks/operator/benchmark_op.py --device cpu --out docs/results/op_cpu
-    python benchmarks/operator/benchmark_op.py --device cuda --dtypes float32 bfloat16 --out docs/results/op_gpu
+    python -m benchmarks.operator.benchmark_op --device cpu --out docs/results/op_cpu
+    python -m benchmarks.operator.benchmark_op --device cuda --dtypes float32 bfloat16 --out docs/results/op_gpu
 
 Each candidate must first agree with the specification. Candidates take turns, so that whatever else the machine does
 hits all of them; a ratio is that of the fastest repetitions. Writes OUT.json, OUT.md and OUT.png.
@@ -231,7 +231,7 @@ def parse_args(argv):
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--dtypes', nargs='+', default=['float32'], choices=['float32', 'float16', 'bfloat16'])
     parser.add_argument('--backends', nargs='+', help='of this package; default eager, on a GPU also triton')
-    parser.add_argument('--shapes', nargs='+', help='such as 2x512x16x16; default: those of docs/performance.md')
+    parser.add_argument('--shapes', nargs='+', help='such as 2x512x16x16; default: those of docs/results.md')
     parser.add_argument('--repetitions', type=int, default=15)
     parser.add_argument('--threads', type=int, default=2, help='CPU threads')
     parser.add_argument('--out', type=Path, help='where to write OUT.json, OUT.md and OUT.png')

@@ -53,7 +53,7 @@ def _totals(records: Sequence[Record]) -> List[str]:
     return [
         '# Every config of mmdet and mmseg, upgraded',
         '',
-        'Written by `benchmarks/zoo/zoo_sweep.py`; [models.md](../models.md) says what is compared, and how.',
+        'Written by `benchmarks/zoo/zoo_sweep.py`; [targets.md](../../docs/targets.md) says which models can be upgraded.',
         '',
         versions() + '.',
         '',

@@ -23,7 +23,7 @@ from mmdeform_upgrade import ZeroOffsetDCN
 from mmdeform_upgrade.errors import DataError
 from tests.conftest import ROOT, run_tool
 
-RESULTS = ROOT / 'docs/results/zoo.jsonl'
+RESULTS = ROOT / 'benchmarks/zoo/zoo.jsonl'
 RECORDS = read_records(RESULTS)
 SEED = 7
 CHEAP = [record for record in RECORDS if passed(record) and record['seconds'] < 6]  # the others are the sweep's
@@ -61,7 +61,7 @@ def test_the_results_cover_every_config_once_and_have_no_failure_of_ours():
 
 
 def _table():
-    return (ROOT / 'docs/results/zoo.md').read_text(encoding='utf8')
+    return (ROOT / 'benchmarks/zoo/zoo.md').read_text(encoding='utf8')
 
 
 def test_the_table_is_that_of_the_results():

@@ -1,7 +1,7 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Upgrade every config of the installed mmdet and mmseg, and compare all outputs with the original's.
 
-    python benchmarks/zoo/zoo_sweep.py --out docs/results/zoo.jsonl --summary docs/results/zoo.md --jobs 2
+    python -m benchmarks.zoo.zoo_sweep --out benchmarks/zoo/zoo.jsonl --summary benchmarks/zoo/zoo.md --jobs 2
     python benchmarks/zoo/zoo_sweep.py --sample 40 --seed 1 --out sample.jsonl
 
 Offline, on a CPU. Stopped and started again, it goes on; delete a line of OUT, or name its reason with --redo, to have

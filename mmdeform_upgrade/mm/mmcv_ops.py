@@ -274,7 +274,7 @@ def _missing(name: str) -> Callable[..., Any]:
     def operator(*args: Any, **kwargs: Any) -> Any:
         raise OperatorError(
             f"mmcv's operator {name} needs mmcv's compiled part, which is not installed here: "
-            'Without it work nms, soft_nms, nms_match, roi_align and sigmoid_focal_loss. docs/versions.md, "mmcv without '
+            'Without it work nms, soft_nms, nms_match, roi_align and sigmoid_focal_loss. docs/troubleshooting.md, "mmcv without '
             'a compiler", has the way to a compiled mmcv'
         )
 

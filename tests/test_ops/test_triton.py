@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason='no GPU')
 
 
+@pytest.mark.slow
 def test_interpreted_kernels_are_correct():
     pytest.importorskip('triton')
     run = subprocess.run(

@@ -1,4 +1,4 @@
-# The main setting of docs/results/composite.md: 256 pixels, 12 epochs, in bfloat16, every arm with the same batches.
+# The main setting of docs/results.md: 256 pixels, 12 epochs, in bfloat16, every arm with the same batches.
 _base_ = ['ssd320_r50_cutouts.py']
 
 dataset = dict(data_root='data/composite/warped/VOCdevkit/')

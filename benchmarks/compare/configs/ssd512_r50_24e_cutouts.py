@@ -1,4 +1,4 @@
-# The main setting of docs/results/composite.md on a GPU: 512 pixels, 24 epochs, the fine-tunes 6.
+# The main setting of docs/results.md on a GPU: 512 pixels, 24 epochs, the fine-tunes 6.
 _base_ = ['ssd320_r50_cutouts.py']
 
 dataset = dict(data_root='data/composite/warped512/VOCdevkit/')
