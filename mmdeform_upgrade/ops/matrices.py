@@ -96,18 +96,16 @@ def project(out: Tensor, columns: Tensor, kernel: Tensor, geo: Geometry, first: 
     out.copy_(product) if first else out.add_(product)
 
 
-def add_grad_kernel(
-    total: Tensor | None, columns: Tensor, grad_rows: Tensor, geo: Geometry, last: bool = False
-) -> Tensor:
-    """A kernel matrix, grad_rows transposed times columns, plus ``total``; in float32 at least unless it is ``last``."""
-    like = grad_rows.dtype if last else torch.promote_types(columns.dtype, torch.float32)
-    columns = columns.to(grad_rows.dtype)
-    if geo.groups == 1 and columns.is_cuda and columns.dtype == torch.float32 and tf32_allowed():
-        product = _pointwise_grad(grad_rows, columns).unsqueeze(0)
-    elif geo.groups == 1:
-        product = _times_transposed(grad_rows.t(), columns.t()).unsqueeze(0)
+def add_grad_kernel(total: Tensor | None, columns: Tensor, turned: Tensor, geo: Geometry, last: bool = False) -> Tensor:
+    """A kernel matrix, ``turned`` (O, p) times columns, plus ``total``; in float32 at least unless it is ``last``."""
+    like = turned.dtype if last else torch.promote_types(columns.dtype, torch.float32)
+    columns = columns.to(turned.dtype)
+    if geo.groups > 1:
+        product = torch.bmm(turned.reshape(geo.groups, geo.O // geo.groups, -1), _split_columns(columns, geo))
+    elif columns.is_cuda and columns.dtype == torch.float32 and tf32_allowed():
+        product = _pointwise_grad(turned.t(), columns).unsqueeze(0)
     else:
-        product = torch.bmm(_split_outputs(grad_rows, geo).transpose(1, 2), _split_columns(columns, geo))
+        product = _times_transposed(turned, columns.t()).unsqueeze(0)
     return product.to(like) if total is None else total.add_(product)
 
 
