@@ -9,7 +9,7 @@ from .geometry import Geometry
 
 COLUMN_BYTES = {'cpu': 6 * 2**20}  # columns alive at a time: about what stays in a cache
 DEFAULT_COLUMN_BYTES = 256 * 2**20  # other devices: launches cost more than memory, which still is bounded
-ALWAYS_BYTES = 2**20  # not worth cutting
+ALWAYS_BYTES = 3 * 2**20  # not worth cutting
 LONGEST_SUM = 1024  # where the float32 error of oneDNN's products would pass twice that of a convolution
 SMALL_KERNEL_BYTES = 2**20  # a kernel matrix that is cheap to read again for each chunk
 

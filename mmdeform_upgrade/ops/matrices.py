@@ -10,12 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .chunks import LONGEST_SUM
 from .geometry import Geometry
 
-# oneDNN's product is 10 to 25 % faster than that of MKL on the CPUs tried; it is what inductor calls.
-LONGEST_SUM = 1024  # where oneDNN's float32 error would pass twice that of a convolution, MKL's does not
+# oneDNN's product is up to twice as fast as that of MKL, whose float32 error is lower; it is what inductor calls.
 _ONEDNN = getattr(torch.ops.mkldnn, '_linear_pointwise', None) if torch.backends.mkldnn.is_available() else None
 _BFLOAT16_CPU = bool(getattr(torch.cpu, '_is_avx512_bf16_supported', bool)())
+
+
+LARGE_IMAGE = 2**15  # numbers of one image, from which on images are transposed one by one
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:
@@ -63,7 +66,8 @@ def _taps(weight: Tensor, taps: slice, geo: Geometry) -> Tensor:
 
 def map_to_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A map (N, C, H, W) as (N*H*W, C); no copy if it is channels-last already."""
-    if tensor.device.type != 'cpu' or not tensor.is_contiguous() or torch.jit.is_tracing():
+    by_image = tensor.device.type == 'cpu' and tensor.numel() >= LARGE_IMAGE * len(tensor)
+    if not by_image or not tensor.is_contiguous() or torch.jit.is_tracing():
         return tensor.permute(0, 2, 3, 1).to(dtype).flatten(0, 2)
     N, C, H, W = tensor.shape
     rows = torch.empty((N, H * W, C), dtype=dtype)
