@@ -68,7 +68,7 @@ def map_to_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A map (N, C, H, W) as (N*H*W, C); no copy if it is channels-last already."""
     by_image = tensor.device.type == 'cpu' and tensor.numel() >= LARGE_IMAGE * len(tensor)
     if not by_image or not tensor.is_contiguous() or torch.jit.is_tracing():
-        return tensor.permute(0, 2, 3, 1).to(dtype).flatten(0, 2)
+        return tensor.permute(0, 2, 3, 1).to(dtype).flatten(0, 2).contiguous()  # of one image it may be a view
     N, C, H, W = tensor.shape
     rows = torch.empty((N, H * W, C), dtype=dtype)
     for image, target in zip(tensor.flatten(2).unbind(0), rows.unbind(0), strict=True):
