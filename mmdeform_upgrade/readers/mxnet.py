@@ -21,12 +21,10 @@ from ..errors import CheckpointError
 
 MXNET_MAGIC = struct.pack('<Q', 0x112)
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
-_DTYPES = (
-    *('float32', 'float64', 'float16', 'uint8', 'int32', 'int8', 'int64', 'bool', 'int16'),
-    *('uint16', 'uint32', 'uint64', 'bfloat16'),
-)  # in the order of their codes
+_DTYPES = ['float32', 'float64', 'float16', 'uint8', 'int32', 'int8', 'int64', 'bool', 'int16', 'uint16', 'uint32', 'uint64', 'bfloat16']  # by code
 _STORAGE = {1: 'row_sparse', 2: 'csr'}
 _MAX_NDIM = 32
+_DAMAGED = 'the file is damaged or truncated; copy or download it again'
 
 
 def is_mxnet_zip(members: Sequence[str]) -> bool:
@@ -84,10 +82,7 @@ class _Cursor:
 
     def take(self, count: int, what: str) -> bytes:
         if count > self.left:
-            raise self.fail(
-                f'{what} needs {count} bytes, and {self.left} are left: the file is damaged or truncated; '
-                'copy or download it again'
-            )
+            raise self.fail(f'{what} needs {count} bytes, and {self.left} are left: {_DAMAGED}')
         self.at += count
         return self.data[self.at - count : self.at]
 
@@ -100,11 +95,7 @@ class _Cursor:
         at = self.at
         (value,) = self.numbers('Q', f'the number of {what}')
         if value > self.left // least:
-            raise self.fail(
-                f'it claims {value} {what}, and {self.left} bytes are left: the file is damaged or '
-                'truncated; copy or download it again',
-                at,
-            )
+            raise self.fail(f'it claims {value} {what}, and {self.left} bytes are left: {_DAMAGED}', at)
         return value
 
 
@@ -143,12 +134,8 @@ def _read_array(cursor: _Cursor, index: int) -> Tensor:
     if magic in (_V2, _V3):
         (storage,) = cursor.numbers('i', f'the storage type of {what}')
         if storage:
-            kind = _STORAGE.get(storage, 'unknown')
-            raise cursor.fail(
-                f'{what} has storage type {storage} ({kind}), expected a dense array: call '
-                "tostype('default') on it in MXNet and save it again",
-                at,
-            )
+            kind = f'{storage} ({_STORAGE.get(storage, "unknown")}), expected a dense array'
+            raise cursor.fail(f"{what} has storage type {kind}: call tostype('default') on it and save it again", at)
     if magic in (_V1, _V2, _V3):
         (ndim,) = cursor.numbers('i', f'the rank of {what}')
         form = 'q'
