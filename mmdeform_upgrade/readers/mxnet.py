@@ -21,7 +21,10 @@ from ..errors import CheckpointError
 
 MXNET_MAGIC = struct.pack('<Q', 0x112)
 _V1, _V2, _V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA
-_DTYPES = ['float32', 'float64', 'float16', 'uint8', 'int32', 'int8', 'int64', 'bool', 'int16', 'uint16', 'uint32', 'uint64', 'bfloat16']  # by code
+_DTYPES = (
+    *('float32', 'float64', 'float16', 'uint8', 'int32', 'int8', 'int64', 'bool', 'int16'),
+    *('uint16', 'uint32', 'uint64', 'bfloat16'),
+)  # in the order of their codes
 _STORAGE = {1: 'row_sparse', 2: 'csr'}
 _MAX_NDIM = 32
 _DAMAGED = 'the file is damaged or truncated; copy or download it again'
@@ -141,12 +144,13 @@ def _read_array(cursor: _Cursor, index: int) -> Tensor:
         form = 'q'
     else:
         ndim, form = magic, 'I'  # the oldest version has no magic number: its first word is the rank
-    if (ndim == 0 and magic != _V3) or (ndim == -1 and magic == _V3):
-        raise cursor.fail(f'{what} is undefined: it has neither shape nor values', at)
-    if not 0 <= ndim <= _MAX_NDIM:
-        raise cursor.fail(f'{what} has {ndim} dimensions, expected 0 to {_MAX_NDIM}', at)
+    least = 0 if magic == _V3 else 1  # which knows scalars and empty arrays; before, a 0 meant that it is not known
+    if not least <= ndim <= _MAX_NDIM:
+        raise cursor.fail(
+            f'{what} has {ndim} dimensions, expected {least} to {_MAX_NDIM}: it is undefined or damaged', at
+        )
     shape = cursor.numbers(f'{ndim}{form}', f'the shape of {what}')
-    if any(dim < 0 or (dim == 0 and magic != _V3) for dim in shape):
+    if min(shape, default=least) < least:
         raise cursor.fail(f'{what} has the shape {shape}, in which a dimension is not known', at)
     *_device, code = cursor.numbers('3i', f'the device and the dtype of {what}')
     return _read_values(cursor, what, shape, code)
