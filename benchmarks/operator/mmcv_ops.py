@@ -20,7 +20,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from benchmarks.conditions import conditions
+from benchmarks.timing import conditions
 from mmdeform_upgrade.mm import mmcv_ops
 
 DETECTORS = {
@@ -30,7 +30,6 @@ DETECTORS = {
     'ATSS R50-FPN': 'atss/atss_r50_fpn_1x_coco.py',
     'RTMDet-tiny': 'rtmdet/rtmdet_tiny_8xb32-300e_coco.py',
     'Faster R-CNN R50-FPN': 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py',
-    'Faster R-CNN R50-C4': 'faster_rcnn/faster-rcnn_r50-caffe-c4_ms-1x_coco.py',
     'Cascade R-CNN R50-FPN': 'cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py',
     'Mask R-CNN R50-FPN': 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
 }
