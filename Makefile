@@ -72,7 +72,7 @@ zoo: $(VENV)/.installed
 	$(BIN)/python benchmarks/zoo/zoo_sweep.py --out $(ZOO_OUT)/zoo.jsonl --summary docs/results/zoo.md --jobs $(JOBS)
 	mv $(ZOO_OUT)/zoo.jsonl docs/results/zoo.jsonl
 
-# What goes wrong, in full (docs/reliability.md): kills, full disks, dying processes, hostile files, wrong input.
+# What goes wrong, in full (docs/training.md): kills, full disks, dying processes, hostile files, wrong input.
 faults: $(VENV)/.installed
 	set -e; for script in tests/faults/sweep_*.py; do echo "== $$script"; \
 	OMP_NUM_THREADS=1 PYTHONPATH=$(CURDIR) $(BIN)/python $$script; done
