@@ -2,8 +2,10 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmdeform_upgrade.checkpoint import nonzero_offsets, remap_state_dict
+from mmdeform_upgrade import upgrade_
+from mmdeform_upgrade.checkpoint import fit_baseline, nonzero_offsets, remap_state_dict
 from mmdeform_upgrade.errors import CheckpointError
+from mmdeform_upgrade.importers import OWN_NAMES, Imported
 
 from .conftest import MMDET_CONFIGS, build
 
@@ -91,3 +93,32 @@ def test_other_widths_are_not_called_another_number_of_classes():
         with pytest.raises(CheckpointError, match='of another shape') as error:
             remap_state_dict({**network, **other}, network)
         assert 'number of classes' not in str(error.value)
+
+
+@pytest.mark.parametrize('prefix', ['_orig_mod.', 'teacher.', 'model.', 'student.model.'])
+def test_a_prefix_too_many_is_named_with_the_way_to_take_it_off(prefix):
+    baseline = {prefix + key: value for key, value in _baseline().items()}
+    with pytest.raises(CheckpointError, match=rf"names begin with '{prefix}'.*removeprefix\('{prefix}'\)") as error:
+        remap_state_dict({**baseline, f'{prefix}more': torch.ones(1)}, _network())
+    assert 'another architecture' not in str(error.value)
+
+
+class _Another(torch.nn.Module):
+    """A deformable layer of somebody else beside a convolution that is upgraded."""
+
+    def __init__(self):
+        super().__init__()
+        self.theirs = torch.nn.ModuleDict({'conv_offset': torch.nn.Conv2d(2, 27, 3)})
+        self.ours = torch.nn.Conv2d(2, 2, 3)
+
+
+def test_only_layers_of_the_upgrade_may_lack_offsets_and_start_at_zero():
+    model = _Another()
+    trained = {key: value.clone() for key, value in model.state_dict().items()}
+    upgrade_(model, 'ours')
+    fitted = fit_baseline(Imported(OWN_NAMES, trained), model)
+    assert fitted.added == ('ours.conv_offset.weight', 'ours.conv_offset.bias')
+    assert fitted.state_dict['theirs.conv_offset.weight'].any()
+    lacking = {key: value for key, value in trained.items() if not key.startswith('theirs')}
+    with pytest.raises(CheckpointError, match='missing in the checkpoint .2.: theirs.conv_offset.weight'):
+        fit_baseline(Imported(OWN_NAMES, lacking), model)

@@ -173,12 +173,24 @@ def _without_compiled_part(code):
     return result.stdout.splitlines()
 
 
-def test_the_frameworks_import_without_the_compiled_part():
-    out = _without_compiled_part(
-        'import mmdeform_upgrade, mmdet.models, mmdet.apis, mmseg.models, mmseg.apis, mmcv.ops\n'
-        "print(sys.modules['mmcv._ext'].__spec__.origin)"
+def test_a_detector_runs_without_the_compiled_part_and_the_frameworks_import(tmp_path):
+    """mmdet's interface may be imported first: the config brings the package in before the models are."""
+    config = tmp_path / 'retina.py'
+    config.write_text(
+        "_base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'\n"
+        "custom_imports = dict(imports=['mmdeform_upgrade'], allow_failed_imports=False)\n"
+        'model = dict(backbone=dict(init_cfg=None), test_cfg=dict(score_thr=0.0))\n'
     )
-    assert out[-1] == mmcv_ops.__file__
+    out = _without_compiled_part(
+        'import numpy\n'
+        'from mmdet.apis import inference_detector, init_detector\n'
+        f'model = init_detector({str(config)!r}, device="cpu", palette="random")\n'
+        'model.cfg.test_dataloader.dataset.pipeline[1].scale = (64, 64)\n'
+        'print(len(inference_detector(model, numpy.zeros((64, 64, 3), "uint8")).pred_instances))\n'
+        'import mmdet.models, mmseg.models, mmseg.apis, mmcv.ops\n'
+        'print(sys.modules["mmcv._ext"].__spec__.origin)'
+    )
+    assert int(out[-2]) > 0 and out[-1] == mmcv_ops.__file__
 
 
 def test_an_operator_that_is_missing_says_so_when_it_is_called():

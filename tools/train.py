@@ -5,6 +5,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmdeform_upgrade.mm import command_line
+from mmdeform_upgrade.mm.preflight import check_before_training
 
 
 def main(argv=None):
@@ -24,6 +25,7 @@ def main(argv=None):
     if args.auto_scale_lr:
         command_line.set_auto_scale_lr(cfg)
     command_line.set_resume(cfg, args.resume)
+    check_before_training(cfg)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     runner.train()
 

@@ -1,6 +1,3 @@
 _base_ = 'mmdet::_base_/default_runtime.py'
-custom_imports = dict(
-    imports=['mmdeform_upgrade', 'mmdeform_upgrade.models.ssd', 'mmdeform_upgrade.models.transforms'],
-    allow_failed_imports=False,
-)
+custom_imports = dict(imports=['mmdeform_upgrade'], allow_failed_imports=False)
 default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='auto'))

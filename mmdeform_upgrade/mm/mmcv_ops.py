@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import OperatorError
 
 _NAME = 'mmcv._ext'
-_BLOCK = 256  # boxes that nms decides on at once
+_BLOCK = 64  # boxes that nms decides on at once
 
 
 @cache

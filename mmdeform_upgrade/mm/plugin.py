@@ -1,18 +1,20 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """The only registration. Everything stands in MMEngine's root registries, so that every scope finds it.
 
-What needs mmdet or mmseg (``mmdeform_upgrade.models``) registers itself when a config imports its file.
+Importing it imports neither mmdet nor mmseg: what needs them (``mmdeform_upgrade.models``) is registered as a builder, and
+imported when a config names it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 from mmengine.fileio import register_backend
 from mmengine.logging import print_log
-from mmengine.registry import FUNCTIONS, HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
+from mmengine.registry import FUNCTIONS, HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS
 from mmengine.runner import CheckpointLoader
 from torch import nn
 
@@ -117,9 +119,19 @@ def _is_registered(name: str, registry: Any) -> bool:
         return False
 
 
+def _built_from(file: str, name: str) -> Callable[..., Any]:
+    def build(**settings: Any) -> Any:
+        return getattr(import_module(f'..models.{file}', __package__), name)(**settings)
+
+    return build
+
+
 MODELS.register_module(name=BUILDER, module=deform_upgrade)
 MODELS.register_module(name=TRAIN_OFFSETS, module=train_offsets)
 MODELS.register_module(module=ZeroOffsetDCN)
+for _file, _name in (('ssd', 'WideSSDNeck'), ('ssd', 'PredictableSSDHead'), ('aspp', 'ProjectedASPPHead')):
+    MODELS.register_module(name=_name, module=_built_from(_file, _name))
+TRANSFORMS.register_module(name='ResizeByDirection', module=_built_from('transforms', 'ResizeByDirection'))
 for _hook in (BFloat16Hook, DeformUpgradeHook, OffsetLoggerHook, RunGuardHook):
     HOOKS.register_module(module=_hook)
 OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=OffsetOptimizerConstructor)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -12,10 +13,11 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from ..checkpoint import import_baseline
+from ..config import HOOK
 from ..errors import ConfigError
 from ..importers import OWN_NAMES, Imported
 from ..layers import upgraded_layers
-from ..schedule import describe_schedule
+from ..schedule import describe_schedule, type_name
 from ..upgrade import LayerChange, UpgradeReport, count_parameters
 from .loading import local_path
 from .rates import describe_rates
@@ -63,6 +65,18 @@ def plan_upgrade(before: Config, after: Config, checkpoint: str) -> UpgradePlan:
     imported = import_baseline(local_path(checkpoint), network)
     schedules = describe_schedule(before), describe_schedule(after)
     return UpgradePlan(report_of(network), imported, *schedules, describe_rates(network, after))
+
+
+def check_before_training(cfg: Config) -> None:
+    """Refuse what the run of an upgrade would stumble over, before its runner writes anything or reads any data.
+
+    Raises:
+        UpgradeError: targets or the checkpoint.
+    """
+    hooks = [hook for hook in cfg.get('custom_hooks') or [] if isinstance(hook, Mapping)]
+    upgrades = any(type_name(hook.get('type', '')) == HOOK for hook in hooks)
+    if upgrades and cfg.get('load_from') and not cfg.get('resume'):
+        import_baseline(local_path(cfg.load_from), build_network(cfg))
 
 
 def report_of(network: nn.Module) -> UpgradeReport:

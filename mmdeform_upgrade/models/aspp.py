@@ -7,13 +7,11 @@ from typing import Any, List
 
 import torch
 from mmcv.cnn import ConvModule
-from mmengine.registry import MODELS
 from mmseg.models.decode_heads import ASPPHead
 from mmseg.models.utils import resize
 from torch import Tensor
 
 
-@MODELS.register_module()
 class ProjectedASPPHead(ASPPHead):
     """``ASPPHead`` with a 1x1 convolution, norm and activation between the branches and the 3x3 ``bottleneck``.
 

@@ -8,11 +8,9 @@ from typing import Optional, Sequence, Tuple
 from mmcv.cnn import ConvModule
 from mmdet.models.dense_heads import SSDHead
 from mmengine.model import BaseModule
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 
-@MODELS.register_module()
 class WideSSDNeck(BaseModule):
     """Extra levels of SSD, each a 1x1 and a strided 3x3 convolution with batch norm, both of the level's full width.
 
@@ -62,7 +60,6 @@ class WideSSDNeck(BaseModule):
         return tuple(outs)
 
 
-@MODELS.register_module()
 class PredictableSSDHead(SSDHead):
     """mmdet's ``SSDHead``, able to predict.
 

@@ -6,10 +6,8 @@ from __future__ import annotations
 from typing import Tuple
 
 from mmdet.datasets.transforms import Resize
-from mmengine.registry import TRANSFORMS
 
 
-@TRANSFORMS.register_module()
 class ResizeByDirection(Resize):
     """mmdet's ``Resize`` to a fixed size, with the interpolation that GluonCV chooses by direction.
 

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from .geometry import Geometry
 
-COLUMN_BYTES = {'cpu': 8 * 2**20}  # columns alive at a time: about what stays in a cache
+COLUMN_BYTES = {'cpu': 6 * 2**20}  # columns alive at a time: about what stays in a cache
 DEFAULT_COLUMN_BYTES = 256 * 2**20  # other devices: launches cost more than memory, which still is bounded
-ALWAYS_BYTES = 2**20  # not worth cutting
+ALWAYS_BYTES = 3 * 2**20  # not worth cutting
+LONGEST_SUM = 1024  # where the float32 error of oneDNN's products would pass twice that of a convolution
 SMALL_KERNEL_BYTES = 2**20  # a kernel matrix that is cheap to read again for each chunk
 
 
@@ -30,6 +31,8 @@ def cut(geo: Geometry, itemsize: int, device_type: str) -> Cuts:
     cells = column_bytes(geo, itemsize, device_type) // (geo.C * itemsize)
     kernel_bytes = geo.K * geo.C // geo.groups * geo.O * itemsize
     taps = geo.K if kernel_bytes <= SMALL_KERNEL_BYTES else cells // max(total, 1)
+    if device_type == 'cpu':
+        taps = min(taps, LONGEST_SUM * geo.groups // geo.C)
     taps = max(1, min(taps, geo.K))
     return Cuts(_ranges(geo.K, taps), _ranges(total, max(1, cells // taps)))
 

@@ -60,6 +60,7 @@ def backward(
     table = sampling.to_table(input, geo, work)
     plan = sampling.make_plan(offset, mask, geo, work)
     rows = matrices.map_to_rows(grad_output, product)
+    turned = grad_output.to(product).transpose(0, 1).reshape(geo.O, -1)  # as contiguous as products like it
     sums = Sums(
         torch.zeros_like(table) if wanted.input else None,
         table.new_empty((*plan.base.shape, 4)) if wanted.plan else None,
@@ -72,7 +73,7 @@ def backward(
             corners = sampling.corners(plan.part(positions, taps), geo)
             if sums.weight is not None:
                 columns = _sample(table, corners, taps, geo)
-                grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, rows[positions], geo)
+                grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, turned[:, positions], geo)
                 del columns  # before the gradients of the columns are made
                 if positions is cuts.positions[-1]:
                     matrices.store_kernel(sums.weight, grad_kernel, taps, geo)

@@ -10,12 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .chunks import LONGEST_SUM
 from .geometry import Geometry
 
-# oneDNN's product is 10 to 25 % faster than that of MKL on the CPUs tried; it is what inductor calls.
-LONGEST_SUM = 1024  # where oneDNN's float32 error would pass twice that of a convolution, MKL's does not
+# oneDNN's product is up to twice as fast as that of MKL, whose float32 error is lower; it is what inductor calls.
 _ONEDNN = getattr(torch.ops.mkldnn, '_linear_pointwise', None) if torch.backends.mkldnn.is_available() else None
 _BFLOAT16_CPU = bool(getattr(torch.cpu, '_is_avx512_bf16_supported', bool)())
+
+
+LARGE_IMAGE = 2**15  # numbers of one image, from which on images are transposed one by one
 
 
 def product_dtype(weight: Tensor) -> torch.dtype:
@@ -63,8 +66,9 @@ def _taps(weight: Tensor, taps: slice, geo: Geometry) -> Tensor:
 
 def map_to_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A map (N, C, H, W) as (N*H*W, C); no copy if it is channels-last already."""
-    if tensor.device.type != 'cpu' or not tensor.is_contiguous() or torch.jit.is_tracing():
-        return tensor.permute(0, 2, 3, 1).to(dtype).flatten(0, 2)
+    by_image = tensor.device.type == 'cpu' and tensor.numel() >= LARGE_IMAGE * len(tensor)
+    if not by_image or not tensor.is_contiguous() or torch.jit.is_tracing():
+        return tensor.permute(0, 2, 3, 1).to(dtype).flatten(0, 2).contiguous()  # of one image it may be a view
     N, C, H, W = tensor.shape
     rows = torch.empty((N, H * W, C), dtype=dtype)
     for image, target in zip(tensor.flatten(2).unbind(0), rows.unbind(0), strict=True):
@@ -96,18 +100,16 @@ def project(out: Tensor, columns: Tensor, kernel: Tensor, geo: Geometry, first: 
     out.copy_(product) if first else out.add_(product)
 
 
-def add_grad_kernel(
-    total: Tensor | None, columns: Tensor, grad_rows: Tensor, geo: Geometry, last: bool = False
-) -> Tensor:
-    """A kernel matrix, grad_rows transposed times columns, plus ``total``; in float32 at least unless it is ``last``."""
-    like = grad_rows.dtype if last else torch.promote_types(columns.dtype, torch.float32)
-    columns = columns.to(grad_rows.dtype)
-    if geo.groups == 1 and columns.is_cuda and columns.dtype == torch.float32 and tf32_allowed():
-        product = _pointwise_grad(grad_rows, columns).unsqueeze(0)
-    elif geo.groups == 1:
-        product = _times_transposed(grad_rows.t(), columns.t()).unsqueeze(0)
+def add_grad_kernel(total: Tensor | None, columns: Tensor, turned: Tensor, geo: Geometry, last: bool = False) -> Tensor:
+    """A kernel matrix, ``turned`` (O, p) times columns, plus ``total``; in float32 at least unless it is ``last``."""
+    like = turned.dtype if last else torch.promote_types(columns.dtype, torch.float32)
+    columns = columns.to(turned.dtype)
+    if geo.groups > 1:
+        product = torch.bmm(turned.reshape(geo.groups, geo.O // geo.groups, -1), _split_columns(columns, geo))
+    elif columns.is_cuda and columns.dtype == torch.float32 and tf32_allowed():
+        product = _pointwise_grad(turned.t(), columns).unsqueeze(0)
     else:
-        product = torch.bmm(_split_outputs(grad_rows, geo).transpose(1, 2), _split_columns(columns, geo))
+        product = _times_transposed(turned, columns.t()).unsqueeze(0)
     return product.to(like) if total is None else total.add_(product)
 
 

@@ -112,7 +112,7 @@ def backward(
             part = Part(positions, taps)
             columns = _differentiate(grads, read, grad_rows[positions], kernel, part, geo)
             if columns is not None:
-                grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, grad_rows[positions], geo, last=whole)
+                grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, grad_rows[positions].t(), geo, last=whole)
             del columns  # before those of the next piece are made
         if grads.weight is not None and grad_kernel is not None:
             matrices.store_kernel(grads.weight, grad_kernel, taps, geo)

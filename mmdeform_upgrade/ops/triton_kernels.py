@@ -15,6 +15,8 @@ Only ``triton_backend.py`` imports this module, since it needs the package trito
 import triton
 import triton.language as tl
 
+_MAP = ['H', 'W', 'Ho', 'Wo']  # a kernel is compiled once for all sizes of maps
+
 
 @triton.jit
 def _entry(n, channel, position, channels, L, LAST: tl.constexpr):
@@ -77,7 +79,7 @@ def _rounded(value):
     return tl.where(value == value, ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True), value)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_MAP)
 def convolve_kernel(rows_ptr, offset_ptr, mask_ptr, kernel_ptr, bias_ptr, output_ptr, P, C, O, L,  # noqa: E741
                     H, W, Ho, Wo,
                     KW: tl.constexpr, K: tl.constexpr, G: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
@@ -127,7 +129,7 @@ def convolve_kernel(rows_ptr, offset_ptr, mask_ptr, kernel_ptr, bias_ptr, output
     tl.store(out, total.to(output_ptr.dtype.element_ty), mask=live[:, None] & made[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['samples', 'p_first', 'k_first', 'k_count', *_MAP])
 def sample_kernel(rows_ptr, offset_ptr, mask_ptr, columns_ptr, grad_columns_ptr, grad_offset_ptr, grad_mask_ptr,
                   keys_ptr, weights_ptr, samples, p_first, p_count, k_first, k_count, C, H, W, Ho, Wo,
                   KW: tl.constexpr, K: tl.constexpr, G: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
@@ -201,7 +203,7 @@ def _slopes(d00, d01, d10, d11, ly, lx):
     return top, d10 + right * lx - top, left + (right - left) * ly
 
 
-@triton.jit
+@triton.jit(do_not_specialize=['samples', 'H', 'W'])
 def gather_kernel(grad_columns_ptr, order_ptr, weights_ptr, starts_ptr, grad_rows_ptr, samples, H, W, per_group,
                   G: tl.constexpr, ADDING: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_C: tl.constexpr):  # yapf: disable
     """Gradient of the rows (N*H*W, C): each pixel sums the samples of the four cells that it is a corner of.

@@ -27,6 +27,7 @@ _DTYPES = (
 )  # in the order of their codes
 _STORAGE = {1: 'row_sparse', 2: 'csr'}
 _MAX_NDIM = 32
+_DAMAGED = 'the file is damaged or truncated; copy or download it again'
 
 
 def is_mxnet_zip(members: Sequence[str]) -> bool:
@@ -84,10 +85,7 @@ class _Cursor:
 
     def take(self, count: int, what: str) -> bytes:
         if count > self.left:
-            raise self.fail(
-                f'{what} needs {count} bytes, and {self.left} are left: the file is damaged or truncated; '
-                'copy or download it again'
-            )
+            raise self.fail(f'{what} needs {count} bytes, and {self.left} are left: {_DAMAGED}')
         self.at += count
         return self.data[self.at - count : self.at]
 
@@ -100,11 +98,7 @@ class _Cursor:
         at = self.at
         (value,) = self.numbers('Q', f'the number of {what}')
         if value > self.left // least:
-            raise self.fail(
-                f'it claims {value} {what}, and {self.left} bytes are left: the file is damaged or '
-                'truncated; copy or download it again',
-                at,
-            )
+            raise self.fail(f'it claims {value} {what}, and {self.left} bytes are left: {_DAMAGED}', at)
         return value
 
 
@@ -143,23 +137,20 @@ def _read_array(cursor: _Cursor, index: int) -> Tensor:
     if magic in (_V2, _V3):
         (storage,) = cursor.numbers('i', f'the storage type of {what}')
         if storage:
-            kind = _STORAGE.get(storage, 'unknown')
-            raise cursor.fail(
-                f'{what} has storage type {storage} ({kind}), expected a dense array: call '
-                "tostype('default') on it in MXNet and save it again",
-                at,
-            )
+            kind = f'{storage} ({_STORAGE.get(storage, "unknown")}), expected a dense array'
+            raise cursor.fail(f"{what} has storage type {kind}: call tostype('default') on it and save it again", at)
     if magic in (_V1, _V2, _V3):
         (ndim,) = cursor.numbers('i', f'the rank of {what}')
         form = 'q'
     else:
         ndim, form = magic, 'I'  # the oldest version has no magic number: its first word is the rank
-    if (ndim == 0 and magic != _V3) or (ndim == -1 and magic == _V3):
-        raise cursor.fail(f'{what} is undefined: it has neither shape nor values', at)
-    if not 0 <= ndim <= _MAX_NDIM:
-        raise cursor.fail(f'{what} has {ndim} dimensions, expected 0 to {_MAX_NDIM}', at)
+    least = 0 if magic == _V3 else 1  # which knows scalars and empty arrays; before, a 0 meant that it is not known
+    if not least <= ndim <= _MAX_NDIM:
+        raise cursor.fail(
+            f'{what} has {ndim} dimensions, expected {least} to {_MAX_NDIM}: it is undefined or damaged', at
+        )
     shape = cursor.numbers(f'{ndim}{form}', f'the shape of {what}')
-    if any(dim < 0 or (dim == 0 and magic != _V3) for dim in shape):
+    if min(shape, default=least) < least:
         raise cursor.fail(f'{what} has the shape {shape}, in which a dimension is not known', at)
     *_device, code = cursor.numbers('3i', f'the device and the dtype of {what}')
     return _read_values(cursor, what, shape, code)

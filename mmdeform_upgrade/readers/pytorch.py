@@ -15,21 +15,6 @@ from ..errors import CheckpointError
 from .unpickle import KNOWN, Known, Unpickler, call
 
 MAGIC = 0x1950A86A20F9469CFC6C  # which the older container begins with, pickled
-_STORAGES = dict(
-    Double='float64',
-    Float='float32',
-    Half='float16',
-    BFloat16='bfloat16',
-    Long='int64',
-    Int='int32',
-    Short='int16',
-    Char='int8',
-    Byte='uint8',
-    Bool='bool',
-    ComplexFloat='complex64',
-    ComplexDouble='complex128',
-    Untyped='uint8',
-)
 _OTHER_END = 'it was written on a big-endian machine; save it again on a little-endian one'
 
 
@@ -137,7 +122,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 KNOWN.update({name: Known(name, make) for name, make in _FUNCTIONS.items()})
 KNOWN.update({f'torch.{name}': value for name, value in vars(torch).items() if isinstance(value, torch.dtype)})
-for _kind, _name in _STORAGES.items():  # a storage is named by its class, and needs but the dtype
-    KNOWN.update(
-        {f'{module}.{_kind}Storage': getattr(torch, _name) for module in ('torch', 'torch.cuda', 'torch.storage')}
-    )
+# A storage is named by its class, and needs but the dtype.
+_DTYPES = {name: getattr(kind, '_dtype', None) for name, kind in vars(torch).items() if name.endswith('Storage')}
+for _name, _dtype in {**_DTYPES, 'UntypedStorage': torch.uint8}.items():
+    if isinstance(_dtype, torch.dtype) and not _name.startswith('Q'):  # quantised numbers have scales beside them
+        KNOWN.update({f'{module}.{_name}': _dtype for module in ('torch', 'torch.cuda', 'torch.storage')})

@@ -17,7 +17,7 @@ META = 'meta'  # under this name the metadata hold a checkpoint's meta, as JSON
 
 
 def read_safetensors(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, in its order, and its ``__metadata__``.
+    """The tensors of a safetensors file, and its ``__metadata__``.
 
     Raises:
         CheckpointError: the header is damaged, or what it says and the file's bytes differ.
@@ -26,7 +26,8 @@ def read_safetensors(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with safe_open(path, framework='pt') as file:
-            return {name: file.get_tensor(name).clone() for name in file.offset_keys()}, file.metadata() or {}
+            names = file.keys()
+            return {name: file.get_tensor(name).clone() for name in names}, file.metadata() or {}
     except SafetensorError as error:
         raise CheckpointError(
             f'it is no readable safetensors file ({error}), so it may be truncated or damaged; copy or download it again'

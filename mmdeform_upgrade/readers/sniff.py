@@ -12,17 +12,23 @@ from ..errors import CheckpointError
 from .mxnet import MXNET_MAGIC, is_mxnet_zip
 
 _HEAD = 1024
-_STARTS: tuple[tuple[bytes, str], ...] = (
-    (b'version https://git-lfs', 'a git-LFS pointer, not the file itself: run "git lfs pull", or download the file'),
-    (b'\x89HDF\r\n\x1a\n', 'an HDF5 file, as Keras and Caffe write: there is no importer for it'),
-    (b'\x1f\x8b', 'compressed with gzip: unpack it first'),
-    (b'BZh', 'compressed with bzip2: unpack it first'),
-    (b'\xfd7zXZ\x00', 'compressed with xz: unpack it first'),
-    (b'\x28\xb5\x2f\xfd', 'compressed with zstd: unpack it first'),
-    (b'7z\xbc\xaf\x27\x1c', 'a 7z archive: unpack it first'),
-    (b'Rar!', 'a RAR archive: unpack it first'),
-    (b'\x93NUMPY', 'a single NumPy array: a checkpoint has names'),
-    (b'GGUF', 'a GGUF file: there is no importer for it'),
+_LOOKS = (
+    (rb'version https://git-lfs', 'a git-LFS pointer, not the file itself: run "git lfs pull", or download the file'),
+    (rb'\x89HDF\r\n\x1a\n', 'an HDF5 file, as Keras and Caffe write: there is no importer for it'),
+    (rb'\x1f\x8b|BZh|\xfd7zXZ\0|\x28\xb5\x2f\xfd|7z\xbc\xaf\x27\x1c|Rar!', 'a compressed file: unpack it first'),
+    (rb'\x93NUMPY', 'a single NumPy array: a checkpoint has names'),
+    (rb'GGUF|.{4}TFL3', 'a GGUF or TensorFlow Lite model: there is no importer for it'),
+    (
+        rb'\s*<(?:!doctype|html|head|\?xml)',
+        'a web page, so the download failed (a login or error page was saved); download it again',
+    ),
+    (rb'.{257}ustar', 'a tar archive: unpack it; a checkpoint of PyTorch 0.1 must be saved again by a newer one'),
+    (
+        rb'\x08[\x01-\x14](?:\x12[\x01-\x40][ -~]{2}|[\x1a\x22\x28\x3a\x42])',
+        'an ONNX model, a graph without the names of the network; give the checkpoint',
+    ),
+    (rb'\s*[{\[]', 'JSON, which holds no weights'),
+    (rb'[\x20-\x7e\t\r\n]+\Z', 'plain text ({}...); give the checkpoint itself'),
 )
 
 
@@ -100,22 +106,9 @@ def _check_members(members: list[zipfile.ZipInfo]) -> None:
 
 
 def _looks_like(head: bytes) -> str:
-    text = head.lstrip(b'\xef\xbb\xbf \t\r\n').lower()
     if not head:
         return 'it is empty; copy or download it again'
-    for start, what in _STARTS:
-        if head.startswith(start):
-            return f'it looks like {what}' if what.startswith('a') else f'it is {what}'
-    if text.startswith((b'<!doctype', b'<html', b'<head', b'<?xml')):
-        return 'it looks like a web page, so the download failed (a login or error page was saved); download it again'
-    if head[257:262] == b'ustar':
-        return 'it looks like a tar archive: unpack it; a checkpoint of PyTorch 0.1 must be saved again by a newer one'
-    if head[4:8] == b'TFL3':
-        return 'it looks like a TensorFlow Lite model: there is no importer for it'
-    if re.match(rb'\x08[\x01-\x14](?:\x12[\x01-\x40][ -~]{2}|[\x1a\x22\x28\x3a\x42])', head):
-        return 'it looks like an ONNX model, a graph without the names of the network; give the checkpoint'
-    if text[:1] in (b'{', b'['):
-        return 'it looks like JSON, which holds no weights'
-    if all(32 <= byte < 127 or byte in b'\t\r\n' for byte in head):
-        return f'it looks like plain text ({head[:40]!r}...); give the checkpoint itself'
+    for pattern, what in _LOOKS:
+        if re.match(pattern, head.removeprefix(b'\xef\xbb\xbf'), re.DOTALL | re.IGNORECASE):
+            return f'it looks like {what.format(repr(head[:40]))}'
     return 'PyTorch, MXNet, safetensors and NumPy pickles begin otherwise; it may be damaged or another kind of file'

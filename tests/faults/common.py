@@ -50,16 +50,15 @@ def _differences(a, b, name):
 
 
 def arguments(description, **options):
-    """The command line of a sweep: ``--out`` and numbers."""
+    """The command line of a sweep: numbers."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('--out', default=ROOT / 'docs' / 'results' / 'faults', help='folder for the figures')
     for name, value in options.items():
         parser.add_argument(f'--{name}', type=type(value), default=value)
     return parser.parse_args()
 
 
-def report(args, name, begun, figures):
-    """Print the figures, and write them with their conditions."""
+def report(begun, figures):
+    """Print the figures with their conditions."""
     figures = {
         **figures,
         'seconds': round(time.monotonic() - begun),
@@ -67,5 +66,3 @@ def report(args, name, begun, figures):
         f'{os.cpu_count()} cores',
     }
     print(json.dumps(figures, indent=2), flush=True)
-    Path(args.out).mkdir(parents=True, exist_ok=True)
-    (Path(args.out) / f'{name}.json').write_text(json.dumps(figures, indent=2) + '\n')

@@ -69,7 +69,7 @@ def main():
                 if not mounted:
                     sys.exit('skipped: no file system can be mounted here (it needs root)')
                 attempt(folder / 'config.py', folder / f'disk{epoch}', epoch, folder / 'whole', args.room, figures)
-    report(args, 'disk', begun, figures)
+    report(begun, figures)
 
 
 def attempt(config, disk, epoch, whole, room, figures):

@@ -127,7 +127,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         configs = write_configs(Path(folder))
         figures = {name: sweep(name, config, Path(folder), args.kills, chance) for name, config in configs.items()}
-    report(args, 'kill', begun, figures)
+    report(begun, figures)
 
 
 if __name__ == '__main__':

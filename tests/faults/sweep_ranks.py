@@ -94,7 +94,7 @@ def main():
         figures = {
             name: measure(folder / 'config.py', folder, name, *case, args.timeout) for name, case in CASES.items()
         }
-    report(args, 'ranks', begun, dict(timeout=args.timeout, **figures))
+    report(begun, dict(timeout=args.timeout, **figures))
 
 
 if __name__ == '__main__':

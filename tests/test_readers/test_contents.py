@@ -55,7 +55,7 @@ def _npy():
         (b'\x89HDF\r\n\x1a\n' + bytes(100), 'HDF5 file, as Keras'),
         (b'\x08\x07\x12\x07pytorch\x1a\x051.8.0' + bytes(50), 'an ONNX model'),
         (b'\x1c\x00\x00\x00TFL3' + bytes(50), 'TensorFlow Lite'),
-        (gzip.compress(b'x' * 100, mtime=0), 'compressed with gzip: unpack it'),
+        (gzip.compress(b'x' * 100, mtime=0), 'a compressed file: unpack it'),
         (_tar(), 'tar archive'),
         (_npy(), 'a single NumPy array'),
         (b'{"classes": 80}', 'JSON'),

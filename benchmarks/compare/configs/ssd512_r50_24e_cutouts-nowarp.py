@@ -1,7 +1,0 @@
-# The same on objects that were only scaled and mirrored: geometric warps favour deformable sampling.
-_base_ = ['ssd512_r50_24e_cutouts.py']
-
-dataset = dict(data_root='data/composite/plain512/VOCdevkit/')
-train_dataloader = dict(dataset=dataset)
-val_dataloader = dict(dataset=dataset)
-test_dataloader = dict(dataset=dataset)
