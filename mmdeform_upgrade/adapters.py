@@ -178,7 +178,7 @@ def _check_baseline(model: nn.Module, delta: Delta, switch: _Switch, layers: Map
             raise CheckpointError(
                 f'the network does not hold the baseline of {delta.path}, which is {delta.metadata.get("baseline")!r}:\n'
                 f'  sha256 over its tensors: {found}, expected {expected}\n'
-                'Load that checkpoint first, and adapters before the network is converted to another precision or fused.'
+                'Load that checkpoint first, and adapters before the network is wrapped, fused or converted to half precision.'
             )
     has = {name: layer.deform_groups for name, layer in own.items()}
     needs = {name: _deform_groups(offsets) for name, offsets in layers.items()}

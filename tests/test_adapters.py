@@ -200,7 +200,7 @@ def refused(model, path, match, **settings):
 
 def test_another_baseline_is_refused_by_name(files):
     refused(network(1), files / 'left.safetensors', r"does not hold the baseline of .*, which is 'baseline\.pth'")
-    refused(network().half(), files / 'left.safetensors', 'before the network is converted')
+    refused(network().half(), files / 'left.safetensors', 'before the network is wrapped, fused or converted')
 
 
 def test_other_targets_than_an_upgraded_networks_are_refused_by_name(files):

@@ -205,6 +205,14 @@ def test_resuming_from_a_baseline_is_refused(tiny_upgrade_cfg, tiny_baseline):
         _runner(tiny_upgrade_cfg, load_from=str(tiny_baseline), resume=True).train()
 
 
+def test_deformable_layers_in_blocks_that_merge_for_deployment_are_refused(tiny_upgrade_cfg):
+    runner = _runner(tiny_upgrade_cfg)
+    block = runner.model.backbone.layer4[1]
+    block.__class__ = type('Merging', (type(block),), {'switch_to_deploy': lambda self: None})
+    with pytest.raises(ConfigError, match='Merging.switch_to_deploy merges branches for deployment, where the offsets'):
+        runner.train()
+
+
 def test_a_network_without_deformable_layers_is_refused(tiny_config, tiny_baseline, tmp_path):
     cfg = Config.fromfile(tiny_config)
     cfg.work_dir, cfg.load_from = str(tmp_path), str(tiny_baseline)

@@ -8,6 +8,7 @@ that the network lacks is no line here: its names are missing then.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,18 +30,16 @@ def norm_eps(accepted: Sequence[float], part: str = 'backbone') -> Check:
     """Batch norms of a part have one of these eps."""
 
     def check(model: nn.Module) -> list[str]:
-        norms = [
-            module
-            for name, module in model.named_modules()
-            if name.startswith(f'{part}.') and isinstance(module, nn.modules.batchnorm._BatchNorm)
-        ]
-        wrong = sorted({norm.eps for norm in norms if not any(_same(norm.eps, eps) for eps in accepted)})
-        wanted = ' or '.join(f'{eps:g}' for eps in accepted)
-        return [
-            f'{part} has batch norms of eps {eps:g}, the weights were trained with {wanted}: '
-            f'set model.{part}.norm_cfg.eps'
-            for eps in wrong[:1]
-        ]
+        for name, norm in model.named_modules():
+            if not name.startswith(f'{part}.') or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                continue
+            if not any(_same(norm.eps, eps) for eps in accepted):
+                wanted = ' or '.join(f'{eps:g}' for eps in accepted)
+                return [
+                    f'{part} has batch norms of eps {norm.eps:g}, the weights were trained with {wanted}: '
+                    f'set model.{part}.norm_cfg.eps'
+                ]
+        return []
 
     return check
 
@@ -49,19 +48,13 @@ def stride_in(conv: str, style: str) -> Check:
     """Bottlenecks of the backbone have their stride in this convolution."""
 
     def check(model: nn.Module) -> list[str]:
-        wrong = [
-            name
-            for name, module in model.named_modules()
-            if name.startswith('backbone.layer')
-            and name.endswith(('.0.conv1', '.0.conv2'))
-            and part_of(model, f'{name.rpartition(".")[0]}.conv3') is not None
-            and max(module.stride) > 1
-            and not name.endswith(conv)
-        ]
-        return [
-            f"{name} has the stride, in this file's network {conv} has it: set model.backbone.style='{style}'"
-            for name in wrong[:1]
-        ]
+        for name, module in model.named_modules():
+            block, _, found = name.rpartition('.')
+            if found == conv or not re.fullmatch(r'backbone\.layer\d\.0\.conv[12]', name):
+                continue
+            if part_of(model, f'{block}.conv3') is not None and max(module.stride) > 1:
+                return [f"{name} has the stride, in this file {conv} has it: set model.backbone.style='{style}'"]
+        return []
 
     return check
 
@@ -149,12 +142,10 @@ def anchors(head: str, expected: Sequence[Tensor], tolerance: float) -> Check:
         todo = f'set model.{head}.anchor_generator'
         if len(found) != len(expected):
             return [f'{head} has {len(found)} levels of anchors, the weights {len(expected)}: {todo}']
-        wrong = [
-            f'{head}: anchors of level {level} are {_boxes(have)}, the weights need {_boxes(want)}: {todo}'
-            for level, (have, want) in enumerate(zip(found, expected, strict=True))
-            if have.shape != want.shape or float((have.cpu() - want).abs().max()) > tolerance
-        ]
-        return wrong[:1]
+        for level, (have, want) in enumerate(zip(found, expected, strict=True)):
+            if have.shape != want.shape or float((have.cpu() - want).abs().max()) > tolerance:
+                return [f'{head}: anchors of level {level} are {_boxes(have)}, the weights need {_boxes(want)}: {todo}']
+        return []
 
     return check
 

@@ -76,25 +76,12 @@ def _fpn(source: Mapping[str, Tensor]) -> tuple[Rule, ...]:
     )
 
 
+_SCORES, _BOXES = (rf'roi_heads\.box_predictor\.{layer}\.(.*)' for layer in ('cls_score', 'bbox_pred'))
+_MASKS = r'roi_heads\.mask_head\.predictor\.(.*)'
 _BACKGROUND_FIRST = (
-    Rule(
-        r'roi_heads\.box_predictor\.cls_score\.(.*)',
-        'roi_head.bbox_head.fc_cls.{1}',
-        'background moved from the first place to the last',
-        lambda t: t.roll(-1, 0),
-    ),
-    Rule(
-        r'roi_heads\.box_predictor\.bbox_pred\.(.*)',
-        'roi_head.bbox_head.fc_reg.{1}',
-        'no boxes of the background',
-        lambda t: t[4:],
-    ),
-    Rule(
-        r'roi_heads\.mask_head\.predictor\.(.*)',
-        'roi_head.mask_head.conv_logits.{1}',
-        'no mask of the background',
-        lambda t: t[1:],
-    ),
+    Rule(_SCORES, 'roi_head.bbox_head.fc_cls.{1}', 'background moved to the end', lambda t: t.roll(-1, 0)),
+    Rule(_BOXES, 'roi_head.bbox_head.fc_reg.{1}', 'background dropped', lambda t: t[4:]),
+    Rule(_MASKS, 'roi_head.mask_head.conv_logits.{1}', 'background dropped', lambda t: t[1:]),
 )
 
 

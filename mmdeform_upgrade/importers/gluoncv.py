@@ -11,8 +11,8 @@ MXNet 1.x calls the same parameter
 3. with it, ``ssd0_resnetv10_conv0_weight``: ``collect_params().save``;
 4. with ``arg:`` or ``aux:`` before that: ``export``.
 
-The number after a class counts the networks that the process had made. An SSD's backbone has names of the second kind
-in all four cases, since it is one symbol; behind ``features.`` in the first.
+The number after a class counts the networks of the process. An SSD's backbone is one symbol, so it has names of the
+second kind everywhere; behind ``features.`` in the first.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def _ssd_modules() -> dict[str, str]:
 _SSD_MODULES = _ssd_modules()
 _SSD = (
     Rule(
-        r'(resnetv1_stage\d_)conv(\d+)\.bias',
-        lambda m: f'{_SSD_MODULES[f"{m[1]}batchnorm{m[2]}"]}.running_mean',
+        rf'({"|".join(name for name in _SSD_MODULES if "_conv" in name and "stage" in name)})\.bias',
+        lambda m: f'{_SSD_MODULES[m[1].replace("_conv", "_batchnorm")]}.running_mean',
         'subtracted from the mean of the norm behind it',
         fold=True,
     ),
@@ -167,15 +167,14 @@ def _is_yolo(names: Mapping[str, Tensor]) -> bool:
 
 def _yolo_modules() -> dict[str, str]:
     """Both ways of naming a convolution and its norm: by place, and counted in the order of execution."""
-    cells = [('backbone.conv1', 'stages.0.0')]  # the network's name, the place
-    layer = 1  # GluonCV cuts the list of Darknet's layers before the 15th and the 24th
+    darknet = ['conv1']
     for stage, blocks in enumerate((1, 2, 8, 8, 4), 1):
-        for block in ('conv', *(f'res{number}' for number in range(blocks))):
-            third = (layer >= 15) + (layer >= 24)
-            ours, place = f'backbone.conv_res_block{stage}.{block}', f'stages.{third}.{layer - (0, 15, 24)[third]}'
-            halves = [(f'{ours}.conv1', f'{place}.body.0'), (f'{ours}.conv2', f'{place}.body.1')]
-            cells += [(ours, place)] if block == 'conv' else halves
-            layer += 1
+        darknet += [f'conv_res_block{stage}.{block}' for block in ('conv', *(f'res{n}' for n in range(blocks)))]
+    places = [f'stages.{third}.{n}' for third, length in enumerate((15, 9, 5)) for n in range(length)]
+    cells = []  # the network's name and the place, in the order of execution
+    for ours, place in zip(darknet, places, strict=True):
+        parts = [('.conv1', '.body.0'), ('.conv2', '.body.1')] if '.res' in ours else [('', '')]
+        cells += [(f'backbone.{ours}{our}', f'{place}{part}') for our, part in parts]
     counted = [(*cell, 'darknetv3_', number) for number, cell in enumerate(cells)]
     for level in range(3):  # the first is the deepest
         flat = f'yolodetectionblockv3{level}_'

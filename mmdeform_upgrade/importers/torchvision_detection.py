@@ -26,13 +26,39 @@ from .checks import (
     preprocessing,
     roi_align,
 )
-from .coco import OUTPUTS, classes_of, foreground_rows, what_was_selected
 from .table import Rule, apply_rules, select_rows
 
+_NAMES = (
+    'person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,'
+    'parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,'
+    'suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,'
+    'tennis racket,bottle,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,'
+    'hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,'
+    'cell phone,microwave,oven,toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,hair drier,'
+    'toothbrush'
+)
+COCO = tuple(_NAMES.split(','))
+_COCO_OUTPUTS = 91  # category ids, 0 the background
+_UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 _SSD_SIDES = [300 * scale for scale in (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)]
 _SSD_RATIOS = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
 _SSD_STEPS = (8, 16, 32, 64, 100, 300)
 _BOX_STDS = (0.1, 0.1, 0.2, 0.2)
+
+
+def _foreground(outputs: int) -> list[int]:
+    """The file's indices of the network's classes."""
+    return [index for index in range(1, outputs) if outputs != _COCO_OUTPUTS or index not in _UNUSED]
+
+
+def _classes(outputs: int) -> tuple[str, ...]:
+    """Names of the classes, where the number of outputs leaves no doubt about them."""
+    return COCO if outputs == _COCO_OUTPUTS else ()
+
+
+def _selected(outputs: int, background: str) -> str:
+    what = f'{len(COCO)} of {_COCO_OUTPUTS} rows selected' if outputs == _COCO_OUTPUTS else 'rows of the classes'
+    return f'{what}, background {background}'
 
 
 # ---- SSD300
@@ -79,19 +105,12 @@ def _for_unclipped_boxes(level: int) -> Callable[[Tensor], Tensor] | None:
 
 
 def _ssd_head_rules(level: int, outputs: int) -> tuple[Rule, Rule]:
+    theirs, ours = rf'_head\.module_list\.{level}\.(.*)', f'_convs.{level}.0.{{1}}'
+    order = select_rows([*_foreground(outputs), 0], len(_ssd_sides(level)))
+    rescaled = 'rescaled for default boxes that are not clipped to the picture'
     return (
-        Rule(
-            rf'head\.classification_head\.module_list\.{level}\.(.*)',
-            f'bbox_head.cls_convs.{level}.0.{{1}}',
-            f'{what_was_selected(outputs)}, background moved to the end',
-            select_rows([*foreground_rows(outputs), 0], len(_ssd_sides(level))),
-        ),
-        Rule(
-            rf'head\.regression_head\.module_list\.{level}\.(.*)',
-            f'bbox_head.reg_convs.{level}.0.{{1}}',
-            'rescaled for default boxes that are not clipped to the picture',
-            _for_unclipped_boxes(level),
-        ),
+        Rule(rf'head\.classification{theirs}', f'bbox_head.cls{ours}', _selected(outputs, 'moved to the end'), order),
+        Rule(rf'head\.regression{theirs}', f'bbox_head.reg{ours}', rescaled, _for_unclipped_boxes(level)),
     )
 
 
@@ -108,7 +127,7 @@ def _convert_ssd(source: Mapping[str, Tensor]) -> Imported:
         anchors('bbox_head', _ssd_anchors(), 0.1),
         box_stds('bbox_head', _BOX_STDS),
     )
-    return apply_rules(SSD.name, (*_SSD, *rules), source, classes=classes_of(outputs), checks=checks)
+    return apply_rules(SSD.name, (*_SSD, *rules), source, classes=_classes(outputs), checks=checks)
 
 
 # ---- ResNet with FPN
@@ -140,30 +159,17 @@ _RETINANET = (
 
 def _rounding(outputs: int) -> Check:
     # The published COCO weights run with eps 0; who trained from them kept that, who began from ImageNet did not.
-    return norm_eps([0.0] if outputs == OUTPUTS else [0.0, 1e-5])
+    return norm_eps([0.0] if outputs == _COCO_OUTPUTS else [0.0, 1e-5])
 
 
 def _rcnn_rules(outputs: int) -> tuple[Rule, ...]:
-    classes, what = foreground_rows(outputs), what_was_selected(outputs)
+    classes, box = _foreground(outputs), r'roi_heads\.box_predictor\.'
+    last, none = _selected(outputs, 'moved to the end'), _selected(outputs, 'dropped')
+    mask = r'roi_heads\.mask_predictor\.mask_fcn_logits\.(.*)'
     return (
-        Rule(
-            r'roi_heads\.box_predictor\.cls_score\.(.*)',
-            'roi_head.bbox_head.fc_cls.{1}',
-            f'{what}, background moved to the end',
-            select_rows([*classes, 0]),
-        ),
-        Rule(
-            r'roi_heads\.box_predictor\.bbox_pred\.(.*)',
-            'roi_head.bbox_head.fc_reg.{1}',
-            f'{what}, no boxes of the background',
-            select_rows(classes, width=4),
-        ),
-        Rule(
-            r'roi_heads\.mask_predictor\.mask_fcn_logits\.(.*)',
-            'roi_head.mask_head.conv_logits.{1}',
-            f'{what}, no mask of the background',
-            select_rows(classes),
-        ),
+        Rule(rf'{box}cls_score\.(.*)', 'roi_head.bbox_head.fc_cls.{1}', last, select_rows([*classes, 0])),
+        Rule(rf'{box}bbox_pred\.(.*)', 'roi_head.bbox_head.fc_reg.{1}', none, select_rows(classes, width=4)),
+        Rule(mask, 'roi_head.mask_head.conv_logits.{1}', none, select_rows(classes)),
     )
 
 
@@ -180,7 +186,7 @@ def _convert_rcnn(source: Mapping[str, Tensor]) -> Imported:
         box_stds('roi_head.bbox_head'),
     )
     rules = (*_RCNN, *_rcnn_rules(outputs))
-    return apply_rules(RCNN.name, rules, source, classes=classes_of(outputs), checks=checks)
+    return apply_rules(RCNN.name, rules, source, classes=_classes(outputs), checks=checks)
 
 
 def _convert_retinanet(source: Mapping[str, Tensor]) -> Imported:
@@ -190,12 +196,8 @@ def _convert_retinanet(source: Mapping[str, Tensor]) -> Imported:
             f'it looks like {RETINANET.name}, and its {rows} class outputs are no multiple of 9 anchors'
         )
     outputs = rows // 9
-    classes = Rule(
-        r'head\.classification_head\.cls_logits\.(.*)',
-        'bbox_head.retina_cls.{1}',
-        what_was_selected(outputs),
-        select_rows(foreground_rows(outputs), 9),
-    )
+    what, order = _selected(outputs, 'dropped'), select_rows(_foreground(outputs), 9)
+    classes = Rule(r'head\.classification_head\.cls_logits\.(.*)', 'bbox_head.retina_cls.{1}', what, order)
     sizes = [[int(base * 2 ** (octave / 3)) for octave in range(3)] for base in (32, 64, 128, 256, 512)]
     p6 = source.get('backbone.fpn.extra_blocks.p6.weight', torch.empty(256, 256))
     checks = (
@@ -206,7 +208,7 @@ def _convert_retinanet(source: Mapping[str, Tensor]) -> Imported:
         *extra_levels('on_output' if p6.shape[0] == p6.shape[1] else 'on_input'),
         box_stds('bbox_head', (1.0,) * 4),
     )
-    return apply_rules(RETINANET.name, (*_RETINANET, classes), source, classes=classes_of(outputs), checks=checks)
+    return apply_rules(RETINANET.name, (*_RETINANET, classes), source, classes=_classes(outputs), checks=checks)
 
 
 SSD = Format(

@@ -17,7 +17,7 @@ from mmengine.runner import find_latest_checkpoint
 from ..checkpoint import StateDict, clean_state_dict, file_sha256, fit_baseline, import_checkpoint
 from ..errors import CheckpointError, ConfigError
 from ..importers import OWN_NAMES, Imported
-from ..layers import upgraded_layers
+from ..layers import merging_method, upgraded_layers
 from .loading import local_path, read_checkpoints_safely
 from .network import bare_network, whole_state_dict
 from .random_state import kept_random_state
@@ -61,6 +61,12 @@ class DeformUpgradeHook(Hook):
             raise ConfigError(
                 'DeformUpgradeHook: the model has no ZeroOffsetDCN; set model.backbone=dict('
                 "type='DeformUpgrade', base_type=..., targets=...), or take the hook out"
+            )
+        blocks = [block for block in bare_network(runner).modules() if merging_method(block) and upgraded_layers(block)]
+        if blocks:  # built by the framework's own conv_cfg; DeformUpgrade refuses them itself
+            raise ConfigError(
+                f'DeformUpgradeHook: {merging_method(blocks[0])} merges branches for deployment, where the offsets of its '
+                'deformable layers would be lost: take them out of such blocks'
             )
         if runner._load_from is not None:
             runner._load_from = local_path(runner._load_from)  # without a scheme: the import is this hook's

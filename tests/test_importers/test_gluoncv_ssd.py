@@ -257,6 +257,12 @@ def test_another_backbone_is_named(tensors):
         SSD.convert(named)
 
 
+def test_a_deeper_resnet_is_not_taken_for_resnet_50(tensors):
+    deeper = {f'resnetv10_stage3_conv60_{parameter}': torch.zeros(8) for parameter in ('weight', 'bias')}
+    with pytest.raises(CheckpointError, match=r'does not know \(2\): resnetv10_stage3_conv60_weight'):
+        SSD.convert({**tensors, **deeper})
+
+
 def test_all_problems_are_told_at_once(tensors):
     named = dict(tensors)
     del named['resnetv10_stage4_conv2_weight']

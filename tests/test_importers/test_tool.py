@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from mmdeform_upgrade.checkpoint import file_sha256, load_baseline
 from mmdeform_upgrade.errors import CheckpointError, ConfigError
-from mmdeform_upgrade.importers.coco import CLASSES
+from mmdeform_upgrade.importers.torchvision_detection import COCO
 from mmdeform_upgrade.readers import read_checkpoint
 
 from ..conftest import ROOT, build, run_tool
@@ -30,7 +30,10 @@ def main():
 def test_the_written_checkpoint_is_a_baseline_of_its_own(tiny_retinanet, torchvision_file, tmp_path):
     out = tmp_path / 'sub' / 'baseline.pth'
     result = run_tool('model_converters/import_baseline.py', torchvision_file, out, '--config', tiny_retinanet)
-    assert 'torchvision RetinaNet with FPN:' in result.stdout and 'changed, rows of the classes alone' in result.stdout
+    assert (
+        'torchvision RetinaNet with FPN:' in result.stdout
+        and 'changed, rows of the classes, background dropped' in result.stdout
+    )
     assert f'written: {out}' in result.stdout
     model = build(Config.fromfile(tiny_retinanet))
     model.load_state_dict(torch.load(out, weights_only=True)['state_dict'], strict=True)
@@ -52,7 +55,7 @@ def test_classes_are_written_where_they_are_known(main, torchvision_state, tmp_p
         'optimizer': {},
     }
     for name, checkpoint, classes, what in (
-        ('coco', coco, CLASSES, '80 of 91 rows selected'),
+        ('coco', coco, COCO, '80 of 91 rows selected'),
         ('old', old, ('a', 'b'), 'MMDetection 2'),
         ('unknown', torchvision_state, None, 'torchvision RetinaNet'),
     ):
