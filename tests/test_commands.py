@@ -4,6 +4,8 @@ import argparse
 import re
 import runpy
 import shlex
+from importlib import import_module
+from importlib.util import find_spec
 
 import pytest
 
@@ -73,6 +75,10 @@ class _ParsedError(Exception):
 
 
 def _parse(tool, arguments, monkeypatch):
+    _parsed(runpy.run_path(str(ROOT / 'tools' / tool))['main'], tool, arguments, monkeypatch)
+
+
+def _parsed(main, name, arguments, monkeypatch):
     """The tool's own parser on a command; the tool itself goes no further."""
     original = argparse.ArgumentParser.parse_args
 
@@ -82,9 +88,15 @@ def _parse(tool, arguments, monkeypatch):
     monkeypatch.setattr(argparse.ArgumentParser, 'parse_args', parse_args)
     monkeypatch.setattr('mmdeform_upgrade.release.inspect_checkpoint', lambda path: path)
     with pytest.raises((_ParsedError, SystemExit)) as found:
-        runpy.run_path(str(ROOT / 'tools' / tool))['main'](arguments)
+        main(arguments)
     if isinstance(found.value, SystemExit):
-        assert found.value.code in (0, None), f'{tool} does not take {arguments}'
+        assert found.value.code in (0, None), f'{name} does not take {arguments}'
+
+
+def _parse_module(name, arguments, monkeypatch):
+    spec = find_spec(name)
+    module = import_module(f'{name}.__main__' if spec.submodule_search_locations else name)
+    _parsed(module.main, name, arguments, monkeypatch)
 
 
 def test_there_are_commands_to_check():
@@ -108,7 +120,7 @@ def test_a_command_is_one_that_its_tool_takes(page, command, monkeypatch, capsys
         if words[0].startswith('tools/'):
             _parse(words[0].removeprefix('tools/'), words[1:], monkeypatch)
     elif words[0] == '-m' and words[1].startswith('benchmarks.'):
-        _parse('../' + words[1].replace('.', '/') + '.py', words[2:], monkeypatch)
+        _parse_module(words[1], words[2:], monkeypatch)
     elif program == 'make':
         targets = [word for word in words if '=' not in word]
         for target in targets:
@@ -140,7 +152,7 @@ def _cheap():
         (page, command)
         for page, command in COMMANDS
         if page in pages
-        and '.params' not in command
+        and not re.search(r'\.params|--list', command)
         and any(command.startswith(f'python tools/{tool} ') for tool in tools)
     ]
 

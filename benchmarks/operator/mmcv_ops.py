@@ -125,13 +125,13 @@ def compare(model, run, size, repeats=1):
     return difference(*results.values()), results[mmcv_ops], *times.values()
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(
         description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--size', type=int, nargs=2, default=[320, 320], help='height and width (default: 320 320)')
     parser.add_argument('--repeats', type=int, default=3)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if importlib.import_module('mmcv._ext').__spec__.origin == mmcv_ops.__file__:
         sys.exit('this comparison needs a compiled mmcv: make install MMCV=compiled')
     torch.set_num_threads(1)
