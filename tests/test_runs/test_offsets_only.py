@@ -119,6 +119,7 @@ def test_the_adapter_is_small_and_gives_the_trained_network_on_the_baseline(adap
             assert torch.equal(outputs(network), baseline)
 
 
+@pytest.mark.parametrize('adapted', ['rtmdet'], indirect=True)
 def test_a_resumed_training_ends_with_the_same_adapter(adapted):
     work = adapted.folder / 'resumed'
     run_tool('train.py', adapted.config, '--work-dir', work, '--resume', adapted.trained.with_name('epoch_1.pth'))
@@ -133,10 +134,12 @@ def test_a_resumed_training_ends_with_the_same_adapter(adapted):
     [
         (dict(base_type=None), ConfigError, 'TrainOffsets needs base_type'),
         (dict(base_type='Nothing'), ConfigError, "TrainOffsets: base_type 'Nothing' is not registered"),
-        (dict(backbone=dict(type='ResNet', _delete_=True, depth=18)), TargetError, 'it has no ZeroOffsetDCN'),
+        (dict(backbone=dict(type='ResNet', depth=18, _delete_=True)), TargetError, 'it has no ZeroOffsetDCN'),
     ],
 )
-def test_what_cannot_be_built_is_refused(change, error, match, short_cfg):
-    short_cfg.merge_from_dict({'model': dict(dict(type='TrainOffsets', base_type=short_cfg.model.type), **change)})
+def test_what_cannot_be_built_is_refused(change, error, match, shapes):
+    cfg = _segmentor(shapes)
+    cfg.model.backbone.update(type='DeformUpgrade', base_type='ResNet', targets='last:3')
+    cfg.merge_from_dict({'model': dict(dict(type='TrainOffsets', base_type='EncoderDecoder'), **change)})
     with pytest.raises(error, match=match):
-        build_network(short_cfg)
+        build_network(cfg)
