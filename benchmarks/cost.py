@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
-from torch import Tensor, nn
+from torch import nn
 
+from benchmarks.scatter import scatter_offsets_
 from benchmarks.timing import conditions, race, summary
-from mmdeform_upgrade.analysis.complexity import hooked, multiplications
+from mmdeform_upgrade.analysis.complexity import multiplications
 from mmdeform_upgrade.config import read_config, upgrade_config
 from mmdeform_upgrade.errors import ConfigError
-from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.mm.preflight import build_network
 
@@ -138,30 +138,6 @@ def _random_mask(classes: int, size: int, device: str) -> Any:
     sample = SegDataSample(metainfo={'img_shape': (size, size), 'ori_shape': (size, size)})
     sample.gt_sem_seg = PixelData(data=torch.randint(0, classes, (1, size, size), device=device))
     return sample
-
-
-@torch.no_grad()
-def scatter_offsets_(model: nn.Module, sigma: float, run: Callable[[], Any]) -> None:
-    """Give every offset branch random weights such that its offsets spread by ``sigma`` pixels.
-
-    At step 0 all offsets are zero, which reads memory in order; a timing should not rely on that.
-
-    Args:
-        model: the upgraded network.
-        sigma: standard deviation, in pixels.
-        run: runs the network once, on typical input.
-    """
-
-    def fit(branch: nn.Module, args: Any, output: Tensor) -> Tensor:
-        factor = sigma / output.std().clamp_min(1e-12)
-        branch.get_parameter('weight').mul_(factor)
-        return output * factor
-
-    branches = [layer.conv_offset for layer in upgraded_layers(model).values()]
-    for branch in branches:
-        nn.init.normal_(branch.weight)
-    with hooked(branch.register_forward_hook(fit) for branch in branches):
-        run()
 
 
 def _spread_offsets(network: Any, load: Load) -> None:

@@ -7,6 +7,7 @@ from mmcv.cnn import ConvModule
 from mmengine.model import efficient_conv_bn_eval, initialize
 from mmengine.model.utils import convert_sync_batchnorm  # noqa: F401  (import must not disturb the layer)
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdeform_upgrade import UpgradeError, ZeroOffsetDCN, deform_conv2d, layers
 from mmdeform_upgrade.errors import TargetError
@@ -211,3 +212,29 @@ def test_state_dict_is_that_of_mmcvs_dcn():
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 8, 9, 9)
     assert relative_error(ours(x), theirs(x)) < 1e-4
+
+
+def test_an_upgraded_network_compiles_without_a_graph_break():
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), ZeroOffsetDCN(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+    nn.init.normal_(model[2].conv_offset.weight, std=0.1)
+    compiled, x = torch.compile(model, fullgraph=True, backend='aot_eager'), torch.randn(2, 3, 9, 9)
+    for autocast in (False, True):
+        with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+            torch.testing.assert_close(compiled(x), model(x))
+            compiled(x).float().sum().backward()
+    assert model[2].conv_offset.weight.grad.abs().sum() > 0
+
+
+def test_autocast_casts_the_input_once():
+    layer, casts = ZeroOffsetDCN(4, 4, 3).requires_grad_(False), []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            casts.extend([args[0].shape] if function is torch.ops.aten._to_copy.default else [])
+            return function(*args, **(kwargs or {}))
+
+    x = torch.randn(1, 4, 9, 9)
+    with Casts(), torch.autocast('cpu', torch.bfloat16):
+        layer(x)
+    assert casts.count(x.shape) == 1

@@ -67,6 +67,31 @@ def test_auto_is_triton_on_a_gpu_and_compiles_whole(dtype):
 
 
 @on_a_gpu
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16])
+def test_a_cuda_graph_of_both_passes_computes_the_same(dtype):
+    case = Case(channels=32, out_channels=48, size=(9, 11))
+    tensors = [None if t is None else t.detach().to('cuda').requires_grad_() for t in case.tensors(dtype)]
+    grad = grad_like_output(case, dtype).cuda()
+    expected = results(deform_conv2d, case, tensors, grad)
+    fixed = [None if t is None else torch.rand_like(t).requires_grad_() for t in tensors]
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):  # kernels are compiled when they are launched first, which a graph cannot hold
+        for _ in range(3):
+            results(deform_conv2d, case, fixed, grad)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = results(deform_conv2d, case, fixed, grad)
+    with torch.no_grad():
+        for static, tensor in zip(fixed, tensors, strict=True):
+            if static is not None:
+                static.copy_(tensor)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@on_a_gpu
 @pytest.mark.parametrize('value', VALUES)
 def test_offsets_that_are_no_use_agree_on_a_gpu(value):
     case = Case(size=(4, 3), deform_groups=2, mask=True)

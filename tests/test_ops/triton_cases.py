@@ -1,18 +1,22 @@
 """The Triton backend, interpreted on a CPU. Run by ``test_triton.py`` in a process of its own, since the interpreter
 has to be chosen before triton is imported."""
 
+import functools
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 import triton
 import triton.language as tl
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime import interpreter
 
 from mmdeform_upgrade.errors import UpgradeError
 from mmdeform_upgrade.ops import chunks, deform_conv2d, triton_backend
 from mmdeform_upgrade.ops.geometry import describe
 from mmdeform_upgrade.ops.matrices import format_of
+from mmdeform_upgrade.ops.passes import Wanted
 
 from .cases import CASES, TOLERANCE, Case, assert_close, grad_like_output, results
 from .extremes import WIDE, agree, only_own_memory, planted
@@ -191,6 +195,38 @@ def test_the_operators_meet_the_rules_of_the_dispatcher(memory_format):
     output = operators.deform_conv2d(*arguments)
     arguments = (output, inputs, offset, weight, mask, geo, 'triton', [True, True, True])
     torch.library.opcheck(operators.deform_conv2d_backward, arguments, test_utils=tests)
+
+
+class Counted(TorchDispatchMode):
+    """The operations that a function asks of PyTorch, and its launches of kernels, which do nothing."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.operations, self.launches = Counter(), Counter()
+        for name in ('convolve_kernel', 'sample_kernel', 'gather_kernel'):
+            launch = functools.partial(self.launches.update, [name])
+            kernel = type('Kernel', (), {'__getitem__': lambda self, grid, f=launch: lambda *a, **k: f()})()
+            monkeypatch.setattr(triton_backend, name, kernel)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.operations[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_channels_last_is_read_and_written_in_place(dtype, monkeypatch):
+    tensors = Case(channels=16, out_channels=16, bias=False).tensors(dtype, requires_grad=False)
+    inputs, offset, weight = (t.contiguous(memory_format=torch.channels_last) for t in tensors[:3])
+    geo = describe(inputs, offset, weight, None, None, 1, 1, 1)
+    with Counted(monkeypatch) as forward:
+        output = triton_backend.forward(inputs, offset, weight, None, None, geo)
+    with Counted(monkeypatch) as backward:
+        triton_backend.backward(output, inputs, offset, weight, None, geo, Wanted(True, True, True))
+    assert dict(forward.launches) == {'convolve_kernel': 1}
+    assert dict(backward.launches) == {'sample_kernel': 1, 'gather_kernel': 1}
+    copies = {'clone', 'copy_', '_to_copy', 'contiguous'}
+    assert not copies & set(forward.operations)
+    assert {name: n for name, n in backward.operations.items() if name in copies} == {'copy_': 1}  # weight's gradient
 
 
 def test_deterministic_algorithms_are_possible():
