@@ -126,6 +126,8 @@ def _take(result: Imported, name: str, tensor: Tensor, target: str, rule: Rule) 
 def _fold(result: Imported, name: str, bias: Tensor, target: str) -> list[str]:
     # scale * (conv + bias - mean) / sigma + shift. A norm of scale and shift alone has a mean of 0.
     mean = result.state_dict.get(target, torch.zeros_like(bias))
+    if target in result.changed:
+        return [f'{name} and another name are the same bias']
     if bias.shape != mean.shape:
         return [f'{name} has the shape {tuple(bias.shape)}, {target} {tuple(mean.shape)}']
     result.state_dict[target] = (mean.double() - bias.double()).to(mean.dtype)

@@ -271,6 +271,7 @@ def test_all_problems_are_told_at_once(tensors):
     named['convpredictor2_conv0_weight'] = torch.zeros(125, 2048, 3, 3)
     named['convpredictor6_conv0_weight'] = torch.zeros(180, 512, 3, 3)
     named['ssd1_expand_bn0_beta'] = named['expand_bn0_beta']
+    named['ssd1_resnetv10_stage2_conv0_bias'] = named['resnetv10_stage2_conv0_bias']
     named['expand_bn1_beta'] = named['expand_bn1_beta'].to(torch.int8)
     with pytest.raises(CheckpointError, match='looks like GluonCV SSD512') as error:
         SSD.convert(named)
@@ -281,6 +282,7 @@ def test_all_problems_are_told_at_once(tensors):
         'convpredictor2_conv0_weight of shape (125, 2048, 3, 3): expected 126 rows',
         'convpredictor6_conv0_weight of shape (180, 512, 3, 3): expected 126 rows',
         'expand_bn0_beta and ssd1_expand_bn0_beta are the same',
+        'ssd1_resnetv10_stage2_conv0_bias and another name are the same bias',
         'expand_bn1_beta is torch.int8',
     ):
         assert words in str(error.value), words
