@@ -62,7 +62,7 @@ def _check_deeplab_head(model: nn.Module) -> list[str]:
         return []
     return [
         f"decode_head is {type(head).__name__}, which lacks torchvision's projection before its 3x3 convolution: "
-        "set model.decode_head.type='ProjectedASPPHead'"
+        "set model.decode_head.type='ProjectedASPPHead' and import mmdeform_upgrade.models.aspp in custom_imports"
     ]
 
 

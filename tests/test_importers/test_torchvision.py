@@ -224,6 +224,8 @@ def test_retinanet_loads_strictly_with_its_classes_in_order(stock, nested):
 def test_deeplab_computes_in_mmseg_what_torchvision_computes():
     from mmengine.config import Config
 
+    import mmdeform_upgrade.models.aspp  # noqa: F401  as a config's custom_imports
+
     from ..conftest import build
 
     norm_cfg = dict(type='BN')
