@@ -1,7 +1,7 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """mmcv's compiled operators against those that stand in for them, inside whole detectors with random weights.
 
-    python benchmarks/operator/mmcv_ops.py --size 320 320 --repeats 3
+    python -m benchmarks.operator.mmcv_ops --size 320 320 --repeats 3
 
 For each detector: how far apart detections, losses and gradients are, and the milliseconds of CPU time (one thread)
 spent in operators, of all that inference (one image) and a training step (two images) take. Needs a compiled mmcv.
