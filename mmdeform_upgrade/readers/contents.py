@@ -116,10 +116,15 @@ def _checkpoint(loaded: Any, key: str | None) -> dict[str, Any]:
         raise CheckpointError(
             f'it holds no tensors{where}, only {_names(weights)}; FILE::NAME.NAME chooses what is deeper'
         )
-    lost = {name: value for name, value in weights.items() if isinstance(value, Inert) and (key or name not in beside)}
-    if lost:
-        shown = ', '.join(f'{name} {value}' for name, value in list(lost.items())[:10])
-        raise CheckpointError(f'its weights{where} need code that is not run: {shown}; save plain tensors')
+    others = [
+        f'{name} ({value if isinstance(value, Inert) else type(value).__name__})'
+        for name, value in weights.items()
+        if not _is_array(value) and (name not in beside or (key and isinstance(value, Inert)))
+    ]
+    if others:
+        raise CheckpointError(
+            f'expected only tensors{where}, found others at {", ".join(others[:10])}; save plain ones'
+        )
     rest = {**{name: weights[name] for name in beside}, **rest}
     if beside or any(isinstance(value, np.ndarray) for value in weights.values()):
         weights = {name: _tensor(name, value) for name, value in weights.items() if name not in beside}
