@@ -54,8 +54,21 @@ def write_safetensors(path: str, tensors: Mapping[str, Tensor], metadata: Mappin
                 for name, tensor in tensors.items()
             }
             save_file(copies, temporary, dict(metadata or {}) or None)
+            _sort_texts(temporary)
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise CheckpointError(f'a safetensors file cannot hold this: {error}') from error
+
+
+def _sort_texts(path: str) -> None:
+    """Sort the metadata, which the library writes in any order: the same contents are to be the same bytes."""
+    with open(path, 'r+b') as file:
+        length = int.from_bytes(file.read(8), 'little')
+        header = json.loads(file.read(length))
+        header = {key: dict(sorted(value.items())) if key == '__metadata__' else value for key, value in header.items()}
+        text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode().ljust(length)
+        if len(text) == length:
+            file.seek(8)
+            file.write(text)
 
 
 def meta_of(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -99,6 +99,14 @@ def test_what_is_written_is_read_back(tmp_path):
         assert torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype, name
 
 
+def test_the_same_contents_give_the_same_bytes(tmp_path):
+    texts = {f'näme{number}\n': '"text"' * number for number in range(20)}
+    for name in ('a', 'b', 'c'):
+        write_safetensors(tmp_path / name, {'x': torch.ones(3), 'y': torch.zeros(2, 2)}, texts)
+    assert (tmp_path / 'a').read_bytes() == (tmp_path / 'b').read_bytes() == (tmp_path / 'c').read_bytes()
+    assert read_safetensors(tmp_path / 'a')[1] == texts
+
+
 @pytest.mark.parametrize(
     'tensors,metadata,message',
     [
