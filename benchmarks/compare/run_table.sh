@@ -3,8 +3,8 @@
 # TABLE is one of 1-detection, 1-segmentation, 2, 3, 4 (4: COCO; the paper's other tables are VOC).
 # Every row is trained and scored by tools/dist_train.sh; what is cut goes on, and upgrades come after their baselines.
 set -e
-tools=$(cd "$(dirname "$0")/.." && pwd)
-configs=$(dirname "$tools")/configs
+root=$(cd "$(dirname "$0")/../.." && pwd)
+tools=$root/tools configs=$root/configs
 table=${1:-} gpus=${2:-} dry=${3:-}
 frcnn=faster_rcnn/faster-rcnn_r101-caffe-dc5 deeplab=deeplabv3/deeplabv3_r101-d8 voc=512x512
 case "$table" in
