@@ -7,6 +7,7 @@ import copy
 import inspect
 import os
 from collections.abc import Mapping
+from functools import reduce
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -29,17 +30,9 @@ SCHEME = 'baseline://'  # MMEngine's loaders import what stands behind it
 def upgrade_config(
     cfg: Config, *, load_from: str, targets: Targets = 'last:3', epoch_ratio: float = 0.25, **settings: Any
 ) -> Config:
-    """The config that fine-tunes the upgrade of a trained baseline.
+    """The config that fine-tunes the upgrade of a trained baseline; it builds with plain ``Runner.from_cfg``.
 
-    Args:
-        cfg: the baseline's config; it is not changed.
-        load_from: the baseline's checkpoint.
-        targets: which convolutions of the part, see :func:`find_targets`.
-        epoch_ratio: new training length over the old, in (0, 1]; see :func:`shorten_schedule`.
-        **settings: see :func:`upgrade_changes`.
-
-    Returns:
-        Config: builds with plain ``Runner.from_cfg``.
+    ``cfg`` is not changed; the arguments are those of :func:`upgrade_changes`.
 
     Raises:
         ConfigError: no such part, it is upgraded already, or schedule or rates cannot be changed as asked.
@@ -95,7 +88,7 @@ def upgrade_changes(
     model = changes['model']
     # The baseline brings all weights.
     if is_download(_component(cfg, part).get('init_cfg')):
-        _inside(model, part)['init_cfg'] = None
+        reduce(dict.__getitem__, part.split('.'), model)['init_cfg'] = None
     if cfg['model'].get('pretrained'):
         model['pretrained'] = None
     if train not in ('all', 'offsets'):
@@ -267,8 +260,6 @@ def _component(cfg: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     node: Any = cfg.get('model')
     if not isinstance(node, Mapping):
         raise ConfigError("the config has no 'model': give the config that the baseline was trained with")
-    if not isinstance(part, str):
-        raise ConfigError(f"part={part!r}: expected the name of a component, such as 'backbone'")
     for key in part.split('.'):
         parts = [name for name, value in node.items() if isinstance(value, Mapping) and 'type' in value]
         if not isinstance(node.get(key), Mapping) or 'type' not in node[key]:
@@ -276,8 +267,6 @@ def _component(cfg: Mapping[str, Any], part: str) -> Mapping[str, Any]:
                 f'the model has no part {part!r} (looked for {key!r}): it has {", ".join(parts)}; name one of them'
             )
         node = node[key]
-    if not node['type'] or not (isinstance(node['type'], str) or callable(node['type'])):
-        raise ConfigError(f'model.{part}.type={node["type"]!r} is neither a name nor a class')
     if type_name(node['type']) == BUILDER:
         raise ConfigError(
             f'model.{part} is upgraded already (base_type={node.get("base_type")!r}, '
@@ -285,12 +274,6 @@ def _component(cfg: Mapping[str, Any], part: str) -> Mapping[str, Any]:
             'there'
         )
     return node
-
-
-def _inside(model: dict[str, Any], part: str) -> dict[str, Any]:
-    for key in part.split('.'):
-        model = model[key]
-    return model
 
 
 def _imports(cfg: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,14 +61,14 @@ def schedule_changes(cfg: Mapping[str, Any], epoch_ratio: float = 0.25, max_iter
     before = Length.of(cfg)
     scale = Scale(before, before.scaled(epoch_ratio) if max_iters is None else Length.of_steps(max_iters))
     changes: dict[str, Any] = {'train_cfg': scale.loop(cfg['train_cfg'])}
-    validations = _validations(cfg['train_cfg'], changes['train_cfg'], scale)
+    interval = cfg['train_cfg'].get('val_interval', 1)
+    validations = scale.ratio * interval / changes['train_cfg'].get('val_interval', interval)  # new ones for an old one
     if cfg.get('param_scheduler'):
         changes['param_scheduler'] = _schedulers(cfg['param_scheduler'], scale, validations)
     hooks = {name: new for name, hook in (cfg.get('default_hooks') or {}).items() if (new := scale.hook(hook))}
     custom = cfg.get('custom_hooks') or []
-    new_custom = [scale.merged(hook) for hook in custom]
-    if new_custom != list(custom):
-        changes['custom_hooks'] = new_custom
+    if any(map(scale.hook, custom)):
+        changes['custom_hooks'] = [{**hook, **changed} if (changed := scale.hook(hook)) else hook for hook in custom]
     if scale.to_iters:
         for name, key in (('logger', 'log_metric_by_epoch'), ('checkpoint', 'by_epoch')):
             if (cfg.get('default_hooks') or {}).get(name):
@@ -209,19 +209,9 @@ class Scale:
             )
         return {key: new for key in counted if (new := self(hook[key])) != hook[key]}
 
-    def merged(self, hook: Any) -> Any:
-        """A hook with its changes."""
-        changed = self.hook(hook)
-        return {**hook, **changed} if changed else hook
-
 
 def _round(number: float) -> int:
     return math.floor(number + 0.5)  # halves up; round() takes them to even
-
-
-def _validations(before: Mapping[str, Any], after: Mapping[str, Any], scale: Scale) -> float:
-    """How many validations the new training has for one of the old."""
-    return scale.ratio * before.get('val_interval', 1) / after.get('val_interval', before.get('val_interval', 1))
 
 
 def _infinite_sampler(loader: Mapping[str, Any]) -> dict[str, Any]:

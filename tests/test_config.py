@@ -118,6 +118,38 @@ def test_the_short_file_says_the_same(tmp_path):
         assert Config.fromfile(out).to_dict() == upgrade_config(cfg, **settings).to_dict()
 
 
+def test_what_belongs_to_the_baselines_run_does_not_come_along():
+    cfg = Config.fromfile(BASELINE)
+    cfg.merge_from_dict(
+        dict(work_dir='work_dirs/baseline', resume=True, launcher='slurm', experiment_name='baseline_1')
+    )
+    for changes in (
+        upgrade_changes(cfg, load_from='x.pth', work_dir='work_dirs/up'),
+        control_changes(cfg, load_from='x.pth', work_dir='work_dirs/up'),
+    ):
+        own = {key: changes[key] for key in ('work_dir', 'resume', 'launcher', 'experiment_name', 'load_from')}
+        expected = dict(work_dir='work_dirs/up', resume=False, launcher='none', experiment_name=None, load_from='x.pth')
+        assert own == expected
+    assert upgrade_config(cfg, load_from='x.pth').work_dir == 'work_dirs/baseline-upgrade'
+    assert 'work_dir' not in upgrade_changes(Config.fromfile(BASELINE), load_from='x.pth', work_dir='work_dirs/up')
+
+
+def test_the_guard_is_named_where_it_is_asked_for_and_once():
+    cfg = Config.fromfile(BASELINE)
+    hooks = [hook['type'] for hook in upgrade_changes(cfg, load_from='x.pth', guard=True)['custom_hooks']]
+    assert hooks == ['RunGuardHook', 'DeformUpgradeHook']
+    assert 'custom_hooks' not in control_changes(cfg, load_from='x.pth', guard=False)
+    cfg.custom_hooks = [dict(type='RunGuardHook', finite_interval=5)]
+    assert upgrade_config(cfg, load_from='x.pth', guard=True).custom_hooks[0].finite_interval == 5
+
+
+def test_offsets_alone_is_two_keys_of_the_model():
+    model = upgrade_changes(Config.fromfile(BASELINE), load_from='x.pth', train='offsets')['model']
+    assert (model['type'], model['base_type']) == ('TrainOffsets', 'SingleStageDetector')
+    with pytest.raises(ConfigError, match="train='weights': expected 'all' or 'offsets'"):
+        upgrade_changes(Config.fromfile(BASELINE), load_from='x.pth', train='weights')
+
+
 @pytest.mark.parametrize(
     'change,message',
     [
@@ -142,7 +174,7 @@ def test_an_upgraded_config_is_not_upgraded_again():
         (dict(base_type='ResNot'), ConfigError, "base_type 'ResNot' is not registered in the scope 'mmdet'"),
         (dict(base_type=None), ConfigError, 'needs base_type'),
         (dict(targets='last:99'), TargetError, 'asks for 99 convolutions, and there are 17'),
-        (dict(targets=['layer4.2.conv9']), TargetError, "did you mean 'layer4.2.conv2'"),
+        (dict(targets=['layer4.2.conv9']), TargetError, "Did you mean 'layer4.2.conv2'"),
     ],
 )
 def test_builder_errors_are_the_packages_own(backbone, error, message):

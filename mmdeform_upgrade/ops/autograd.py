@@ -59,19 +59,10 @@ def deform_conv2d(
 
 class _DeformConv2d(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,
-        offset: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        mask: Tensor | None,
-        geo: Geometry,
-        backend: str,
-    ) -> Tensor:
+    def forward(ctx: Any, *args: Any) -> Tensor:
+        input, offset, weight, _, mask, ctx.geo, ctx.backend = args
         ctx.save_for_backward(input, offset, weight, mask)
-        ctx.geo, ctx.backend = geo, backend
-        output: Tensor = _FORWARD(input, offset, weight, bias, mask, geo, backend)
+        output: Tensor = _FORWARD(*args)
         return output
 
     @staticmethod
@@ -119,13 +110,7 @@ def onnx_attributes(geo: Geometry) -> dict[str, Any]:
 
 
 def _forward(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    sizes: list[int],
-    backend: str,
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Any, mask: Any, sizes: list[int], backend: str
 ) -> Tensor:
     flops.register()
     geo = Geometry(*sizes)
@@ -148,13 +133,7 @@ def _plain(input: Tensor, weight: Tensor, bias: Tensor | None, geo: Geometry) ->
 
 
 def _forward_meta(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    mask: Tensor | None,
-    sizes: list[int],
-    backend: str,
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Any, mask: Any, sizes: list[int], backend: str
 ) -> Tensor:
     geo = Geometry(*sizes)
     shape = (geo.N, geo.O, geo.Ho, geo.Wo)

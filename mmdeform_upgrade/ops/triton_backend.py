@@ -72,16 +72,16 @@ def forward(
 ) -> Tensor:
     """See :class:`.passes.Passes`."""
     read, memory_format = _read(input, offset, mask), matrices.format_of(input)
-    if not (FUSED and geo.groups == 1):
+    if not FUSED or geo.groups > 1:
         return matrices.rows_to_map(
             _convolve_columns(read, matrices.dense(weight), bias, geo), geo, input.dtype, memory_format
         )
-    # Stores of a contiguous map are as wide as its rows are aligned.
-    direct = torch.contiguous_format if geo.L % 16 == 0 else torch.channels_last
-    direct = memory_format if memory_format is torch.channels_last else direct
-    output = torch.empty((geo.N, geo.O, geo.Ho, geo.Wo), dtype=input.dtype, device=input.device, memory_format=direct)
+    # Stores to a contiguous map are as wide as its rows are aligned.
+    direct = memory_format if geo.L % 16 == 0 else torch.channels_last
+    shape = (geo.N, geo.O, geo.Ho, geo.Wo)
+    output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=direct)
     if output.numel():
-        _convolve(output, direct is torch.channels_last, read, weight, bias, geo)
+        _convolve(output, read, weight, bias, geo)
     return output.contiguous(memory_format=memory_format)
 
 
@@ -145,9 +145,9 @@ def _differentiate(
     if grads.input is not None or grads.offset is not None:
         grad_columns = matrices.grad_columns(grad_rows, kernel, geo)
     if grads.weight is not None:
-        columns = read.rows.new_empty((positions, taps * geo.C))
+        columns = _new_columns(read, part, geo)
     if grads.input is not None:
-        keys = torch.empty(samples, dtype=_key_dtype(geo), device=read.rows.device)
+        keys = torch.empty(samples, dtype=torch.int32 if _cells(geo) < 2**31 else torch.int64, device=read.rows.device)
         weights = torch.empty((3, samples), dtype=torch.float32, device=read.rows.device)
     if not samples:
         return columns
@@ -157,45 +157,36 @@ def _differentiate(
     return columns
 
 
+def _new_columns(read: Read, part: Part, geo: Geometry) -> Tensor:
+    _, positions, _, taps = part.sizes
+    return read.rows.new_empty((positions, taps * geo.C))
+
+
 def _cells(geo: Geometry) -> int:
     """Cells of four pixels, those at the borders included, of all deform groups."""
     return geo.N * geo.G * (geo.H + 1) * (geo.W + 1)
 
 
-def _key_dtype(geo: Geometry) -> torch.dtype:
-    return torch.int32 if _cells(geo) < 2**31 else torch.int64
-
-
-def _convolve(
-    output: Tensor, output_last: bool, read: Read, weight: Tensor, bias: Tensor | None, geo: Geometry
-) -> None:
+def _convolve(output: Tensor, read: Read, weight: Tensor, bias: Tensor | None, geo: Geometry) -> None:
     """Sample and multiply in one kernel, with the largest tile that the device has the memory for."""
     kernel = matrices.kernel_matrix(weight, slice(0, geo.K), geo, weight.dtype)
     tf32 = kernel.dtype == torch.float32 and matrices.tf32_allowed()
     if tf32:
         kernel = ((kernel.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)  # see _rounded in the kernels
     tiles, device = _CONVOLVE[kernel.itemsize], (kernel.device, kernel.itemsize)
-    while True:
-        index = _fits.get(device, 0)
+    for index in range(_fits.get(device, 0), len(tiles)):
         try:
-            _launch_convolve(tiles[index], output, output_last, read, kernel, bias, tf32, geo)
+            _launch_convolve(tiles[index], output, read, kernel, bias, tf32, geo)
         except triton.OutOfResources:
             if index + 1 == len(tiles):
                 raise
-            _fits[device] = index + 1
         else:
+            _fits[device] = index
             return
 
 
 def _launch_convolve(
-    tile: Tile,
-    output: Tensor,
-    output_last: bool,
-    read: Read,
-    kernel: Tensor,
-    bias: Tensor | None,
-    tf32: bool,
-    geo: Geometry,
+    tile: Tile, output: Tensor, read: Read, kernel: Tensor, bias: Tensor | None, tf32: bool, geo: Geometry
 ) -> None:
     positions, outputs = geo.N * geo.L, min(_power_of_2(geo.O), tile.outputs)
     convolve_kernel[(-(-positions // tile.positions), -(-geo.O // outputs))](
@@ -214,7 +205,7 @@ def _launch_convolve(
         LAST=read.last,
         BIASED=bias is not None,
         TF32=tf32,
-        OUTPUT_LAST=output_last,
+        OUTPUT_LAST=matrices.format_of(output) is torch.channels_last,
         BLOCK_O=outputs,
         num_stages=tile.stages,
     )
@@ -227,11 +218,9 @@ def _convolve_columns(read: Read, weight: Tensor, bias: Tensor | None, geo: Geom
     for taps in cuts.taps:
         kernel = matrices.kernel_matrix(weight, taps, geo, weight.dtype)
         for positions in cuts.positions:
-            part = Part(positions, taps)
-            _, positions_count, _, taps_count = part.sizes
-            columns = read.rows.new_empty((positions_count, taps_count * geo.C))
+            columns = _new_columns(read, Part(positions, taps), geo)
             if columns.numel():
-                _sample(read, part, geo, columns)
+                _sample(read, Part(positions, taps), geo, columns)
             matrices.project(total[positions], columns, kernel, geo, first=taps.start == 0)
     return total if bias is None else total + bias
 
@@ -251,17 +240,11 @@ def _sample(
     grad_mask = None if grads is None else grads.mask
     tile = _SAMPLE if grad_offset is None else _PLAN
     _, positions, _, taps = part.sizes
-    unused = read.offset
+    optional = (read.mask, columns, grad_columns, grad_offset, grad_mask, keys, weights)
     sample_kernel[(-(-positions // tile.positions), taps, geo.G)](
         read.rows,
         read.offset,
-        unused if read.mask is None else read.mask,
-        unused if columns is None else columns,
-        unused if grad_columns is None else grad_columns,
-        unused if grad_offset is None else grad_offset,
-        unused if grad_mask is None else grad_mask,
-        unused if keys is None else keys,
-        unused if weights is None else weights,
+        *(read.offset if tensor is None else tensor for tensor in optional),
         positions * taps * geo.G,
         *part.sizes,
         geo.C,
