@@ -113,14 +113,12 @@ class Demo:
 
     def _write_camera_config(self) -> None:
         """The baseline's config on the new camera's pictures: what a user writes first."""
-        interval = max(1, self.sizes.steps // 8)
         loaders = ''.join(
             f'{split}_dataloader = dict(dataset=dict(data_root={str(self.out / "data")!r}))\n'
             for split in ('train', 'val', 'test')
         )
         self.config('camera').write_text(
-            f'_base_ = [{str(CONFIG)!r}]\n{loaders}train_cfg = dict(val_interval={interval})\n'
-            f'default_hooks = dict(logger=dict(interval={min(10, interval)}))\n',
+            f'_base_ = [{str(CONFIG)!r}]\n{loaders}default_hooks = dict(logger=dict(interval=10))\n',
             encoding='utf8',
         )
 

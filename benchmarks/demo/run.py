@@ -12,10 +12,9 @@ import argparse
 import json
 from pathlib import Path
 
+from benchmarks.demo import job, report
+from benchmarks.demo.progress import Progress
 from mmdeform_upgrade.mm import command_line
-
-from . import job, report
-from .progress import Progress
 
 
 def main(argv: list[str] | None = None) -> None:
