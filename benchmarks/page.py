@@ -15,7 +15,7 @@ import numpy as np
 Points = Sequence[Sequence[float]]
 """(x, y) or (x, y, lowest, highest) of each point of a line."""
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 520, 300, 42, 12, 10, 38
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 520, 310, 54, 22, 10, 46
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #fcfcfa; --ink: #1c1e21; --soft: #62676e; --line: #dcdcd6; --card: #fff;
@@ -35,7 +35,8 @@ p { margin: .5rem 0; max-width: 46rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .45rem .8rem .45rem 0; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--soft); font-weight: 600; font-size: .85rem; }
-.number { text-align: right; white-space: nowrap; }
+.number { text-align: right; padding-right: 1.6rem; }
+td.number { white-space: nowrap; }
 tr.strong td { font-weight: 700; }
 figure { margin: 1rem 0; }
 figure img { max-width: 100%; height: auto; border-radius: 6px; display: block; background: #fff; }
@@ -43,10 +44,12 @@ svg { width: 100%; max-width: 46rem; height: auto; display: block; }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
 .key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .9rem; }
 .key i { display: inline-block; width: .9rem; height: .9rem; border-radius: 3px; margin-right: .4rem; vertical-align: -.1rem; }
-.grid { display: grid; gap: 6px; min-width: 30rem; }
+.grid { display: grid; gap: 6px; }
 .grid img { width: 100%; display: block; border-radius: 4px; }
 .grid div { font-size: .85rem; color: var(--soft); align-self: end; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px; padding: .7rem .9rem; overflow-x: auto; }
+@media (max-width: 40rem) { main { padding-top: 1rem; } h1 { font-size: 1.5rem; } table { font-size: .9rem; }
+  th, td { padding-right: .5rem; } .number { padding-right: .7rem; } svg text { font-size: 18px; } pre { font-size: .75rem; } }
 """
 
 
@@ -86,6 +89,16 @@ class Page:
             lines.append(f'<tr{" class=strong" * (number in strong)}>{"".join(cells)}</tr>')
         self._blocks.append(f'<div class=wide><table>{"".join(lines)}</table></div>')
 
+    def markdown(self, text: str) -> None:
+        """Tables and paragraphs of Markdown; rows with bold text stand out."""
+        for block in filter(None, map(str.strip, text.split('\n\n'))):
+            lines = [line for line in block.splitlines() if not line.startswith('|---')]
+            if block.startswith('|'):
+                rows = [[cell.strip().strip('*') for cell in line.strip('|').split('|')] for line in lines]
+                self.table(rows, strong=[i for i, line in enumerate(lines) if '**' in line])
+            else:
+                self.text(block, soft=True)
+
     def chart(
         self, lines: Mapping[str, Points], xlabel: str, ylabel: str, log: bool = False, bottom: float | None = None
     ) -> None:
@@ -102,7 +115,7 @@ class Page:
         """Pictures (H, W, 3) uint8 BGR in columns; ``key`` maps names to CSS colours."""
         cells = [f'<div>{html.escape(head)}</div>' for head in heads]
         cells += [_img(picture, head) for row in rows for head, picture in zip(heads, row, strict=True)]
-        columns = f'grid-template-columns: repeat({len(heads)}, 1fr)'
+        columns = f'grid-template-columns: repeat({len(heads)}, 1fr); min-width: {5 * len(heads)}rem'
         grid = f'<div class=wide><div class=grid style="{columns}">{"".join(cells)}</div></div>'
         self._blocks.append(f'<figure>{grid}{_key(list(key.items()))}</figure>')
 
@@ -121,8 +134,11 @@ def _is_number(text: str) -> bool:
 
 
 def _img(picture: np.ndarray | Path, alt: str) -> str:
-    png = picture.read_bytes() if isinstance(picture, Path) else cv2.imencode('.png', picture)[1].tobytes()
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+    if isinstance(picture, Path):
+        kind, data = picture.suffix.lstrip('.'), picture.read_bytes()
+    else:
+        kind, data = 'jpeg', cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, 92])[1].tobytes()
+    return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
 
 
 def _key(entries: Sequence[tuple[str, str]]) -> str:
@@ -156,7 +172,7 @@ def _svg(lines: Mapping[str, Points], xlabel: str, ylabel: str, log: bool, botto
     for tick in sorted(set(xs)) if log else _ticks(min(xs), max(xs)):
         if min(xs) <= tick <= max(xs):
             x, y = place(tick, low)
-            parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" text-anchor="middle">{tick:g}</text>')
+            parts.append(f'<text x="{x:.1f}" y="{y + 18:.1f}" text-anchor="middle">{tick:g}</text>')
     parts += [_line(points, f'var(--c{i % 7})', place) for i, points in enumerate(lines.values())]
     middle = (_LEFT + _WIDTH) / 2
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{html.escape(xlabel)}</text>')

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 from torch import nn
 
 from mmdeform_upgrade.analysis.look import load_network
@@ -74,9 +75,9 @@ def write(demo: Demo, results: Results) -> None:
         curves, out / 'curves.png', ylabel='validation mIoU', title='generated shapes, fisheye', xlabel='steps'
     )
     heads, grid, palette, classes = _pictures(demo)
-    cv2.imwrite(str(out / 'pictures.png'), _sheet(heads, grid))
+    _save(_sheet(heads, grid), out / 'pictures.png')
     taps, stretch, profiles = _offsets(demo)
-    cv2.imwrite(str(out / 'offsets.png'), np.hstack([taps, np.full((len(taps), 12, 3), 255, np.uint8), stretch]))
+    _save(np.hstack([taps, np.full((len(taps), 12, 3), 255, np.uint8), stretch]), out / 'offsets.png')
 
     page = Page(
         'A trained network, another camera',
@@ -90,12 +91,14 @@ def write(demo: Demo, results: Results) -> None:
     page.heading('While they train')
     page.chart(curves, 'steps', 'validation mIoU')
     page.heading('What they see')
+    page.text('Test pictures, those of the first 32 that show most of objects.', soft=True)
     key = {name: 'rgb({}, {}, {})'.format(*colour) for name, colour in list(zip(classes, palette, strict=True))[1:]}
     page.grid(heads, grid, key)
     page.heading('Where the upgrade looks')
     page.text(
         'Taps of the last 3x3 convolution at nine places: white before training, orange after. Right: how much wider '
-        'it looks in each place, bright is wider. The offsets have learned the camera: it magnifies in the middle.'
+        'it looks in each place, bright is wider. The camera magnifies in the middle; the chart shows how far the '
+        'offsets follow.'
     )
     page.grid(['taps, before and after', 'how much wider it looks'], [[taps, stretch]])
     page.chart(profiles, 'distance from the middle, 1 at the edge', 'factor')
@@ -132,22 +135,33 @@ def _pictures(demo: Demo) -> tuple[list[str], list[list[np.ndarray]], list[list[
     grid = []
     for file in _files(demo)[:SHOWN]:
         picture = cv2.imread(str(file))
-        truth = cv2.imread(str(file.parents[1] / 'labels' / f'{file.stem}.png'), cv2.IMREAD_UNCHANGED)
-        labels = [truth, *(look.segment(network, file) for network in networks.values())]
+        labels = [_truth(file), *(look.segment(network, file) for network in networks.values())]
         grid.append([picture, *(look.overlay(picture, found, meta['palette']) for found in labels)])
     heads = ['picture', 'truth', 'baseline', 'control', 'offsets alone', 'upgrade']
     return heads, grid, meta['palette'], meta['classes']
 
 
 def _files(demo: Demo) -> list[Path]:
-    return sorted((demo.out / 'data' / 'test' / 'images').iterdir())
+    """The first test pictures, those that show most of objects before the others."""
+    files = sorted((demo.out / 'data' / 'test' / 'images').iterdir())[:32]
+    return sorted(files, key=lambda file: -int(((_truth(file) > 0) & (_truth(file) < 255)).sum()))
+
+
+def _truth(file: Path) -> np.ndarray:
+    return cv2.imread(str(file.parents[1] / 'labels' / f'{file.stem}.png'), cv2.IMREAD_UNCHANGED)
 
 
 def _offsets(demo: Demo) -> tuple[np.ndarray, np.ndarray, dict[str, list[tuple[float, float]]]]:
     network = _network(demo, 'upgraded', demo.checkpoint('upgraded'))
-    records, size = look.offsets_on(network, _files(demo)[:32])
+    records, size = look.offsets_on(network, _files(demo))
     taps = look.draw_taps(cv2.imread(str(_files(demo)[0])), records[-1])
     return taps, look.draw_stretch(records[-1], taps.shape[0]), look.profiles(records, CAMERA, size)
+
+
+def _save(picture: np.ndarray, path: Path, width: int = 900) -> None:
+    """A small PNG of 256 colours."""
+    small = cv2.resize(picture, None, fx=(f := min(1.0, width / picture.shape[1])), fy=f, interpolation=cv2.INTER_AREA)
+    Image.fromarray(small[..., ::-1]).quantize(256).save(path, optimize=True)
 
 
 def _sheet(heads: Sequence[str], grid: Sequence[Sequence[np.ndarray]], gap: int = 6) -> np.ndarray:
