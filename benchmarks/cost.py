@@ -19,7 +19,6 @@ import torch
 from mmengine.optim import OptimWrapper
 from torch import nn
 
-from benchmarks.scatter import scatter_offsets_
 from benchmarks.timing import conditions, race, summary
 from mmdeform_upgrade.analysis.complexity import multiplications
 from mmdeform_upgrade.config import read_config, upgrade_config

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import mmdeform_upgrade.layers
-from benchmarks.scatter import scatter_offsets_
 from mmdeform_upgrade import upgrade_
+from mmdeform_upgrade.mm.cost import scatter_offsets_
 
 SIGMA = 1.5  # of the offsets, in pixels
 
