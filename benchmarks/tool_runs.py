@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Deque, Dict, Iterator, List, Optional, Tuple
 
@@ -47,6 +48,28 @@ def run_tool(name: str, *args: object, title: str, length: Optional[Length] = No
     Raises:
         UpgradeError: the tool failed; its last lines are in the message.
     """
+    with tqdm(
+        total=length.total if length else None,
+        desc=f'{title:<32}',
+        unit=f' {length.unit}' if length else 'it',
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+        bar_format=None if length else '{desc} {elapsed}',
+    ) as bar:
+        text = follow_tool(name, *args, title=title, log=log, on_line=lambda line: _advance(bar, line, length))
+        if length:
+            bar.update(length.total - bar.n)
+    return text
+
+
+def follow_tool(
+    name: str,
+    *args: object,
+    title: str,
+    log: Optional[Path] = None,
+    on_line: Callable[[str], None] = lambda line: None,
+    env: Mapping[str, str] = {},
+) -> str:
+    """:func:`run_tool` without a bar: ``on_line`` is told each line of the output."""
     command = [sys.executable, '-u', str(tool_path(name)), *map(str, args)]
     lines: Deque[str] = deque(maxlen=40)
     with (
@@ -56,31 +79,22 @@ def run_tool(name: str, *args: object, title: str, length: Optional[Length] = No
             stderr=subprocess.STDOUT,
             text=True,
             errors='replace',
-            env={**os.environ, 'PYTHONUNBUFFERED': '1', 'PYTHONPATH': _python_path()},
+            env={**os.environ, 'PYTHONUNBUFFERED': '1', 'PYTHONPATH': _python_path(), **env},
         ) as process,
         open(log or os.devnull, 'w', encoding='utf8') as file,
-        tqdm(
-            total=length.total if length else None,
-            desc=f'{title:<32}',
-            unit=f' {length.unit}' if length else 'it',
-            mininterval=0.5 if sys.stderr.isatty() else 30,
-            bar_format=None if length else '{desc} {elapsed}',
-        ) as bar,
     ):
         assert process.stdout is not None
         for line in process.stdout:
             file.write(line)
             lines.append(line)
-            _advance(bar, line, length)
-        if process.wait() == 0 and length:
-            bar.update(length.total - bar.n)
+            on_line(line)
     if process.returncode:
         raise UpgradeError(f'{title}: {" ".join(command)} ended with status {process.returncode}:\n' + ''.join(lines))
     return ''.join(lines)
 
 
 def _advance(bar: tqdm, line: str, length: Optional[Length]) -> None:
-    done = _done(line) if length else None
+    done = steps_done(line) if length else None
     if done is None:
         bar.update(0)  # the clock goes on
         return
@@ -90,7 +104,7 @@ def _advance(bar: tqdm, line: str, length: Optional[Length]) -> None:
         bar.set_postfix_str(f'loss {loss.group(1)}')
 
 
-def _done(line: str) -> Optional[float]:
+def steps_done(line: str) -> Optional[float]:
     """Epochs or iterations behind a line of a training log, if it says so."""
     if found := _EPOCHS.search(line):
         epoch, step, steps = map(int, found.groups())

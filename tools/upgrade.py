@@ -11,11 +11,13 @@ from mmdeform_upgrade.config import SCHEME, config_text, control_changes, find_c
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.importers import OWN_NAMES
 from mmdeform_upgrade.mm import command_line
+from mmdeform_upgrade.mm.cost import describe_cost
 from mmdeform_upgrade.mm.loading import local_path
 from mmdeform_upgrade.mm.preflight import plan_upgrade
 from mmdeform_upgrade.mm.signal import measure_signal
 from mmdeform_upgrade.optim import OFFSET_LR
 from mmdeform_upgrade.release import inspect_checkpoint
+from mmdeform_upgrade.schedule import Length
 
 ZOO = Path(__file__).resolve().parents[1] / 'configs' / 'zoo'
 
@@ -93,7 +95,7 @@ def parse_args(argv):
         action='store_true',
         help='measure over 32 training batches whether the offsets have something to learn (docs/targets.md)',
     )
-    parser.add_argument('--dry-run', action='store_true', help='print the plan, write nothing')
+    parser.add_argument('--dry-run', action='store_true', help='print the plan and what it costs, write nothing')
     return parser.parse_args(argv)
 
 
@@ -151,6 +153,13 @@ def run_of(out):
     return os.path.join('work_dirs', Path(out).stem)
 
 
+def next_commands(out, cfg):
+    """How to train what was written, and to score it."""
+    length = Length.of(cfg)
+    last = os.path.join(cfg.get('work_dir') or run_of(out), f'{length.unit.rstrip("s")}_{length.total}.pth')
+    return f'next: python tools/train.py {out}\n      python tools/test.py {out} {last}'
+
+
 def main(argv=None):
     args = parse_args(argv)
     key = f'::{args.key}' if args.key else ''
@@ -185,7 +194,9 @@ def main(argv=None):
     if args.signal:
         print(measure_signal(baseline, args.checkpoint, **layers, lr=args.offset_lr or OFFSET_LR))
     if args.dry_run:
-        print('dry run: nothing was written')
+        print(describe_cost(baseline, upgraded))
+        print(f'would write: {", ".join(outputs)}')
+        print('dry run: nothing was written\n' + next_commands(outputs[0], upgraded))
         return
     write(args.config, outputs[0], upgraded, changes)
     if args.control:
@@ -194,7 +205,7 @@ def main(argv=None):
         load_from = scheme + args.checkpoint.removeprefix(SCHEME)
         changes = control_changes(baseline, load_from=load_from, work_dir=run_of(args.control), **tuning)
         write(args.config, args.control, merged(baseline, changes), changes)
-    print(f'next: python tools/train.py {outputs[0]}')
+    print(next_commands(outputs[0], upgraded))
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@
     python -m benchmarks.camera.report work_dirs/camera/results.jsonl --keep docs/results/camera.json
     python -m benchmarks.camera.report docs/results/camera.json --out docs/results/camera
 
-``--keep`` writes the rows, one a line; ``--out`` writes ``OUT.md`` and ``OUT-*.png``.
+``--keep`` writes the rows, one a line; ``--out`` writes ``OUT.md``, ``OUT-*.png`` and ``OUT.html``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from scipy import stats
 
+from ..page import Page
 from .runs import SELECTION, read
 
 Row = dict[str, Any]
@@ -206,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('files', nargs='+', type=Path)
     parser.add_argument('--keep', type=Path, help='write the rows, one a line')
-    parser.add_argument('--out', type=Path, help='write OUT.md and OUT-*.png')
+    parser.add_argument('--out', type=Path, help='write OUT.md, OUT-*.png and OUT.html')
     args = parser.parse_args(argv)
     rows = load(args.files)
     if args.keep:
@@ -215,6 +216,13 @@ def main(argv: list[str] | None = None) -> None:
     print(text)
     if args.out:
         args.out.with_suffix('.md').write_text(text, encoding='utf8')
+        page = Page('After a change of camera')
+        page.markdown(text)
+        for file in sorted(args.out.parent.glob(f'{args.out.name}-*.png')):
+            page.picture(file)
+        page.heading('Repeat it')
+        page.command('python -m benchmarks.camera.report ' + ' '.join(map(str, args.files)) + f' --out {args.out}')
+        page.write(args.out.with_suffix('.html'))
 
 
 def report(rows: Sequence[Row], out: Path | None) -> str:

@@ -18,6 +18,7 @@ from ..checkpoint import StateDict, clean_state_dict, file_sha256, fit_baseline,
 from ..errors import CheckpointError, ConfigError
 from ..importers import OWN_NAMES, Imported
 from ..layers import merging_method, upgraded_layers
+from ..rates import check_offset_rates
 from .loading import local_path, read_checkpoints_safely
 from .network import bare_network, whole_state_dict
 from .random_state import kept_random_state
@@ -105,6 +106,7 @@ class DeformUpgradeHook(Hook):
                 'baseline; set load_from, or take the hook out to train from scratch'
             )
         if not runner._resume:
+            check_offset_rates(runner.cfg)
             _refuse_to_overwrite(runner)
         network = whole_state_dict(runner)
         changed = [key for key, value in self._loaded.items() if not _same(network[key], value)]

@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -52,7 +54,13 @@ def build_network(cfg: Config) -> nn.Module:
     if scope.isidentifier() and find_spec(scope) is None:
         raise ConfigError(f'the config has default_scope={scope!r}, and the package {scope} is not installed')
     init_default_scope(scope)
-    return MODELS.build(copy.deepcopy(cfg.model))
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # the builder logs the report that a plan prints
+    try:
+        return MODELS.build(copy.deepcopy(cfg.model))
+    finally:
+        logger.setLevel(level)
 
 
 def plan_upgrade(before: Config, after: Config, checkpoint: str) -> UpgradePlan:

@@ -110,6 +110,12 @@ def test_the_offsets_own_rate_and_decay_reach_the_optimizer_and_the_step(short_c
         torch.testing.assert_close(value, -rate * 0.1 * runner.record.grads[name])
 
 
+def test_a_rate_that_would_not_reach_the_offsets_is_refused_before_the_first_step(short_cfg):
+    short_cfg.optim_wrapper.paramwise_cfg = dict(dcn_offset_lr_mult=0.1)
+    with pytest.raises(ConfigError, match=r"DefaultOptimWrapperConstructor gives .*dcn_offset_lr_mult to mmcv's own"):
+        train(short_cfg)
+
+
 def test_targets_in_frozen_stages_are_refused_by_name_before_the_run_starts(short_cfg):
     short_cfg.model.backbone.update(frozen_stages=4)
     with pytest.raises(TargetError, match=r'(?s)frozen_stages=4.*layer4\.1\.conv2: its weight is frozen') as error:

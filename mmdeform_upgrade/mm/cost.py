@@ -1,0 +1,154 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""What an upgrade costs, in a few seconds: sizes of maps, multiplications, and the time of a training step."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..analysis.complexity import PLAIN, hooked, multiplications
+from ..layers import upgraded_layers
+from .preflight import build_network
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+Size = tuple[int, int]
+_LARGEST, _TIMED, _USUAL = 1344, 256, 512  # pixels of a side: looked at, timed, and where the config names none
+_ROUNDS = 3
+_SPREAD = 1.5  # of the offsets, in pixels
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Backbone and neck of an upgrade beside its baseline's.
+
+    Attributes:
+        size: (height, width) of the picture.
+        maps: sizes of the upgraded layers' outputs, and how many layers have each.
+        flops: multiplications with their additions, one picture, before and after.
+        step: seconds of a forward and backward pass, before and after, at ``timed``.
+        timed: (height, width).
+    """
+
+    size: Size
+    maps: dict[Size, int]
+    flops: tuple[float, float]
+    step: tuple[float, float]
+    timed: Size
+
+    def __str__(self) -> str:
+        maps = ', '.join(f'{h}x{w} ({count})' for (h, w), count in self.maps.items())
+        (before, after), (plain, deformable) = self.flops, self.step
+        return (
+            f'at {self.size[0]}x{self.size[1]}: maps {maps}; GFLOPs {before / 1e9:.3g} -> {after / 1e9:.3g} '
+            f'(+{100 * (after / before - 1):.1f} %), backbone and neck\n'
+            f'training step of these on this CPU, {self.timed[0]}x{self.timed[1]}: {deformable / plain:.2f} times the '
+            "baseline's"
+        )
+
+
+def describe_cost(before: Config, after: Config) -> str:
+    """:func:`measure_cost` as text; why not, where a network cannot be run on random pictures."""
+    try:
+        return str(measure_cost(before, after))
+    except Exception as error:  # of any framework's network
+        return f'cost: not measured ({type(error).__name__}: {error})'
+
+
+def measure_cost(before: Config, after: Config) -> Cost:
+    """Build baseline and upgrade, and run their backbone and neck on random pictures.
+
+    Args:
+        before: the baseline's config.
+        after: the upgrade's.
+    """
+    networks: list[Any] = [build_network(before).train(), build_network(after).train()]
+    size = picture_size(before)
+    timed = (min(size[0], _TIMED), min(size[1], _TIMED))
+    flops, maps = _flops(networks[1], size)
+    pictures = torch.randn(2, 3, *timed)
+    scatter_offsets_(networks[1], _SPREAD, lambda: networks[1].extract_feat(pictures))
+    times: list[list[float]] = [[], []]
+    for _ in range(_ROUNDS):
+        for network, spent in zip(networks, times, strict=True):
+            start = time.perf_counter()
+            sum(feature.mean() for feature in _tensors(network.extract_feat(pictures))).backward()  # type: ignore[union-attr]
+            spent.append(time.perf_counter() - start)
+    return Cost(size, maps, flops, (min(times[0]), min(times[1])), timed)
+
+
+def picture_size(cfg: Mapping[str, Any]) -> Size:
+    """(height, width) of the pictures that a config trains on, as far as its pipeline says it."""
+    loader = cfg.get('train_dataloader') or {}
+    dataset: Any = loader.get('dataset') or {}
+    found: Any = None
+    for transform in _pipeline(dataset):
+        if crop := transform.get('crop_size'):
+            found = crop
+        elif scale := transform.get('scale') or transform.get('img_scale'):
+            scale = scale[0] if isinstance(scale, (list, tuple)) and isinstance(scale[0], (list, tuple)) else scale
+            found = tuple(reversed(scale)) if isinstance(scale, (list, tuple)) else scale  # (width, height)
+    found = found or _USUAL
+    height, width = found if isinstance(found, (list, tuple)) else (found, found)
+    factor = min(1.0, _LARGEST / max(height, width))
+    return max(32, int(height * factor) // 32 * 32), max(32, int(width * factor) // 32 * 32)
+
+
+def _pipeline(dataset: Any) -> Iterator[Mapping[str, Any]]:
+    """Transforms of a data set, inner ones of a wrapper first."""
+    if isinstance(dataset, Mapping):
+        yield from _pipeline(dataset.get('dataset'))
+        yield from (t for t in dataset.get('pipeline') or () if isinstance(t, Mapping))
+
+
+@torch.no_grad()
+def _flops(network: Any, size: Size) -> tuple[tuple[float, float], dict[Size, int]]:
+    maps: Counter[Size] = Counter()
+
+    def count(module: nn.Module, _: Any, output: Tensor) -> None:
+        maps[output.shape[-2], output.shape[-1]] += 1
+
+    layers = upgraded_layers(network).values()
+    with hooked(layer.register_forward_hook(count) for layer in layers), multiplications(network) as counts:
+        network.eval().extract_feat(torch.zeros(1, 3, *size))
+    network.train()
+    return (counts[PLAIN], sum(counts.values())), dict(maps)
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, (list, tuple)):
+        for item in output:
+            yield from _tensors(item)
+
+
+@torch.no_grad()
+def scatter_offsets_(model: nn.Module, sigma: float, run: Callable[[], Any]) -> None:
+    """Give every offset branch random weights such that its offsets spread by ``sigma`` pixels.
+
+    At step 0 all offsets are zero, which reads memory in order; a timing should not rely on that.
+
+    Args:
+        model: the upgraded network.
+        sigma: standard deviation, in pixels.
+        run: runs the network once, on typical input.
+    """
+
+    def fit(branch: nn.Module, args: Any, output: Tensor) -> Tensor:
+        factor = sigma / output.std().clamp_min(1e-12)
+        branch.get_parameter('weight').mul_(factor)
+        return output * factor
+
+    branches = [layer.conv_offset for layer in upgraded_layers(model).values()]
+    for branch in branches:
+        nn.init.normal_(branch.weight)
+    with hooked(branch.register_forward_hook(fit) for branch in branches):
+        run()

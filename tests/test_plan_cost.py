@@ -1,0 +1,50 @@
+"""What a plan says of an upgrade's cost."""
+
+import pytest
+from mmengine.config import Config
+
+from mmdeform_upgrade.config import upgrade_config
+from mmdeform_upgrade.mm.cost import describe_cost, measure_cost, picture_size
+
+from .conftest import ROOT
+
+CONFIG = ROOT / 'benchmarks/demo/configs/fcn_r18_shapes.py'
+
+
+@pytest.fixture
+def pair():
+    baseline = Config.fromfile(CONFIG)
+    baseline.train_dataloader.dataset.pipeline.insert(2, dict(type='Resize', scale=(96, 64)))
+    return baseline, upgrade_config(baseline, load_from='baseline.pth', targets='last:3', max_iters=300)
+
+
+def test_maps_and_multiplications_are_those_of_the_configs_pictures(pair):
+    cost = measure_cost(*pair)
+    assert cost.size == cost.timed == (64, 96)
+    assert cost.maps == {(8, 12): 3}
+    before, after = cost.flops
+    # A layer's offset branch, and four corners a tap and channel: (2*9 * 64*9 + 4 * 64*9) multiplications a position.
+    assert after - before == 3 * 8 * 12 * (18 * 64 * 9 + 4 * 64 * 9)
+    assert cost.step[0] > 0 and cost.step[1] > 0
+    assert "times the baseline's" in str(cost) and 'maps 8x12 (3)' in str(cost)
+
+
+@pytest.mark.parametrize(
+    'pipeline,size',
+    [
+        ([], (512, 512)),
+        ([dict(type='Resize', scale=(1333, 800))], (800, 1312)),
+        ([dict(type='RandomChoiceResize', scale=[(320, 160), (640, 320)])], (160, 320)),
+        ([dict(type='RandomResize', scale=(2048, 512)), dict(type='RandomCrop', crop_size=(512, 1024))], (512, 1024)),
+        ([dict(type='Resize', scale=4096)], (1344, 1344)),
+    ],
+)
+def test_the_size_is_that_of_the_pipelines_last_word(pipeline, size):
+    wrapped = dict(type='RepeatDataset', dataset=dict(type='VOCDataset', pipeline=pipeline))
+    assert picture_size(dict(train_dataloader=dict(dataset=wrapped))) == size
+
+
+def test_a_network_that_cannot_be_run_alone_does_not_stop_the_plan(pair):
+    baseline, upgraded = pair
+    baseline.model.backbone.depth = 17
+    assert describe_cost(baseline, upgraded).startswith('cost: not measured (')
