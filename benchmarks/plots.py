@@ -8,13 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from mmdeform_upgrade.analysis.plots import COLOURS, save
 
 Curve = Sequence[tuple[float, float]]
 Band = Sequence[tuple[float, float, float, float]]
-Boxes = Sequence[tuple[str, float, Sequence[float]]]
 
 
 def draw_curves(curves: Mapping[str, Curve], path: Path, *, ylabel: str, title: str, xlabel: str = 'epochs') -> None:
@@ -68,44 +66,6 @@ def draw_depths(scores: Mapping[int, Sequence[float]], path: Path, *, ylabel: st
         axes.scatter([depth] * len(scores[depth]), scores[depth], color=COLOURS[1], s=16, zorder=3)
     axes.set(xlabel='upgraded layers (0: trained on without)', ylabel=ylabel, title=title, xticks=depths)
     axes.grid(alpha=0.3)
-    save(figure, path)
-
-
-def draw_detections(
-    pictures: Sequence[np.ndarray], columns: Mapping[str, Sequence[Boxes]], path: Path, classes: Sequence[str]
-) -> None:
-    """A table of pictures: one row a picture, one column a network, boxes with class and score.
-
-    Args:
-        pictures: (H, W, 3) uint8, RGB.
-        columns: heading to boxes of each picture: (class name, score, (x1, y1, x2, y2)) in pixels; a score of NaN, as
-            of ground truth, is not printed.
-        path: PNG to write.
-        classes: all class names; the colour of a box is its class.
-    """
-    colours: dict[str, str] = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(classes)}
-    figure = Figure(figsize=(2.5 * len(columns), 2.6 * len(pictures)), layout='constrained')
-    grid = figure.subplots(len(pictures), len(columns), squeeze=False)
-    for column, (heading, all_boxes) in enumerate(columns.items()):
-        for row, (picture, boxes) in enumerate(zip(pictures, all_boxes, strict=True)):
-            axes = grid[row][column]
-            axes.imshow(picture)
-            axes.set_axis_off()
-            if row == 0:
-                axes.set_title(heading, fontsize=10)
-            for name, score, (x1, y1, x2, y2) in boxes:
-                axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, linewidth=1.8, color=colours[name]))
-                text = name if np.isnan(score) else f'{name} {score:.2f}'
-                axes.text(
-                    x1,
-                    max(y1, 6),
-                    text,
-                    fontsize=6.5,
-                    color='white',
-                    va='bottom',
-                    clip_on=True,
-                    bbox={'facecolor': colours[name], 'pad': 0.8, 'linewidth': 0},
-                )
     save(figure, path)
 
 

@@ -101,7 +101,7 @@ class Step:
         self._bar.set_postfix_str(self.note)
         if not self._progress._terminal and time.monotonic() - self._said > _QUIET:
             self._said = time.monotonic()
-            self._progress.line(f'{self._title}: {done:g} of {self._total}   {self.note}'.rstrip())
+            self._progress.line(f'{self._title}: {self._done:g} of {self._total}   {self.note}'.rstrip())
 
     def close(self) -> None:
         self._bar.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -74,9 +74,10 @@ def write(demo: Demo, results: Results) -> None:
     plots.draw_curves(
         curves, out / 'curves.png', ylabel='validation mIoU', title='generated shapes, fisheye', xlabel='steps'
     )
-    heads, grid, palette, classes = _pictures(demo)
+    with _quietly():
+        heads, grid, palette, classes = _pictures(demo)
+        taps, stretch, profiles = _offsets(demo)
     _save(_sheet(heads, grid), out / 'pictures.png')
-    taps, stretch, profiles = _offsets(demo)
     _save(np.hstack([taps, np.full((len(taps), 12, 3), 255, np.uint8), stretch]), out / 'offsets.png')
 
     page = Page(
@@ -123,8 +124,14 @@ def _signal_rows(results: Results) -> list[tuple[str, ...]]:
 
 
 def _network(demo: Demo, config: str, checkpoint: Path) -> nn.Module:
-    with contextlib.redirect_stdout(io.StringIO()):  # of MMEngine's loading
-        return load_network(str(demo.config(config)), str(checkpoint))
+    return load_network(str(demo.config(config)), str(checkpoint))
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what frameworks print while they are imported and load."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def _pictures(demo: Demo) -> tuple[list[str], list[list[np.ndarray]], list[list[int]], tuple[str, ...]]:
