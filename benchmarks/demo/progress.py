@@ -86,7 +86,7 @@ class Step:
             total=total,
             position=row,
             desc=f'{title:<38}',
-            bar_format='{desc} {bar:24} {percentage:3.0f} %   {postfix}',
+            bar_format='{desc} {bar:24} {percentage:3.0f} %{postfix}',
             disable=not progress._terminal,
             leave=False,
         )

@@ -1,7 +1,8 @@
 # The demo's baseline: mmseg's FCNHead of one 1x1 convolution on a ResNet-18 of half width, cut after two stages
 # (stride 8, it sees 99 px). benchmarks/demo/checkpoints/fcn_r18_shapes.pth was trained, in float32 on a GPU, by
 #     python -m benchmarks.camera shapes --seeds 0 --out work_dirs/camera
-# on 2 000 scenes of 128 px; the same recipe stands below, for tools/train.py on folders of pictures.
+# on 2 000 scenes of 128 px (there shapes-r18w32s2-identity-4000-0.pth; 42.7 mIoU on the test scenes). The same recipe
+# stands below, for tools/train.py on folders of pictures.
 custom_imports = dict(imports=['mmdeform_upgrade'], allow_failed_imports=False)
 default_scope = 'mmseg'
 
