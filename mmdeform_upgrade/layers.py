@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import cache
-from inspect import Parameter, signature
+from inspect import Parameter, isfunction, signature
 from typing import Any, Dict, Optional, Tuple, Union
 
 import torch
@@ -263,7 +263,9 @@ def _merging_method(kind: Any) -> str:
     for name in sorted(dir(kind), key=lambda name: 'deploy' not in name):
         if _MERGING.fullmatch(name) and callable(method := getattr(kind, name)):
             needed = [p for p in signature(method).parameters.values() if p.default is Parameter.empty]
-            if len(needed) == 1:  # self; mmdet's FPG.fuse takes feature maps
+            called = method.__code__.co_names if isfunction(method) else ()
+            only_calls = name in called and 'super' not in called  # its parts' methods, as mmpose's estimators do
+            if len(needed) == 1 and not only_calls:  # self; mmdet's FPG.fuse takes feature maps
                 return name
     return ''
 

@@ -26,7 +26,11 @@ PLATEAU = 'ReduceOnPlateau'
 
 # Arguments of hooks and schedulers that count epochs or iterations of the training.
 _HOOK_KEYS = {
-    'epochs': ('switch_epoch', 'num_last_epochs', 'begin_epoch', 'stop_epoch'),
+    'epochs': (
+        *('switch_epoch', 'num_last_epochs', 'begin_epoch', 'stop_epoch'),
+        # mmyolo's hooks that schedule the learning rate
+        *('max_epochs', 'total_epochs', 'warmup_epochs', 'warmup_mim_iter', 'warmup_min_iter'),
+    ),
     'iters': ('switch_iter', 'begin_iter', 'stop_iter'),
 }
 _STEP_COUNTS = ('T_max', 'total_steps', 'step_size', 'patience', 'cooldown')

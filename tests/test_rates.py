@@ -4,7 +4,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
+from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS, init_default_scope
 from torch import nn
 
 from mmdeform_upgrade import upgrade_
@@ -245,3 +245,31 @@ def test_what_an_upgrade_wrote_is_taken_back():
     cfg.merge_from_dict(rate_changes(cfg, offset_optimizer='adam'))
     assert cfg.optim_wrapper.base_constructor == 'Mine'
     assert without_offset_optimizer(cfg.optim_wrapper) == wrapper
+
+
+def test_a_constructor_of_another_framework_gets_what_mmengine_would_give_it():
+    class Constructor:  # as mmyolo's YOLOv5OptimizerConstructor
+        def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
+            if paramwise_cfg is None:
+                paramwise_cfg = {'base_total_batch_size': 64}
+            assert 'base_total_batch_size' in paramwise_cfg
+            self.settings = optim_wrapper_cfg
+
+        def __call__(self, model):
+            settings = dict(self.settings.pop('optimizer'), params=list(model.parameters()))
+            return OPTIM_WRAPPERS.build(self.settings, default_args=dict(optimizer=OPTIMIZERS.build(settings)))
+
+    network = Network()
+    groups = _groups(dict(ADAM, base_constructor=Constructor, optimizer=LR), network)
+    assert set(groups) == {name for name, _ in network.named_parameters()}
+    assert {name for name, group in groups.items() if group.get('offsets')} == {
+        name for name in groups if 'conv_offset' in name
+    }
+
+
+def test_the_plan_says_that_a_hook_changes_the_rates():
+    hook = dict(type='YOLOv5ParamSchedulerHook', max_epochs=4)
+    cfg = Config(dict(optim_wrapper=dict(ADAM, optimizer=LR), train_cfg=dict(max_epochs=4)))
+    assert 'changes these rates' not in describe_rates(Network(), cfg)
+    cfg.default_hooks = dict(param_scheduler=hook)
+    assert describe_rates(Network(), cfg).endswith('; YOLOv5ParamSchedulerHook changes these rates during training')

@@ -255,6 +255,15 @@ def test_hooks_that_switch_at_an_epoch_switch_in_proportion():
     assert [tuple(i) for i in short.train_cfg.dynamic_intervals] == [(70, 1)]
 
 
+def test_a_hook_that_schedules_the_rate_is_shortened_with_the_training():
+    hook = dict(type='YOLOv5ParamSchedulerHook', lr_factor=0.01, max_epochs=300, warmup_epochs=4, warmup_mim_iter=1000)
+    cfg = _cfg(300, None, default_hooks=dict(param_scheduler=hook))
+    short = shorten_schedule(cfg).default_hooks.param_scheduler
+    assert short == dict(hook, max_epochs=75, warmup_epochs=1, warmup_mim_iter=250)
+    with pytest.raises(ConfigError, match=r'YOLOv5ParamSchedulerHook counts epochs \(max_epochs=300\)'):
+        shorten_schedule(cfg, max_iters=400)
+
+
 def test_exponential_decay_reaches_the_same_rate():
     short = shorten_schedule(_cfg(100, dict(type='ExponentialLR', gamma=0.95, by_epoch=True)))
     assert short.param_scheduler[0].gamma ** 25 == pytest.approx(0.95**100)

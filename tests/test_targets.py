@@ -267,6 +267,25 @@ def test_a_network_that_only_calls_its_blocks_refuses_no_more_than_them():
     assert find_targets(net, 'last:2') == ['0', '2']
 
 
+def test_a_network_whose_method_finds_no_such_block_refuses_nothing():
+    """mmpose's estimators all have the method, whatever their backbone is."""
+
+    class Network(nn.Sequential):
+        def switch_to_deploy(self):
+            for _, layer in self.named_modules():
+                if layer is not self and callable(getattr(layer, 'switch_to_deploy', None)):
+                    layer.switch_to_deploy()
+
+    class Block(Merging):
+        def switch_to_deploy(self):
+            super().switch_to_deploy()
+
+    block = Merging()
+    block.__class__ = type('Own', (Block,), {})
+    assert find_targets(Network(nn.Conv2d(3, 4, 3)), 'last:1') == ['0']
+    assert merging_method(block) == 'Own.switch_to_deploy'
+
+
 @pytest.mark.parametrize('mark', ['deploy', 'rbr_reparam'])
 def test_a_block_that_is_merged_already_is_upgraded_as_any_other(mark):
     block = Merging()

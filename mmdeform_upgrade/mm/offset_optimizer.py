@@ -38,11 +38,15 @@ class OffsetOptimizerConstructor:
         optimizer = self._wrapper.pop('optimizer', None)
         if not isinstance(optimizer, Mapping):
             raise ConfigError(f'OffsetOptimizerConstructor: optim_wrapper.optimizer={optimizer!r}, expected a dict')
-        self._optimizer, paramwise_cfg = dict(optimizer), paramwise_cfg or {}
-        self._offsets = _offset_settings(self._wrapper.pop('offset_optimizer', {}), optimizer, paramwise_cfg)
+        self._optimizer = dict(optimizer)
+        self._offsets = _offset_settings(self._wrapper.pop('offset_optimizer', {}), optimizer, paramwise_cfg or {})
         base = self._wrapper.pop('base_constructor', 'DefaultOptimWrapperConstructor')
         self._base = OPTIM_WRAPPER_CONSTRUCTORS.build(
-            dict(type=base, optim_wrapper_cfg=dict(optimizer=optimizer), paramwise_cfg=copy.deepcopy(paramwise_cfg))
+            dict(
+                type=base,
+                optim_wrapper_cfg=dict(type='OptimWrapper', optimizer=optimizer),
+                paramwise_cfg=copy.deepcopy(paramwise_cfg),
+            )
         )
 
     def __call__(self, model: nn.Module) -> OptimWrapper:

@@ -20,7 +20,7 @@ from torch import nn
 from ..errors import ConfigError, UpgradeError
 from ..optim import OffsetOptimizer, split_offsets
 from ..rates import check_offset_rates
-from ..schedule import Length, listed_schedulers, schedule_changes
+from ..schedule import Length, listed_schedulers, schedule_changes, type_name
 
 _OF_THE_OPTIMIZER = ('constructor', 'base_constructor', 'optimizer', 'offset_optimizer', 'paramwise_cfg')
 _MANY = 1000  # iterations that are looked at, of a longer schedule in proportion
@@ -45,7 +45,13 @@ def describe_rates(network: nn.Module, cfg: Mapping[str, Any]) -> str:
     name = type(getattr(wrapper.optimizer, 'base', wrapper.optimizer)).__name__
     own = type(wrapper.optimizer.offsets).__name__ if isinstance(wrapper.optimizer, OffsetOptimizer) else name
     columns = {kind: [i for i, key in enumerate(groups) if kind in key[1:]] for kind in (False, True)}
-    return f'{name} {_span(history, columns[False])}; offsets: {own} {_span(history, columns[True])}'
+    return f'{name} {_span(history, columns[False])}; offsets: {own} {_span(history, columns[True])}{_hook_note(cfg)}'
+
+
+def _hook_note(cfg: Mapping[str, Any]) -> str:
+    """mmyolo schedules rates in a hook, which is not looked at here."""
+    kind = type_name(((cfg.get('default_hooks') or {}).get('param_scheduler') or {}).get('type', 'ParamSchedulerHook'))
+    return '' if kind == 'ParamSchedulerHook' else f'; {kind} changes these rates during training'
 
 
 def build_optimizer(network: nn.Module, cfg: Mapping[str, Any]) -> OptimWrapper:

@@ -7,7 +7,7 @@ import copy
 import re
 from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 
-import torch
+from torch import nn
 
 from ..errors import UpgradeError
 from ..layers import ZeroOffsetDCN, upgraded_layers
@@ -35,11 +35,10 @@ def stock_config(cfg: Config) -> Optional[Config]:
 
 def why_not_stock(cfg: Config) -> Tuple[Optional[Config], str]:
     """The stock config and an empty text, or None and the reason why there is none."""
-    with torch.device('meta'):
-        try:
-            network = build_network(_without_downloads(cfg))
-        except UpgradeError as error:
-            return None, f'the config does not build: {error}'
+    try:  # not on the meta device, where many a network's drop_path cannot be computed
+        network = build_network(_without_downloads(cfg))
+    except UpgradeError as error:
+        return None, f'the config does not build: {error}'
     layers = upgraded_layers(network)
     stages, reason = _whole_stages(layers)
     if reason:
@@ -72,13 +71,12 @@ def _whole_stages(layers: Mapping[str, ZeroOffsetDCN]) -> Tuple[List[int], str]:
     return sorted({int(match.group(1)) for match in found.values() if match}), ''
 
 
-def _verified(stock: Config, network: torch.nn.Module) -> Tuple[Optional[Config], str]:
+def _verified(stock: Config, network: nn.Module) -> Tuple[Optional[Config], str]:
     """Built, it must have exactly the upgrade's names and shapes: whole stages, Bottlenecks, groups."""
-    with torch.device('meta'):
-        try:
-            built = build_network(_without_downloads(stock))
-        except Exception as error:  # whatever a stock backbone says to settings that it does not know
-            return None, f'the stock backbone refuses the switch: {type(error).__name__}: {error}'
+    try:
+        built = build_network(_without_downloads(stock))
+    except Exception as error:  # whatever a stock backbone says to settings that it does not know
+        return None, f'the stock backbone refuses the switch: {type(error).__name__}: {error}'
     shapes: List[Dict[str, Any]] = [
         {key: tuple(value.shape) for key, value in model.state_dict().items()} for model in (network, built)
     ]

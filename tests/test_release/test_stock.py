@@ -124,3 +124,12 @@ def test_what_the_switch_cannot_say_has_a_reason(change, reason):
 def test_other_parts_of_this_package_have_a_reason_too():
     cfg = Config.fromfile(ROOT / 'configs/ssd512_upgrade.py')
     assert 'the config needs PredictableSSDHead, WideSSDNeck' in why_not_stock(cfg)[1]
+
+
+def test_a_backbone_that_computes_its_drop_path_has_a_reason():
+    cfg = _retinanet()
+    swin = dict(type='SwinTransformer', embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1))
+    cfg.model.backbone = dict(swin, type='DeformUpgrade', base_type='SwinTransformer', targets='last:1')
+    cfg.model.neck.in_channels = [8, 16, 32, 64]
+    stock, reason = why_not_stock(cfg)
+    assert stock is None and 'is not the 3x3 convolution of a Bottleneck' in reason
