@@ -24,13 +24,10 @@ DECAY_FACTOR = 0.1
 WARM_UP = 1 / 10  # of a training of so many steps, the most that a warm-up counted in steps takes
 PLATEAU = 'ReduceOnPlateau'
 
+_OF_RATES = ('max_epochs', 'total_epochs', 'warmup_epochs', 'warmup_mim_iter', 'warmup_min_iter')  # mmyolo's hooks
 # Arguments of hooks and schedulers that count epochs or iterations of the training.
 _HOOK_KEYS = {
-    'epochs': (
-        *('switch_epoch', 'num_last_epochs', 'begin_epoch', 'stop_epoch'),
-        # mmyolo's hooks that schedule the learning rate
-        *('max_epochs', 'total_epochs', 'warmup_epochs', 'warmup_mim_iter', 'warmup_min_iter'),
-    ),
+    'epochs': ('switch_epoch', 'num_last_epochs', 'begin_epoch', 'stop_epoch', *_OF_RATES),
     'iters': ('switch_iter', 'begin_iter', 'stop_iter'),
 }
 _STEP_COUNTS = ('T_max', 'total_steps', 'step_size', 'patience', 'cooldown')

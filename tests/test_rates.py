@@ -265,6 +265,8 @@ def test_a_constructor_of_another_framework_gets_what_mmengine_would_give_it():
     assert {name for name, group in groups.items() if group.get('offsets')} == {
         name for name in groups if 'conv_offset' in name
     }
+    plain = Config(dict(optim_wrapper=dict(constructor=Constructor, optimizer=LR), train_cfg=dict(max_epochs=4)))
+    assert describe_rates(network, plain).startswith('SGD')
 
 
 def test_the_plan_says_that_a_hook_changes_the_rates():

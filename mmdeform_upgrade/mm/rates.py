@@ -68,9 +68,8 @@ def build_optimizer(network: nn.Module, cfg: Mapping[str, Any]) -> OptimWrapper:
     if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
         raise ConfigError(f'optim_wrapper.optimizer.type={kind!r} is no registered optimizer')
     with _building('optimizer'):
-        return build_optim_wrapper(
-            network, copy.deepcopy({key: settings[key] for key in _OF_THE_OPTIMIZER if key in settings})
-        )
+        given = {key: settings[key] for key in _OF_THE_OPTIMIZER if key in settings}
+        return build_optim_wrapper(network, copy.deepcopy({'type': 'OptimWrapper', **given}))
 
 
 def _history(wrapper: OptimWrapper, cfg: Mapping[str, Any]) -> Iterator[list[float]]:
