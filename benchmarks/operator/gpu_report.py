@@ -1,8 +1,8 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """All figures of the operator on one GPU in one short run: correctness first, then operators, then whole networks.
 
-    python benchmarks/operator/gpu_report.py --out report.json
-    python benchmarks/operator/gpu_report.py --device cpu --scale 0.1 --seconds 60 --out /tmp/rehearsal.json
+    python -m benchmarks.operator.gpu_report --out report.json
+    python -m benchmarks.operator.gpu_report --device cpu --scale 0.1 --seconds 60 --out rehearsal.json
 
 Needs PyTorch, torchvision and this package, nothing else. Every figure is written as soon as it is there; a part that
 fails is recorded and the next one runs; nothing starts after ``--seconds``, and a hanging run is ended.
