@@ -9,7 +9,7 @@ from benchmarks.cost import BASELINE
 
 from .report import to_percent
 from .runs import Result
-from .statistics import Spread, paired
+from .spread import Spread, paired
 
 
 def depth_table(results: Mapping[int, Mapping[int, Result]], costs: Mapping[str, Mapping[str, Any]]) -> str:

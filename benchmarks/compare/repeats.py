@@ -13,7 +13,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from .report import to_percent
 from .runs import FINE_TUNES, Experiment, Result, run_arm
-from .statistics import Spread, mean_curve
+from .spread import Spread, mean_curve
 
 Repeats = Mapping[int, Sequence[Result]]  # seed
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple
 
 from .runs import ARMS, FINE_TUNES, Result
-from .statistics import Curve, Spread, mean_curve, paired, reached
+from .spread import Curve, Spread, mean_curve, paired, reached
 
 Runs = Mapping[str, Mapping[int, Result]]  # arm, seed
 # Scores of mmseg's IoUMetric are percentages; mmdet's are fractions.

@@ -210,7 +210,7 @@ def write_config(experiment: Experiment, seed: int, arm: str) -> Path:
             changes.custom_hooks = [*hooks, *map(dict, experiment.tune_hooks)]
         changes.merge_from_dict({**experiment.tune_changes})
         changes.merge_from_dict(_options(experiment.tune_options))
-    path.write_text(inheriting_text(str(baseline), str(path), changes), encoding='utf8')
+    path.write_text(inheriting_text(str(baseline), str(path), changes.to_dict()), encoding='utf8')
     return path
 
 
@@ -233,7 +233,7 @@ def _arm_changes(experiment: Experiment, seed: int, arm: str, baseline: Config) 
     )
     if arm == 'control':
         return control_changes(baseline, **tuned)
-    return upgrade_changes(baseline, **tuned, **layers, offset_lr_mult=experiment.offset_lr_mult)
+    return upgrade_changes(baseline, **tuned, **layers, offset_lr_mult=experiment.offset_lr_mult, guard=True)
 
 
 def _options(options: Sequence[str]) -> Dict[str, Any]:

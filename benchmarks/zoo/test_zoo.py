@@ -182,7 +182,7 @@ def _backbone(kind='plain'):
             reasons.SUBCLASSES,
             'ConvWS2d x17',
         ),
-        (
+        pytest.param(
             dict(
                 backbone=dict(
                     type='mmdet.ResNet',
@@ -200,6 +200,7 @@ def _backbone(kind='plain'):
             ),
             reasons.DEFORMABLE,
             'DeformConv2dPack x3',
+            marks=pytest.mark.compiled_mmcv,
         ),
         (
             dict(backbone=_backbone('idle')),

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.compare import Experiment, Result
 from benchmarks.compare.repeats import averaged, chance, collect, mean_of, repeats_section
-from benchmarks.compare.statistics import Spread
+from benchmarks.compare.spread import Spread
 
 PLAIN = Experiment('a.py', 'w', 'pascal_voc/mAP')
 

@@ -6,7 +6,7 @@ from benchmarks import plots
 from benchmarks.compare import Result, summarise
 from benchmarks.compare.depth import depth_table
 from benchmarks.compare.report import curves
-from benchmarks.compare.statistics import Spread, mean_curve, paired, reached
+from benchmarks.compare.spread import Spread, mean_curve, paired, reached
 
 
 def _result(arm, seed, score, curve, length=4):
