@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import sys
 from collections.abc import Mapping
 from functools import reduce
 from importlib.util import find_spec
@@ -251,9 +252,22 @@ def _named(value: Any) -> Any:
         return {key: _named(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(_named(item) for item in value)
-    if inspect.isclass(value) or inspect.isfunction(value):
-        return f'{value.__module__}.{value.__qualname__}'
-    return value
+    if isinstance(value, str) and value.count('.') > 1:  # as MMEngine writes a class of a pure Python config
+        module, _, name = value.rpartition('.')
+        found = getattr(sys.modules.get(module), name, None)
+        return _name_of(found) if inspect.isclass(found) or inspect.isfunction(found) else value
+    return _name_of(value) if inspect.isclass(value) or inspect.isfunction(value) else value
+
+
+def _name_of(value: Any) -> str:
+    from mmengine.utils import get_object_from_string
+
+    if value.__module__.startswith('mmcv.ops'):
+        return value.__qualname__  # mmdet asks mmcv.ops for it
+    # A package may hide a module behind a function of its name: the longest dotted name that leads to the class.
+    parts = value.__module__.split('.')
+    names = ['.'.join((*parts[:count], value.__qualname__)) for count in range(len(parts), 0, -1)]
+    return next((name for name in names if get_object_from_string(name) is value), names[0])
 
 
 def _component(cfg: Mapping[str, Any], part: str) -> Mapping[str, Any]:

@@ -90,3 +90,31 @@ def test_the_frameworks_own_are_upgraded_where_they_are_installed(name, tmp_path
     changes = upgrade_changes(cfg, load_from='x.pth')
     out.write_text(config_text(str(path), str(out), upgrade_config(cfg, load_from='x.pth'), changes))
     assert build_network(Config.fromfile(out)).backbone.layer4[-1].conv2.conv_offset
+
+
+def test_a_class_behind_a_module_that_a_function_hides_is_named_so_that_it_is_found():
+    from mmdet.models.losses import L1Loss
+    from mmengine.utils import get_object_from_string
+
+    from mmdeform_upgrade.config import _named
+
+    named = _named(dict(loss=dict(type=L1Loss)))['loss']['type']
+    assert get_object_from_string(named) is L1Loss
+    assert get_object_from_string(f'{L1Loss.__module__}.L1Loss') is not L1Loss, 'no longer hidden'
+
+
+def test_a_config_without_a_scope_builds_what_its_registries_hold():
+    from mmdet.models.task_modules import MaxIoUAssigner
+    from mmengine.config import Config
+    from mmengine.registry import DefaultScope
+    from torch import nn
+
+    from mmdeform_upgrade.mm.preflight import build_network
+
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.assigner = MaxIoUAssigner(0.5, 0.5)
+
+    DefaultScope._instance_dict.clear()
+    assert build_network(Config(dict(default_scope=None, model=dict(type=Holder)))).assigner is not None

@@ -50,10 +50,11 @@ class UpgradePlan:
 
 def build_network(cfg: Config) -> nn.Module:
     """The network of ``cfg.model`` on the CPU, without reading any weights."""
-    scope = cfg.get('default_scope') or 'mmengine'
-    if scope.isidentifier() and find_spec(scope) is None:
-        raise ConfigError(f'the config has default_scope={scope!r}, and the package {scope} is not installed')
-    init_default_scope(scope)
+    scope = cfg.get('default_scope', 'mmengine')
+    if scope is not None:  # configs of classes have none: each registry is then asked for what it holds itself
+        if scope.isidentifier() and find_spec(scope) is None:
+            raise ConfigError(f'the config has default_scope={scope!r}, and the package {scope} is not installed')
+        init_default_scope(scope)
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.WARNING)  # the builder logs the report that a plan prints
