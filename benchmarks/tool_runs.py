@@ -131,18 +131,6 @@ def read_train_seconds(work_dir: Path) -> float:
     return sum(seconds[step] * (step - before) for before, step in zip([0, *steps], steps, strict=False))
 
 
-def read_step_seconds(work_dir: Path) -> Optional[float]:
-    """What a run's latest training steps took each, or None before it has logged any."""
-    return next(
-        (
-            float(record['time'])
-            for record in reversed(list(_scalars(work_dir)))
-            if 'time' in record and 'iter' in record
-        ),
-        None,
-    )
-
-
 def _scalars(work_dir: Path) -> Iterator[Dict[str, Any]]:
     for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in file.read_text(encoding='utf8').splitlines():

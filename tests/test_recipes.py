@@ -33,8 +33,6 @@ def test_a_setting_trains(title, short_cfg):  # noqa: F811
     after, before = runner.model.state_dict(), load_baseline(cfg.load_from)
     moved = {name for name, value in after.items() if not torch.equal(value, before.get(name, torch.zeros_like(value)))}
     assert any('conv_offset' in name for name in moved) and all(value.isfinite().all() for value in after.values())
-    if title == 'Frozen weights':
-        assert all('conv_offset' in name for name in moved)
     if title == 'Averaged weights':
         saved = torch.load(f'{runner.work_dir}/epoch_1.pth', weights_only=False)
         assert saved['ema_state_dict'] and not torch.equal(

@@ -52,8 +52,6 @@ class Experiment:
         variant: name of these settings, where several share one baseline in ``work_dir``.
         train_command: how to train on a cluster, with ``{config}``, ``{work_dir}``; None trains here.
         lr_mult, offset_lr_mult: rates of the fine-tunes, see :func:`upgrade_config`.
-        tune_changes: as ``tune_options``, for what ``key=value`` cannot say.
-        tune_hooks: hooks that the fine-tunes have besides their own.
         repeat: which fine-tune of the same baseline this is; each from 1 on has batches of its own.
     """
 
@@ -71,8 +69,6 @@ class Experiment:
     train_command: Optional[str] = None
     lr_mult: float = 1.0
     offset_lr_mult: Optional[float] = None
-    tune_changes: Mapping[str, Any] = field(default_factory=dict)
-    tune_hooks: Sequence[Mapping[str, Any]] = ()
     repeat: int = 0
 
     def settings(self, arm: str) -> Dict[str, Any]:
@@ -83,7 +79,7 @@ class Experiment:
         if arm in FINE_TUNES:
             names += ['epoch_ratio', 'tune_options']
             names += ['lr_mult'] * (self.lr_mult != 1)
-            names += [name for name in ('tune_changes', 'tune_hooks', 'repeat') if getattr(self, name)]
+            names += ['repeat'] if self.repeat else []
         if arm == 'upgraded' and self.offset_lr_mult is not None:
             names.append('offset_lr_mult')
         kept = {name: getattr(self, name) for name in names}
@@ -205,10 +201,6 @@ def write_config(experiment: Experiment, seed: int, arm: str) -> Path:
     if arm in FINE_TUNES:
         if experiment.repeat:
             changes.randomness = dict(seed=seed + 1000 * experiment.repeat)
-        if experiment.tune_hooks:
-            hooks = changes.get('custom_hooks', inherited.get('custom_hooks') or [])
-            changes.custom_hooks = [*hooks, *map(dict, experiment.tune_hooks)]
-        changes.merge_from_dict({**experiment.tune_changes})
         changes.merge_from_dict(_options(experiment.tune_options))
     path.write_text(inheriting_text(str(baseline), str(path), changes.to_dict()), encoding='utf8')
     return path
