@@ -14,7 +14,6 @@ SEEDS = (0, 1, 2, 3, 4, 5)
 TUNED = ('control', 'bn', 'dilated', '5x5', 'upgraded', 'offsets')
 SHAPE_MAPS = ('fisheye', 'anisotropic', 'mixed', 'perspective', 'zoom', 'aspect')
 REAL_MAPS = ('anisotropic', 'fisheye')
-MAGNIFICATIONS = (1.0, 1.5, 2.0, 2.5, 3.0)
 # Networks of each test bed: the first is the one of the main table.
 NETWORKS = {
     'shapes': ('r18w32s2', 'r18w32s1', 'r18w32s3', 'r18w32s4'),
@@ -27,13 +26,12 @@ TUNE_STEPS = {'shapes': 500, 'camvid': 375, 'horses': 250, 'msrc': 375}
 SELECTION_MAP = {'shapes': 'fisheye', 'camvid': 'anisotropic', 'horses': 'anisotropic', 'msrc': 'anisotropic'}
 
 
-def zooms() -> list[str]:
-    return [f'zoom:magnification={m}' for m in MAGNIFICATIONS]
-
-
-def stretches() -> list[str]:
-    """From round to three times as long as wide, in a direction of each picture's own."""
-    return [f'anisotropic:small=(1.0,1.0),large=({m},{m})' for m in MAGNIFICATIONS]
+def strengths() -> list[str]:
+    """Maps from none to strong, the coarse steps first: stretched in a direction of each picture's own, and zoomed."""
+    stretches = {m: f'anisotropic:small=(1.0,1.0),large=({m},{m})' for m in (1.0, 3.0, 2.0, 1.5, 2.5)}
+    zooms = {m: f'zoom:magnification={m}' for m in (3.0, 2.0, 1.5, 2.5)}
+    coarse = [stretches[1.0], *(table[m] for m in (3.0, 2.0) for table in (stretches, zooms))]
+    return coarse + [table[m] for m in (1.5, 2.5) for table in (stretches, zooms)]
 
 
 def baseline(bed: str, network: str, seeds: tuple[int, ...], geometry: str = 'identity', factor: int = 1) -> Run:
@@ -103,12 +101,12 @@ def ceiling(bed: str, geometry: str) -> Iterator[Run]:
 
 
 def dose(recipes: Recipes) -> Iterator[Run]:
-    """How strong the map is."""
-    network = NETWORKS['shapes'][0]
-    for geometry in (*stretches(), *zooms()):
+    """How strong the map is; half as long as the main table's."""
+    network, steps = NETWORKS['shapes'][0], TUNE_STEPS['shapes'] // 2
+    for geometry in strengths():
         yield Run('shapes', network, 'untouched', geometry, Recipe(0, 0), SEEDS)
         for arm in ('control', '5x5', 'upgraded'):
-            yield Run('shapes', network, arm, geometry, recipes[arm], SEEDS)
+            yield Run('shapes', network, arm, geometry, replace(recipes[arm], steps=steps), SEEDS)
 
 
 def reach(recipes: Recipes) -> Iterator[Run]:
