@@ -20,6 +20,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('beds', nargs='+', choices=sorted(testbeds.TESTBEDS))
     parser.add_argument('--parts', nargs='+', choices=plans.PARTS, default=['camera'], help='default: %(default)s')
+    parser.add_argument('--networks', nargs='+', help="default: each test bed's first")
     parser.add_argument('--seeds', nargs='+', type=int, default=list(plans.SEEDS), help='of the baselines')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/camera'), help='folder of results and baselines')
     parser.add_argument('--data', type=Path, default=Path('data'), help='folder of the packed data sets')
@@ -32,11 +33,12 @@ def main(argv=None):
     deadline = time.monotonic() + 60 * args.minutes
     lab = Lab(args.out, args.data, args.device, args.weights, deadline, args.steps, args.workers)
     for bed in args.beds:
-        lab.run(plans.selection(bed))
-        recipes = plans.chosen(lab.rows, bed)
-        for name in args.parts:
-            runs = plans.part(name, bed, recipes)
-            lab.run(replace(run, seeds=tuple(s for s in run.seeds if s in args.seeds)) for run in runs)
+        for network in args.networks or plans.NETWORKS[bed][:1]:
+            lab.run(plans.selection(bed, network))
+            recipes = plans.chosen(lab.rows, bed, network)
+            for name in args.parts:
+                runs = plans.part(name, bed, network, recipes)
+                lab.run(replace(run, seeds=tuple(s for s in run.seeds if s in args.seeds)) for run in runs)
 
 
 if __name__ == '__main__':

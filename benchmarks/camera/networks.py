@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import mmdeform_upgrade  # noqa: F401  before mmseg: supplies mmcv's operators where they are not compiled
@@ -56,34 +57,46 @@ def config(network: str, classes: int) -> dict:
     )
 
 
-class Segmentor(nn.Module):
-    """mmseg's backbone and head, from uint8 pictures (N, 3, H, W) to logits (N, classes, H, W)."""
+class Network(nn.Module):
+    """What a framework has built, ready for uint8 pictures; ``built`` are its parts."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: str, classes: int):
+    def __init__(self, network: str, settings: dict):
         super().__init__()
-        init_default_scope('mmseg')
         logging.getLogger('mmengine').setLevel(logging.WARNING)  # a line for each parameter that is initialised
         MMLogger.get_current_instance().setLevel(logging.WARNING)
-        built = MODELS.build(config(network, classes))
-        built.init_weights()
-        self.backbone, self.decode_head = built.backbone, built.decode_head
-        std = (1.0, 1.0, 1.0) if network.startswith('r50') else STD
+        self.built = MODELS.build(settings)
+        self.built.init_weights()
+        self.backbone = self.built.backbone
+        std = (1.0, 1.0, 1.0) if 'r50' in network else STD
         self.register_buffer('mean', torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
+    def normalized(self, pictures: Tensor) -> Tensor:
+        return (pictures.float() - self.mean) / self.std
+
+
+class Segmentor(Network):
+    """mmseg's backbone and head, from uint8 pictures (N, 3, H, W) to logits (N, classes, H, W)."""
+
+    def __init__(self, network: str, classes: int):
+        super().__init__(network, dict(config(network, classes), _scope_='mmseg'))
+        self.decode_head = self.built.decode_head
+        del self.built
+
     def forward(self, pictures: Tensor) -> Tensor:
-        features = self.backbone((pictures.float() - self.mean) / self.std)
-        logits = self.decode_head(features)
+        logits = self.decode_head(self.backbone(self.normalized(pictures)))
         return F.interpolate(logits.float(), size=pictures.shape[2:], mode='bilinear', align_corners=False)
 
 
-def build(network: str, classes: int, seed: int, weights: Path | None = None) -> Segmentor:
+def build(
+    kind: Callable[[str, int], nn.Module], network: str, classes: int, seed: int, weights: Path | None = None
+) -> nn.Module:
     """A network of its own initialisation; ``weights`` are those of a pretrained backbone."""
     torch.manual_seed(seed)
-    model = Segmentor(network, classes)
+    model = kind(network, classes)
     if weights is not None:
         held = torch.load(weights, weights_only=True)
         held = held.get('state_dict', held)

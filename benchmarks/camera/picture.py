@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--out', type=Path, required=True)
     args = parser.parse_args(argv)
     lab = Lab(args.lab, args.data)
-    recipe = plans.chosen(lab.rows, args.bed)['upgraded']
+    recipe = plans.chosen(lab.rows, args.bed, plans.NETWORKS[args.bed][0])['upgraded']
     run = Run(args.bed, plans.NETWORKS[args.bed][0], 'upgraded', args.map, recipe, (args.seed,))
     model = lab._network(run, args.seed)
     train([Job(model, arms.groups(model), lab.data(args.bed, args.map, 'train'), recipe, args.seed)], segmentation_loss)

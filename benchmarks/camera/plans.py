@@ -6,24 +6,39 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from . import runs
+from . import runs, testbeds
 from .runs import SELECTION, Run
 from .training import Recipe
 
 SEEDS = (0, 1, 2, 3, 4, 5)
 TUNED = ('control', 'bn', 'dilated', '5x5', 'upgraded', 'offsets')
-SHAPE_MAPS = ('fisheye', 'anisotropic', 'mixed', 'perspective', 'zoom', 'aspect')
+BOXES_TUNED = ('control', '5x5', 'dilated', 'upgraded', 'offsets')
 REAL_MAPS = ('anisotropic', 'fisheye')
+# Objects stay within the picture.
+GENTLE = 'anisotropic:small=(0.55,0.8),large=(1.0,1.5)'
+MAPS = {
+    'shapes': ('fisheye', 'anisotropic', 'mixed', 'perspective', 'zoom', 'aspect'),
+    'shape-boxes': (GENTLE, 'fisheye:middle=1.5,rim=0.6'),
+}
 # Networks of each test bed: the first is the one of the main table.
 NETWORKS = {
     'shapes': ('r18w32s2', 'r18w32s1', 'r18w32s3', 'r18w32s4'),
+    'shape-boxes': ('fcos-r18w32s2', 'ssd-r18w32s4', 'retina-r18w32s4'),
     'camvid': ('r18w32s2', 'r18w32s3'),
     'horses': ('r18w32s3',),
     'msrc': ('r18w32s3',),
 }
 SCRATCH_LR = 2e-3
-TUNE_STEPS = {'shapes': 500, 'camvid': 375, 'horses': 250, 'msrc': 375}
-SELECTION_MAP = {'shapes': 'fisheye', 'camvid': 'anisotropic', 'horses': 'anisotropic', 'msrc': 'anisotropic'}
+TUNE_STEPS = {'shapes': 500, 'shape-boxes': 300, 'camvid': 375, 'horses': 250, 'msrc': 375}
+SELECTION_MAP = dict.fromkeys(NETWORKS, 'anisotropic') | {'shapes': 'fisheye', 'shape-boxes': GENTLE}
+# Rates that the selection chooses from, of the network and of the offsets, and of the offsets alone.
+RATES = dict.fromkeys(NETWORKS, ((5e-4, 1e-3, 2e-3, 4e-3), (1e-3, 2e-3, 5e-3), (1e-3, 2e-3, 5e-3, 1e-2)))
+RATES['shape-boxes'] = ((1e-3, 3e-3), (2e-3, 5e-3), (2e-3, 5e-3))
+
+
+def tuned(bed: str) -> tuple[str, ...]:
+    """The arms of a test bed that train."""
+    return BOXES_TUNED if testbeds.TESTBEDS[bed].boxes else TUNED
 
 
 def strengths() -> list[str]:
@@ -39,23 +54,24 @@ def baseline(bed: str, network: str, seeds: tuple[int, ...], geometry: str = 'id
     return Run(bed, network, 'scratch', geometry, Recipe(steps, SCRATCH_LR), seeds)
 
 
-def selection(bed: str) -> Iterator[Run]:
+def selection(bed: str, network: str) -> Iterator[Run]:
     """Rates of every arm, on two baselines that no result is made of."""
-    network = NETWORKS[bed][0]
     yield baseline(bed, network, SELECTION)
-    for arm in TUNED:
-        for lr in (5e-4, 1e-3, 2e-3, 4e-3) if arm != 'offsets' else (1e-3,):
-            for offset_lr in {'upgraded': (1e-3, 2e-3, 5e-3), 'offsets': (1e-3, 2e-3, 5e-3, 1e-2)}.get(arm, (2e-3,)):
+    rates, offset_rates, alone = RATES[bed]
+    for arm in tuned(bed):
+        for lr in rates if arm != 'offsets' else (1e-3,):
+            for offset_lr in {'upgraded': offset_rates, 'offsets': alone}.get(arm, (2e-3,)):
                 recipe = Recipe(TUNE_STEPS[bed], lr, offset_lr)
                 yield Run(bed, network, arm, SELECTION_MAP[bed], recipe, SELECTION)
 
 
-def chosen(rows: dict[str, dict], bed: str) -> dict[str, Recipe]:
+def chosen(rows: dict[str, dict], bed: str, network: str) -> dict[str, Recipe]:
     """Each arm's recipe, by validation."""
     found = {}
-    for arm in TUNED:
-        own = [r for r in rows.values() if r['bed'] == bed and r['arm'] == arm and r['geometry'] == SELECTION_MAP[bed]]
-        own = [r for r in own if r['recipe']['steps'] == TUNE_STEPS[bed] and r['source'] == 'identity']
+    for arm in tuned(bed):
+        own = [r for r in rows.values() if (r['bed'], r['network'], r['arm']) == (bed, network, arm)]
+        own = [r for r in own if r['geometry'] == SELECTION_MAP[bed] and r['source'] == 'identity']
+        own = [r for r in own if r['recipe']['steps'] == TUNE_STEPS[bed] and r['targets'] == 'last:3']
         found[arm] = Recipe(TUNE_STEPS[bed], **runs.best(own))
     return found
 
@@ -63,46 +79,52 @@ def chosen(rows: dict[str, dict], bed: str) -> dict[str, Recipe]:
 Recipes = dict[str, Recipe]
 
 
-def camera(bed: str, recipes: Recipes, network: str = '', seeds: tuple[int, ...] = SEEDS) -> Iterator[Run]:
+def camera(bed: str, network: str, recipes: Recipes, seeds: tuple[int, ...] = SEEDS) -> Iterator[Run]:
     """Claim A: every arm after every map, the first map's first."""
-    network = network or NETWORKS[bed][0]
     yield baseline(bed, network, seeds)
-    for geometry in SHAPE_MAPS if bed == 'shapes' else REAL_MAPS:
+    for geometry in MAPS.get(bed, REAL_MAPS):
         yield Run(bed, network, 'untouched', geometry, Recipe(0, 0), seeds)
-        for arm in TUNED:
+        for arm in tuned(bed):
             yield Run(bed, network, arm, geometry, recipes[arm], seeds)
-        for arm in ('rectified', 'computed'):
-            yield Run(bed, network, arm, geometry, Recipe(0, 0), seeds)
+        if not testbeds.TESTBEDS[bed].boxes:
+            for arm in ('rectified', 'computed'):
+                yield Run(bed, network, arm, geometry, Recipe(0, 0), seeds)
+
+
+def layers(bed: str, network: str, recipes: Recipes, geometry: str) -> Iterator[Run]:
+    """Which layers: more of the backbone's than the last three."""
+    for targets in ('last:4', 'last:8') if 's2' in network else ('last:6', 'last:12'):
+        yield Run(bed, network, 'upgraded', geometry, recipes['upgraded'], SEEDS, targets=targets)
 
 
 def lengths(
-    bed: str, recipes: Recipes, geometry: str, parts: tuple[float, ...], arms: tuple[str, ...]
+    bed: str, network: str, recipes: Recipes, geometry: str, parts: tuple[float, ...], arms: tuple[str, ...]
 ) -> Iterator[Run]:
     """The same with other lengths, as parts of the baseline's."""
     for part in parts:
         steps = round(part * runs.BASELINE_STEPS[bed])
         for arm in arms:
             recipe = replace(recipes[arm], steps=steps)
-            yield Run(bed, NETWORKS[bed][0], arm, geometry, recipe, SEEDS)
+            yield Run(bed, network, arm, geometry, recipe, SEEDS)
 
 
-def labels(bed: str, recipes: Recipes, geometry: str) -> Iterator[Run]:
+def labels(bed: str, network: str, recipes: Recipes, geometry: str) -> Iterator[Run]:
     """The same with few labelled pictures, for half as long."""
     for count in (10, 30, 100):
         for arm in ('control', 'bn', '5x5', 'upgraded', 'offsets'):
             recipe = replace(recipes[arm], steps=TUNE_STEPS[bed] // 2)
-            yield Run(bed, NETWORKS[bed][0], arm, geometry, recipe, SEEDS, labels=count)
+            yield Run(bed, network, arm, geometry, recipe, SEEDS, labels=count)
 
 
-def ceiling(bed: str, geometry: str) -> Iterator[Run]:
+def ceiling(bed: str, network: str, geometry: str) -> Iterator[Run]:
     """Trained on the new camera's pictures for the baseline's whole length, plain and deformable."""
     for arm in ('scratch', 'scratch-upgraded'):
-        yield replace(baseline(bed, NETWORKS[bed][0], SEEDS, geometry), arm=arm)
+        yield replace(baseline(bed, network, SEEDS, geometry), arm=arm)
 
 
-def dose(recipes: Recipes) -> Iterator[Run]:
+def dose(network: str, recipes: Recipes) -> Iterator[Run]:
     """How strong the map is; half as long as the main table's."""
-    network, steps = NETWORKS['shapes'][0], TUNE_STEPS['shapes'] // 2
+    steps = TUNE_STEPS['shapes'] // 2
     for geometry in strengths():
         yield Run('shapes', network, 'untouched', geometry, Recipe(0, 0), SEEDS)
         for arm in ('control', '5x5', 'upgraded'):
@@ -118,9 +140,11 @@ def reach(recipes: Recipes) -> Iterator[Run]:
             yield Run('shapes', network, arm, 'fisheye', recipes[arm], SEEDS)
 
 
-def same_data(bed: str, recipes: Recipes, geometry: str, parts: tuple[float, ...] = (0.25, 0.125)) -> Iterator[Run]:
+def same_data(
+    bed: str, network: str, recipes: Recipes, geometry: str, parts: tuple[float, ...] = (0.25, 0.125)
+) -> Iterator[Run]:
     """Claim B: the baseline's own pictures; is a quarter of the steps worth the network trained from scratch?"""
-    network, steps = NETWORKS[bed][0], runs.BASELINE_STEPS[bed]
+    steps = runs.BASELINE_STEPS[bed]
     yield baseline(bed, network, SEEDS, geometry)
     full = Recipe(steps, SCRATCH_LR, recipes['upgraded'].offset_lr)
     own = dict(bed=bed, network=network, geometry=geometry, seeds=SEEDS, source=geometry)
@@ -139,29 +163,29 @@ def same_data(bed: str, recipes: Recipes, geometry: str, parts: tuple[float, ...
 ALL = ('control', '5x5', 'upgraded', 'offsets')
 
 
-def part(name: str, bed: str, recipes: Recipes) -> Iterator[Run]:
+def part(name: str, bed: str, network: str, recipes: Recipes) -> Iterator[Run]:
     """One part of a test bed's plan; rates are those that the selection chose."""
     geometry = SELECTION_MAP[bed]
     if name == 'camera':
-        yield from camera(bed, recipes)
+        yield from camera(bed, network, recipes)
+    elif name == 'layers':
+        yield from layers(bed, network, recipes, geometry)
     elif name == 'quarter':
-        yield from lengths(bed, recipes, geometry, (1 / 32, 1 / 16), ('upgraded', 'control', 'offsets'))
+        yield from lengths(bed, network, recipes, geometry, (1 / 32, 1 / 16), ('upgraded', 'control', 'offsets'))
     elif name == 'lengths':
-        yield from lengths(bed, recipes, geometry, (1 / 32, 1 / 16, 1 / 4, 1 / 2), ALL)
+        yield from lengths(bed, network, recipes, geometry, (1 / 32, 1 / 16, 1 / 4, 1 / 2), ALL)
     elif name == 'long':
-        yield from lengths(bed, recipes, geometry, (1 / 2, 1.0), ('control', 'upgraded'))
+        yield from lengths(bed, network, recipes, geometry, (1 / 2, 1.0), ('control', 'upgraded'))
     elif name == 'same':
-        yield from same_data(bed, recipes, 'identity')
+        yield from same_data(bed, network, recipes, 'identity')
     elif name == 'labels':
-        yield from labels(bed, recipes, geometry)
+        yield from labels(bed, network, recipes, geometry)
     elif name == 'ceiling':
-        yield from ceiling(bed, geometry)
+        yield from ceiling(bed, network, geometry)
     elif name == 'dose':
-        yield from dose(recipes)
+        yield from dose(network, recipes)
     elif name == 'reach':
         yield from reach(recipes)
-    elif name == 'second':
-        yield from camera(bed, recipes, NETWORKS[bed][1])
 
 
-PARTS = ('camera', 'quarter', 'same', 'lengths', 'labels', 'ceiling', 'dose', 'reach', 'long', 'second')
+PARTS = ('camera', 'layers', 'quarter', 'same', 'lengths', 'labels', 'ceiling', 'dose', 'reach', 'long')

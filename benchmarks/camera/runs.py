@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from . import arms, networks
+from .detection import Detector, average_precision, detection_loss
 from .references import ComputedOffsets, Rectified
-from .testbeds import TESTBEDS, Geometry, Pictures, prepare
+from .testbeds import TESTBEDS, Boxes, Geometry, Pictures, load, prepare
 from .training import Job, Recipe, mean_iou, segmentation_loss, train
 
 SELECTION = (100, 101)
@@ -111,7 +112,7 @@ class Lab:
             if self.device == 'cpu':  # one geometry at a time
                 self._data = {kept: value for kept, value in self._data.items() if kept[:2] == key[:2]}
             prepare(bed, [geometry], self.archives, self.cache, self.workers, self.steps)
-            self._data[key] = Pictures.load(self.cache, bed, geometry, split, self.device)
+            self._data[key] = load(self.cache, bed, geometry, split, self.device)
         return self._data[key]
 
     def _run(self, run: Run) -> None:
@@ -127,7 +128,8 @@ class Lab:
                 Job(model, arms.groups(model), data, recipe, seed)
                 for model, seed in zip(models, run.seeds, strict=True)
             ]
-            train(jobs, segmentation_loss)
+            boxes = TESTBEDS[run.bed].boxes
+            train(jobs, detection_loss if boxes else segmentation_loss, graphs=not boxes)
         for position, (model, seed) in enumerate(zip(models, run.seeds, strict=True)):
             row = {'key': run.key(seed), **asdict(run), 'seed': seed, **self._scores(run, seed, model), **self._about}
             del row['seeds']
@@ -142,9 +144,10 @@ class Lab:
         print(f'{run.bed} {run.network} {run.geometry} {run.arm} {recipe.steps} {mean:.2f} {spent:.1f} s', flush=True)
 
     def _network(self, run: Run, seed: int) -> nn.Module:
-        classes = TESTBEDS[run.bed].classes
-        pretrained = self.weights if run.network.startswith('r50') else None
-        model = networks.build(run.network, classes, seed, pretrained).to(self.device)
+        bed = TESTBEDS[run.bed]
+        pretrained = self.weights if 'r50' in run.network else None
+        kind = Detector if bed.boxes else networks.Segmentor
+        model = networks.build(kind, run.network, bed.classes, seed, pretrained).to(self.device)
         if not run.from_scratch:
             held = torch.load(self._baseline(run, seed), weights_only=True, map_location=self.device)
             model.load_state_dict(held)
@@ -161,9 +164,12 @@ class Lab:
     def _scores(self, run: Run, seed: int, model: nn.Module) -> dict:
         scores: dict = {}
         for split in ('val', 'test') if seed not in SELECTION else ('val',):
-            data = self.data(run.bed, run.geometry, split)
-            predict = _reference(run, model, split)
-            scores[split] = round(mean_iou(model, data, TESTBEDS[run.bed].classes, predict=predict), 3)
+            data, classes = self.data(run.bed, run.geometry, split), TESTBEDS[run.bed].classes
+            if isinstance(data, Boxes):
+                found = {name: round(value, 3) for name, value in average_precision(model, data, classes).items()}
+                scores |= {split: found['ap'], f'{split}_more': found}
+            else:
+                scores[split] = round(mean_iou(model, data, classes, predict=_reference(run, model, split)), 3)
         if 'upgraded' in run.arm or run.arm == 'offsets':
             pictures = self.data(run.bed, run.geometry, 'val').pictures[:16]
             scores['offsets'] = {k: round(v, 4) for k, v in arms.offsets_rms(model, pictures).items()}
@@ -175,7 +181,7 @@ class Lab:
             file.write(json.dumps(row) + '\n')
 
 
-BASELINE_STEPS = {'shapes': 4000, 'camvid': 3000, 'horses': 2000, 'msrc': 3000}
+BASELINE_STEPS = {'shapes': 4000, 'shape-boxes': 2000, 'camvid': 3000, 'horses': 2000, 'msrc': 3000}
 
 
 def _reference(run: Run, model: nn.Module, split: str) -> Callable[[Tensor, slice], Tensor] | None:

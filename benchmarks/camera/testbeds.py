@@ -11,7 +11,7 @@ import hashlib
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from ..datasets.geometry import IGNORED, MAPS, View, warp_labels, warp_picture
-from ..datasets.scene import SceneOptions, compose_scene
+from ..datasets.scene import Scene, SceneOptions, compose_scene
 from ..datasets.shapes import SHAPE_CLASSES
 from ..datasets.sources import ShapeSource
+from ..datasets.warped import LEAST_SEEN, shown_share
 
 SPLITS = ('train', 'val', 'test')
 
@@ -56,12 +57,13 @@ class Testbed:
     """A data set: where its scenes come from, and how large its pictures are.
 
     Attributes:
-        name: ``'shapes'``, ``'camvid'``, ``'horses'`` or ``'msrc'``.
+        name: ``'shapes'``, ``'shape-boxes'``, ``'camvid'``, ``'horses'`` or ``'msrc'``.
         classes: number of classes.
         home: (height, width) of the baseline's pictures.
         target: (height, width) of the new camera's.
         scale: pixels of a scene for one of a picture of magnification 1.
         pictures: how many scenes of each split are composed; files decide otherwise.
+        boxes: whether objects are found, and not pixels labelled.
     """
 
     name: str
@@ -70,32 +72,55 @@ class Testbed:
     target: tuple[int, int]
     scale: float = 1.0
     pictures: dict[str, int] = field(default_factory=dict)
+    boxes: bool = False
 
     def size(self, geometry: Geometry) -> tuple[int, int]:
         return self.home if geometry.name == 'identity' else self.target
 
 
+_COMPOSED = {'train': 2000, 'val': 300, 'test': 500}
 TESTBEDS = {
-    'shapes': Testbed(
-        'shapes', 1 + len(SHAPE_CLASSES), (128, 128), (192, 192), 1.5, {'train': 2000, 'val': 300, 'test': 500}
-    ),
+    'shapes': Testbed('shapes', 1 + len(SHAPE_CLASSES), (128, 128), (192, 192), 1.5, _COMPOSED),
+    'shape-boxes': Testbed('shape-boxes', len(SHAPE_CLASSES), (128, 128), (192, 192), 1.5, _COMPOSED, boxes=True),
     'camvid': Testbed('camvid', 11, (240, 320), (240, 320), 1.5),
     'horses': Testbed('horses', 2, (192, 256), (192, 256)),
     'msrc': Testbed('msrc', 22, (208, 304), (208, 304)),
 }
 
 
-def shape_scene(split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """A scene of generated shapes twice as wide as the baseline's pictures, and its labels."""
+def shape_scene(split: str, index: int) -> Scene:
+    """Generated shapes on a picture twice as wide as the baseline's."""
     bed = TESTBEDS['shapes']
     side = round(2 * bed.home[0] * bed.scale)
     sizes = (45 * bed.scale / side, 96 * bed.scale / side)
     options = SceneOptions(side, (4, 8), (0, 3), sizes, warp_strength=0.7)
-    scene = compose_scene(ShapeSource(round(96 * bed.scale * 1.1)), options, [SPLITS.index(split), index])
-    labels = np.zeros((side, side), np.uint8)
+    return compose_scene(ShapeSource(round(96 * bed.scale * 1.1)), options, [SPLITS.index(split), index])
+
+
+def classes_of(scene: Scene) -> np.ndarray:
+    """(H, W) uint8: 0 is the background."""
+    labels = np.zeros(scene.image.shape[:2], np.uint8)
     for instance in scene.instances:
         labels[instance.mask] = instance.label + 1
-    return scene.image, labels
+    return labels
+
+
+def boxes_of(scene: Scene, view: View, size: tuple[int, int], scale: float) -> np.ndarray:
+    """Boxes of the objects in a picture of the scene, from their masks.
+
+    Returns:
+        (objects, 6) float32: x0, y0, x1, y1, label, and 1 where less than a quarter of the object is shown.
+    """
+    index = np.zeros(scene.image.shape[:2], np.uint8)
+    for number, instance in enumerate(scene.instances, 1):
+        index[instance.mask] = number
+    shown, rows = warp_labels(index, view, size, scale), []
+    for number, instance in enumerate(scene.instances, 1):
+        y, x = np.nonzero(shown == number)
+        if len(y):
+            hardly = shown_share(instance.mask, view, size, scale) < LEAST_SEEN
+            rows.append((x.min(), y.min(), x.max() + 1, y.max() + 1, instance.label, hardly))
+    return np.array(rows, np.float32).reshape(-1, 6)
 
 
 def archived_scenes(name: str, data: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -181,18 +206,32 @@ def _mapped(function: Callable[..., list], workers: int, *values: Iterable) -> l
 
 
 def _composed(name: str, geometries: Sequence[Geometry], split: str, index: int) -> list:
-    return _taken(name, geometries, split, index, shape_scene(split, index))
+    scene, bed = shape_scene(split, index), TESTBEDS[name]
+    if not bed.boxes:
+        return _taken(name, geometries, split, index, (scene.image, classes_of(scene)))
+    pictures = _taken(name, geometries, split, index, (scene.image, None))
+    views = [(geometry.view(bed.size(geometry), split, index), bed.size(geometry)) for geometry in geometries]
+    found = [boxes_of(scene, view, size, bed.scale) for view, size in views]
+    return [(picture, _padded(boxes)) for (picture, _), boxes in zip(pictures, found, strict=True)]
+
+
+def _padded(boxes: np.ndarray, most: int = 8) -> np.ndarray:
+    """(most, 6), the label of what is no object is -1."""
+    filled = np.full((most, 6), -1, np.float32)
+    filled[: len(boxes)] = boxes
+    return filled
 
 
 def _taken(
-    name: str, geometries: Sequence[Geometry], split: str, index: int, scene: tuple[np.ndarray, np.ndarray]
+    name: str, geometries: Sequence[Geometry], split: str, index: int, scene: tuple[np.ndarray, np.ndarray | None]
 ) -> list:
     cv2.setNumThreads(1)
     bed, taken = TESTBEDS[name], []
     for geometry in geometries:
         size = bed.size(geometry)
         view = geometry.view(size, split, index)
-        taken.append((warp_picture(scene[0], view, size, bed.scale), warp_labels(scene[1], view, size, bed.scale)))
+        labels = None if scene[1] is None else warp_labels(scene[1], view, size, bed.scale)
+        taken.append((warp_picture(scene[0], view, size, bed.scale), labels))
     return taken
 
 
@@ -208,14 +247,34 @@ class Pictures:
     pictures: Tensor
     labels: Tensor
 
-    @classmethod
-    def load(cls, cache: Path, name: str, text: str, split: str, device: str) -> Pictures:
-        held = torch.load(cached(cache, name, text, split), weights_only=True)
-        return cls(held['pictures'].to(device), held['labels'].to(device))
-
     def labelled(self, count: int | None) -> Pictures:
         """``count`` of the pictures, the same for every seed and arm."""
         if count is None or count >= len(self.labels):
             return self
         chosen = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(0))[:count]
-        return Pictures(self.pictures[chosen], self.labels[chosen])
+        return replace(self, pictures=self.pictures[chosen], labels=self.labels[chosen])
+
+    def batch(self, rows: Tensor, mirrored: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures and labels of ``rows`` (B,), those that are ``mirrored`` (B,) from right to left."""
+        flips, pictures = mirrored.view(-1, 1, 1), self.pictures[rows]
+        pictures = torch.where(flips[:, None], pictures.flip(-1), pictures)
+        return pictures, self._labels(self.labels[rows], flips)
+
+    def _labels(self, labels: Tensor, flips: Tensor) -> Tensor:
+        return torch.where(flips, labels.flip(-1), labels)
+
+
+class Boxes(Pictures):
+    """A split whose labels are objects, (N, M, 6) float: see :func:`boxes_of`; the label of what is none is -1."""
+
+    def _labels(self, labels: Tensor, flips: Tensor) -> Tensor:
+        width = self.pictures.shape[-1]
+        x0, y0, x1, y1, *rest = labels.unbind(-1)
+        return torch.where(flips, torch.stack((width - x1, y0, width - x0, y1, *rest), dim=-1), labels)
+
+
+def load(cache: Path, name: str, text: str, split: str, device: str) -> Pictures:
+    """What :func:`prepare` has made."""
+    held = torch.load(cached(cache, name, text, split), weights_only=True)
+    kind = Boxes if TESTBEDS[name].boxes else Pictures
+    return kind(held['pictures'].to(device), held['labels'].to(device))

@@ -66,13 +66,13 @@ class Job:
     loss: float = 0.0
 
 
-def train(jobs: Sequence[Job], loss: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
+def train(jobs: Sequence[Job], loss: Callable[[nn.Module, Tensor, Tensor], Tensor], graphs: bool = True) -> None:
     """Train networks in place, on pictures drawn with replacement and mirrored at random, the same for each arm.
 
     On a GPU the steps of all jobs are replayed side by side, each in a stream of its own: one small network leaves
-    most of a GPU idle. On a CPU they train one after the other.
+    most of a GPU idle. On a CPU, and where a loss asks the host (``graphs=False``), they train one after the other.
     """
-    if jobs[0].data.pictures.device.type != 'cuda':
+    if jobs[0].data.pictures.device.type != 'cuda' or not graphs:
         for job in jobs:
             began = time.monotonic()
             steps = _Steps(job, loss)
@@ -108,11 +108,7 @@ class _Steps:
         self.shape = recipe.shape().to(self.device)
 
     def run(self) -> None:
-        rows = self._now(self.chosen)
-        flips = self._now(self.mirrored).view(-1, 1, 1)
-        pictures, labels = self.job.data.pictures[rows], self.job.data.labels[rows]
-        pictures = torch.where(flips[:, None], pictures.flip(-1), pictures)
-        labels = torch.where(flips, labels.flip(-1), labels)
+        pictures, labels = self.job.data.batch(self._now(self.chosen), self._now(self.mirrored))
         value = self.loss(self.job.model, pictures, labels)
         value.backward()
         shape = self._now(self.shape)

@@ -73,11 +73,7 @@ class Taken:
 
     def seen(self, mask: np.ndarray) -> tuple[np.ndarray, float]:
         """An instance's mask (H, W) bool in the new picture, and the share of it that the picture shows."""
-        y, x = np.nonzero(mask)
-        height, width = self.scene_size
-        points = np.stack((x + 0.5 - width / 2, y + 0.5 - height / 2), axis=-1)
-        inside = _inside(self.view.to_picture(points), self.size)
-        return self.labels(mask.astype(np.uint8)) == 1, float(inside.mean()) if len(x) else 0.0
+        return self.labels(mask.astype(np.uint8)) == 1, shown_share(mask, self.view, self.size)
 
     def outline(self, box: tuple[float, float, float, float]) -> tuple[np.ndarray, float]:
         """The box (x0, y0, x1, y1) as a polygon of the new picture, filled, and the share that is shown."""
@@ -101,8 +97,13 @@ class Taken:
         return (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1), share, shown
 
 
-def _inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return (np.abs(points[..., 0]) < size[1] / 2) & (np.abs(points[..., 1]) < size[0] / 2)
+def shown_share(mask: np.ndarray, view: View, size: tuple[int, int], scale: float = 1.0) -> float:
+    """How much of a mask (H, W) bool of the scene a picture of ``size`` shows; ``scale`` as in ``warp_picture``."""
+    y, x = np.nonzero(mask)
+    height, width = mask.shape
+    points = view.to_picture(np.stack((x + 0.5 - width / 2, y + 0.5 - height / 2), axis=-1) / scale)
+    inside = (np.abs(points[..., 0]) < size[1] / 2) & (np.abs(points[..., 1]) < size[0] / 2)
+    return float(inside.mean()) if len(x) else 0.0
 
 
 def warp_voc(source: Path, out: Path, job: Job) -> None:

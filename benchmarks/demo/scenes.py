@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cv2
 
-from ..camera.testbeds import TESTBEDS, Geometry, shape_scene
+from ..camera.testbeds import TESTBEDS, Geometry, classes_of, shape_scene
 from ..datasets.geometry import warp_labels, warp_picture
 
 HOME = 'home'
@@ -39,7 +39,8 @@ def compose(out: Path, counts: Mapping[str, int], camera: str, workers: int, don
 def _take(out: Path, camera: str, scene: tuple[str, int]) -> None:
     cv2.setNumThreads(1)
     split, index = scene
-    picture, labels = shape_scene(split, index)
+    scene = shape_scene(split, index)
+    picture, labels = scene.image, classes_of(scene)
     views = [(split, camera), *[(HOME, 'identity')] * (split == 'test')]
     for folder, name in views:
         bed, geometry = TESTBEDS['shapes'], Geometry(name)
