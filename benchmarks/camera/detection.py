@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from typing import Any
 
 import torch
@@ -149,10 +151,10 @@ def average_precision(model: nn.Module, data: Boxes, classes: int, batch: int = 
             pictures = data.pictures[first : first + batch]
             found = model.bbox_head.predict_by_feat(*model(pictures), batch_img_metas=_metas(pictures), rescale=False)
             metric.process({}, [_sample(first + i, pictures, data.labels[first + i], f) for i, f in enumerate(found)])
-    scores = metric.evaluate(len(data.labels))
-    return {
-        name: 100 * scores[f'coco/bbox_{key}'] for name, key in (('ap', 'mAP'), ('ap50', 'mAP_50'), ('ap75', 'mAP_75'))
-    }
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
+        scores = metric.evaluate(len(data.labels))
+    keys = {'ap': 'coco/bbox_mAP', 'ap50': 'coco/bbox_mAP_50', 'ap75': 'coco/bbox_mAP_75'}
+    return {name: 100 * scores.get(key, 0.0) for name, key in keys.items()}  # no scores where nothing was found
 
 
 def _sample(index: int, pictures: Tensor, boxes: Tensor, found: InstanceData) -> dict[str, Any]:

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.camera import arms, plans, report, runs, testbeds, training
+from benchmarks.camera import arms, foretell, plans, report, runs, testbeds, training
 from benchmarks.camera.references import ComputedOffsets, Rectified
 from benchmarks.camera.runs import Lab, Run
 from benchmarks.camera.testbeds import Geometry, Pictures
 from benchmarks.camera.training import Recipe
 
-TINY = replace(testbeds.TESTBEDS['shapes'], home=(48, 48), target=(64, 64), pictures={'train': 12, 'val': 8, 'test': 8})
+FEW = {'train': 12, 'val': 8, 'test': 8}
+TINY = replace(testbeds.TESTBEDS['shapes'], home=(48, 48), target=(64, 64), pictures=FEW)
 BASELINE = replace(plans.baseline('shapes', 'r18w8s2', (0,)), recipe=Recipe(4, 2e-3))
 
 
@@ -137,3 +138,55 @@ def test_every_plan_names_runs_that_exist():
         known = {*arms.ARMS, 'untouched', 'rectified', 'computed'}
         assert all(run.arm in known or run.arm.startswith('scratch') for run in planned)
         assert all(Geometry.parse(run.geometry).view((8, 8), 'val', 0) for run in planned)
+
+
+@pytest.fixture
+def boxes_lab(tmp_path, monkeypatch):
+    bed = replace(testbeds.TESTBEDS['shape-boxes'], home=(64, 64), target=(96, 96), pictures=FEW)
+    monkeypatch.setitem(testbeds.TESTBEDS, 'shape-boxes', bed)
+    monkeypatch.setitem(runs.BASELINE_STEPS, 'shape-boxes', 4)
+    return Lab(tmp_path)
+
+
+@pytest.mark.parametrize('network', ['fcos-r18w8s2', 'ssd-r18w8s4', 'retina-r18w8s4'])
+def test_detectors_train_from_what_the_baseline_computes(boxes_lab, network):
+    lab = boxes_lab
+    lab.run([replace(plans.baseline('shape-boxes', network, (0,)), recipe=Recipe(4, 2e-3))])
+    arm = Run('shape-boxes', network, 'upgraded', plans.GENTLE, Recipe(3, 1e-3), (0,))
+    untouched = lab._network(replace(arm, arm='untouched'), 0).eval()
+    pictures = lab.data('shape-boxes', plans.GENTLE, 'val').pictures
+    for found, expected in zip(lab._network(arm, 0).eval()(pictures), untouched(pictures), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    lab.run([arm])
+    row = lab.rows[arm.key(0)]
+    assert math.isfinite(row['loss']) and row['offsets'] and set(row['test_more']) == {'ap', 'ap50', 'ap75'}
+
+
+def test_boxes_are_where_the_objects_are():
+    scene = testbeds.shape_scene('val', 0)
+    side = scene.image.shape[0]
+    same = Geometry().view((side, side), 'val', 0)
+    found = testbeds.boxes_of(scene, same, (side, side), 1.0)
+    assert found.tolist() == [[*instance.box, instance.label, 0] for instance in scene.instances]
+    pushed = Geometry.parse('zoom:magnification=8').view((side, side), 'val', 0)
+    near = testbeds.boxes_of(scene, pushed, (side, side), 1.0)
+    assert len(near) < len(found) and near[:, 5].all()  # all that is left is a corner of something
+
+
+def test_mirrored_boxes_stay_on_their_objects():
+    pictures = torch.zeros(1, 3, 8, 10, dtype=torch.uint8)
+    pictures[0, :, 2:5, 1:4] = 255
+    labels = torch.tensor([[[1.0, 2, 4, 5, 3, 0], [-1] * 6]])
+    mirrored, boxes = testbeds.Boxes(pictures, labels).batch(torch.tensor([0]), torch.tensor([True]))
+    x0, y0, x1, y1, label, hardly = boxes[0, 0].int().tolist()
+    assert (label, hardly, boxes[0, 1, 4]) == (3, 0, -1)
+    assert mirrored[0, :, y0:y1, x0:x1].eq(255).all() and mirrored.eq(255).sum() == 3 * 9
+
+
+def test_signals_stand_beside_the_gains(lab, tmp_path, monkeypatch):
+    monkeypatch.setattr(foretell, 'BATCHES', 12)
+    lab.run([an_arm('upgraded'), an_arm('control')])
+    foretell.main(['--lab', str(tmp_path), '--out', str(tmp_path / 'signal')])
+    gain = lab.rows[an_arm('upgraded').key(0)]['test'] - lab.rows[an_arm('control').key(0)]['test']
+    assert f'| {gain:+.1f} ±' in (tmp_path / 'signal.md').read_text() and (tmp_path / 'signal.png').is_file()
+    assert len((tmp_path / 'signals.jsonl').read_text().splitlines()) == 1

@@ -1,0 +1,140 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Does the signal in the offsets' gradient, measured before anything is trained, foretell what the upgrade gains?
+
+    python -m benchmarks.camera.foretell --lab work_dirs/camera --out docs/results/camera-signal
+
+For every setting of the lab that has a control and an upgrade from the same baselines: the signal of the targets at each
+baseline on the new pictures, beside the gain of the upgrade over the control on the test split.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor, nn
+
+from mmdeform_upgrade.analysis.signal import offset_signal
+
+from .detection import detection_loss
+from .report import Row, by_seed, difference, load, select
+from .runs import Lab, Run, read
+from .testbeds import TESTBEDS
+from .training import Recipe, segmentation_loss
+
+SETTING = ('bed', 'network', 'source', 'geometry')
+BATCHES, BATCH = 32, 8
+Setting = tuple[str, str, str, str]
+
+
+def settings(rows: list[Row]) -> Iterator[tuple[Setting, list[Row], list[Row]]]:
+    """(setting, control, upgraded) at the longest length that both have, of last three layers and all labels."""
+    own = [r for r in select(rows, labels=None, targets='last:3') if r['steps'] and not r['label']]
+    for setting in sorted({tuple(r[key] for key in SETTING) for r in own}):
+        of = [r for r in own if tuple(r[key] for key in SETTING) == setting]
+        arms = [[r for r in of if r['arm'] == arm] for arm in ('control', 'upgraded')]
+        lengths = set.intersection(*({r['steps'] for r in arm} for arm in arms))
+        if lengths:
+            control, upgraded = ([r for r in arm if r['steps'] == max(lengths)] for arm in arms)
+            yield setting, control, upgraded
+
+
+def measure(lab: Lab, setting: Setting, seed: int) -> dict[str, Any]:
+    """Signal of each target at a baseline on pictures drawn as its fine-tune draws them."""
+    bed, network, source, geometry = setting
+    run = Run(bed, network, 'upgraded', geometry, Recipe(0, 0), (seed,), source=source)
+    model, data = lab._network(run, seed), lab.data(bed, geometry, 'train')
+    loss = detection_loss if TESTBEDS[bed].boxes else segmentation_loss
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        rng = torch.Generator().manual_seed(seed)
+        for _ in range(BATCHES):
+            rows = torch.randint(len(data.labels), (BATCH,), generator=rng)
+            yield data.batch(rows.to(lab.device), (torch.rand(BATCH, generator=rng) < 0.5).to(lab.device))
+
+    def value(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return loss(model, *batch)
+
+    torch.manual_seed(seed)
+    found = offset_signal(model, batches(), value)
+    return {layer.layer: [round(layer.snr, 3), round(layer.z, 3), round(layer.weight_snr, 3)] for layer in found}
+
+
+def table(points: list[dict[str, Any]]) -> str:
+    """Markdown, and how well the one orders the other."""
+    lines = ['| setting | signal | z | own weights | gain over the control, test |', '|---|---|---|---|---|']
+    for p in sorted(points, key=lambda p: -p['gain']):
+        lines.append(
+            f'| {p["name"]} | {p["snr"]:.2f} | {p["z"]:.1f} | {p["weights"]:.2f} | {p["gain"]:+.1f} ± {p["half"]:.1f} |'
+        )
+    if len(points) > 2:
+        for name in ('snr', 'z'):
+            rank = stats.spearmanr([p[name] for p in points], [p['gain'] for p in points])
+            lines.append(f'\nRank correlation of {name} with the gain: {rank.statistic:.2f} (p = {rank.pvalue:.2g}).')
+    return '\n'.join(lines) + '\n'
+
+
+def draw(points: list[dict[str, Any]], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), dpi=130)
+    for bed in sorted({p['bed'] for p in points}):
+        own = [p for p in points if p['bed'] == bed]
+        x, y, half = ([p[key] for p in own] for key in ('snr', 'gain', 'half'))
+        axes.errorbar(x, y, yerr=half, fmt='o', capsize=3, label=bed)
+    axes.axhline(0, color='0.7', lw=1)
+    axes.set(xlabel='signal before training (1 is noise), mean of the layers', ylabel='gain over the control, test')
+    axes.set_xscale('log')
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file)
+    plt.close(figure)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--lab', type=Path, required=True, help='folder of the runs, with the baselines')
+    parser.add_argument('--data', type=Path, default=Path('data'), help='folder of the packed data sets')
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    parser.add_argument('--out', type=Path, required=True, help='writes OUT.md and OUT.png')
+    args = parser.parse_args(argv)
+    lab, file = Lab(args.lab, args.data, args.device), args.lab / 'signals.jsonl'
+    known, points = read(file), []
+    for setting, control, upgraded in settings(load([lab.file])):
+        signals = []
+        for seed in sorted(by_seed(control)):
+            key = ' '.join((*setting, str(seed)))
+            if key not in known and not lab._baseline(_of(setting), seed).is_file():
+                continue
+            if key not in known:
+                known[key] = {'key': key, 'layers': measure(lab, setting, seed)}
+                with file.open('a', encoding='utf8') as stream:
+                    stream.write(json.dumps(known[key]) + '\n')
+            signals += known[key]['layers'].values()
+        if signals:
+            gain, half, _ = difference(by_seed(upgraded), by_seed(control))
+            snr, z, weights = (statistics.fmean(values) for values in zip(*signals, strict=True))
+            name = f'{setting[0]}, {setting[3]}, {upgraded[0]["steps"]} steps'
+            points.append(dict(bed=setting[0], name=name, snr=snr, z=z, weights=weights, gain=gain, half=half))
+    text = table(points)
+    print(text)
+    args.out.with_suffix('.md').write_text(text, encoding='utf8')
+    draw(points, args.out.with_suffix('.png'))
+
+
+def _of(setting: Setting) -> Run:
+    return Run(setting[0], setting[1], 'upgraded', setting[3], Recipe(0, 0), (), source=setting[2])
+
+
+if __name__ == '__main__':
+    main()
