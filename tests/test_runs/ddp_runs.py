@@ -4,6 +4,7 @@ Each process writes what it holds after a run to FOLDER/RUN/RANK.pth, or the err
 """
 
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -34,6 +35,9 @@ ADAM = {
     'optim_wrapper.optimizer.momentum': 0.9,
 }
 APART = dict(FSDP, model_wrapper=dict(FSDP['model_wrapper'], auto_wrap_policy='offsets_apart'))
+FSDP_ADAM = dict(ADAM, runner_type='FlexibleRunner', strategy=APART)
+DOCS = Path(__file__).parents[2] / 'docs' / 'recipes.md'
+exec(re.search(r'```python\n([^`]*class ResumableFSDPStrategy[^`]*)```', DOCS.read_text(encoding='utf8')).group(1))
 RUNS = {
     'ddp': {},
     'static_graph': {'model_wrapper_cfg': dict(WRAPPER, static_graph=True)},
@@ -48,8 +52,19 @@ RUNS = {
     },
     'sync_bn': {'sync_bn': 'torch', 'model.backbone.norm_eval': False},
     'ddp_adam': ADAM,
-    'fsdp_adam': dict(ADAM, runner_type='FlexibleRunner', strategy=APART),
+    'fsdp_adam': FSDP_ADAM,
+    'fsdp_whole': dict(FSDP_ADAM, **{'train_cfg.max_epochs': 2}),
+    'fsdp_resumed': {
+        **FSDP_ADAM,
+        'strategy.type': 'ResumableFSDPStrategy',
+        'train_cfg.max_epochs': 2,
+        'resume': True,
+        'load_from': '{folder}/fsdp_whole/epoch_1.pth',
+    },
     'fsdp': dict(runner_type='FlexibleRunner', strategy=FSDP),
+    'fsdp_plain_resumed': dict(
+        runner_type='FlexibleRunner', strategy=FSDP, resume=True, load_from='{folder}/fsdp/epoch_1.pth'
+    ),
     'fsdp_checkpointed': dict(
         runner_type='FlexibleRunner', strategy=dict(FSDP, activation_checkpointing=dict(check_fn='is_a_block'))
     ),
