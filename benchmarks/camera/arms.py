@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmdeform_upgrade import find_targets, upgrade_
+from mmdeform_upgrade import find_targets, train_offsets_, upgrade_
 
 Groups = dict[str, list[nn.Parameter]]
 
@@ -22,12 +22,12 @@ class Arm:
     Attributes:
         change: what is done to the backbone, given the targets; nothing for the control.
         trains: which parameters train, by name and module.
-        frozen_norm: whether BatchNorm keeps its statistics.
+        offsets_alone: whether nothing but the offsets trains, and BatchNorm keeps its statistics.
     """
 
     change: Callable[[nn.Module, str], None] | None = None
     trains: Callable[[str, nn.Module], bool] | None = None
-    frozen_norm: bool = False
+    offsets_alone: bool = False
 
 
 def _upgrade(backbone: nn.Module, targets: str) -> None:
@@ -71,7 +71,7 @@ ARMS: dict[str, Arm] = {
     'dilated': Arm(_dilate),
     '5x5': Arm(_pad_kernel),
     'upgraded': Arm(_upgrade),
-    'offsets': Arm(_upgrade, lambda name, module: 'conv_offset' in name, frozen_norm=True),
+    'offsets': Arm(_upgrade, offsets_alone=True),
 }
 
 
@@ -85,16 +85,8 @@ def start(model: nn.Module, arm: str, targets: str) -> None:
             full = f'{prefix}.{name}' if prefix else name
             parameter.requires_grad_(chosen.trains is None or chosen.trains(full, module))
     model.train()
-    if chosen.frozen_norm:
-        keep_norm(model)
-
-
-def keep_norm(model: nn.Module) -> None:
-    """Have BatchNorm use and keep the baseline's statistics, whatever ``train()`` says; dropout goes, too."""
-    for module in model.modules():
-        if isinstance(module, (_BatchNorm, nn.modules.dropout._DropoutNd)):
-            module.eval()
-            module.train = lambda mode=True, module=module: module
+    if chosen.offsets_alone:
+        train_offsets_(model)
 
 
 def groups(model: nn.Module) -> Groups:
