@@ -1,8 +1,8 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Foreign checkpoints: one module a family, each a table of names and pure functions on state dicts."""
 
-from .base import Format, Imported
-from .front import OWN_NAMES, import_state_dict, matching_formats
+from .formats import OWN_NAMES, import_state_dict, matching_formats
+from .imported import Imported
 from .openmmlab import dataset_meta
 
-__all__ = ['OWN_NAMES', 'Format', 'Imported', 'dataset_meta', 'import_state_dict', 'matching_formats']
+__all__ = ['OWN_NAMES', 'Imported', 'dataset_meta', 'import_state_dict', 'matching_formats']

@@ -8,17 +8,16 @@ that the network lacks is no line here: its names are missing then.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .base import Check
+from .imported import Check
 
 
-def part_of(model: nn.Module, path: str) -> Any:
+def attribute_of(model: nn.Module, path: str) -> Any:
     """The object at a dotted path of attributes, or None."""
     found: Any = model
     for name in path.split('.'):
@@ -26,35 +25,35 @@ def part_of(model: nn.Module, path: str) -> Any:
     return found
 
 
-def norm_eps(accepted: Sequence[float], part: str = 'backbone') -> Check:
-    """Batch norms of a part have one of these eps."""
+def setting(path: str, wanted: Any, config: str = '') -> Check:
+    """An attribute of a part has this value; ``config`` is its path in the config where that is another one."""
 
     def check(model: nn.Module) -> list[str]:
-        for name, norm in model.named_modules():
-            if not name.startswith(f'{part}.') or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
-                continue
-            if not any(_same(norm.eps, eps) for eps in accepted):
-                wanted = ' or '.join(f'{eps:g}' for eps in accepted)
-                return [
-                    f'{part} has batch norms of eps {norm.eps:g}, the weights were trained with {wanted}: '
-                    f'set model.{part}.norm_cfg.eps'
-                ]
-        return []
+        found = attribute_of(model, path)
+        if found is None or _same(found, wanted):
+            return []
+        return [f'{path} is {found!r}, the weights need {wanted!r}: set model.{config or path}={wanted!r}']
 
     return check
 
 
-def stride_in(conv: str, style: str) -> Check:
-    """Bottlenecks of the backbone have their stride in this convolution."""
+def style(wanted: str) -> Check:
+    """Bottlenecks of the backbone have their stride in the 3x3 (``'pytorch'``) or in the first 1x1 (``'caffe'``)."""
+    return setting('backbone.style', wanted)
+
+
+def norm_eps(accepted: Sequence[float], part: str = 'backbone') -> Check:
+    """Batch norms of a part have one of these eps."""
 
     def check(model: nn.Module) -> list[str]:
-        for name, module in model.named_modules():
-            block, _, found = name.rpartition('.')
-            if found == conv or not re.fullmatch(r'backbone\.layer\d\.0\.conv[12]', name):
-                continue
-            if part_of(model, f'{block}.conv3') is not None and max(module.stride) > 1:
-                return [f"{name} has the stride, in this file {conv} has it: set model.backbone.style='{style}'"]
-        return []
+        norms = getattr(model, part, nn.Identity()).modules()
+        found = {norm.eps for norm in norms if isinstance(norm, nn.modules.batchnorm._BatchNorm)}
+        wanted = ' or '.join(f'{eps:g}' for eps in accepted)
+        return [
+            f'{part} has batch norms of eps {eps:g}, the weights were trained with {wanted}: set model.{part}.norm_cfg.eps'
+            for eps in sorted(found)
+            if not any(_same(eps, other) for other in accepted)
+        ]
 
     return check
 
@@ -71,37 +70,19 @@ def preprocessing(mean: Sequence[float], std: Sequence[float], rgb: bool) -> Che
         return f'mean={[round(x, 3) for x in mean]}, std={[round(x, 3) for x in std]}, bgr_to_rgb={rgb}'
 
     def check(model: nn.Module) -> list[str]:
-        processor = part_of(model, 'data_preprocessor')
+        processor = attribute_of(model, 'data_preprocessor')
         if not isinstance(getattr(processor, 'mean', None), Tensor):
             return []
         found = (processor.mean.flatten().tolist(), processor.std.flatten().tolist(), flips_channels(processor))
         if _same(found, (list(mean), list(std), rgb)):
             return []
-        return [
-            f'data_preprocessor has {shown(*found)}; the weights need {shown(mean, std, rgb)}: '
-            'set model.data_preprocessor'
-        ]
+        needed = shown(mean, std, rgb)
+        return [f'data_preprocessor has {shown(*found)}; the weights need {needed}: set model.data_preprocessor']
 
     return check
 
 
 IMAGENET_RGB = preprocessing([123.675, 116.28, 103.53], [58.395, 57.12, 57.375], True)
-STYLE_PYTORCH = stride_in('conv2', 'pytorch')
-
-
-def setting(path: str, wanted: Any, config: str = '') -> Check:
-    """An attribute of a part has this value; ``config`` is its path in the config where that is another one."""
-
-    def check(model: nn.Module) -> list[str]:
-        owner, _, name = path.rpartition('.')
-        part = part_of(model, owner)
-        if part is None or not hasattr(part, name) or _same(getattr(part, name), wanted):
-            return []
-        return [
-            f'{path} is {getattr(part, name)!r}, the weights need {wanted!r}: set model.{config or path}={wanted!r}'
-        ]
-
-    return check
 
 
 def box_stds(head: str, stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2)) -> Check:
@@ -109,34 +90,32 @@ def box_stds(head: str, stds: tuple[float, ...] = (0.1, 0.1, 0.2, 0.2)) -> Check
     return setting(f'{head}.bbox_coder.stds', stds, f'{head}.bbox_coder.target_stds')
 
 
-def extra_levels(source: str) -> tuple[Check, ...]:
-    """FPN's sixth and seventh level as both torchvision and Detectron2 compute them."""
-    return setting('neck.add_extra_convs', source), setting('neck.relu_before_extra_convs', True)
+def extra_levels(weight: Tensor | None) -> list[Check]:
+    """FPN's sixth and seventh level as both torchvision and Detectron2 compute them, by the weight of the sixth."""
+    if weight is None:
+        return []
+    source = 'on_output' if weight.shape[0] == weight.shape[1] else 'on_input'
+    return [setting('neck.add_extra_convs', source), setting('neck.relu_before_extra_convs', True)]
 
 
-def roi_align(aligned: bool, sampling_ratio: int) -> Check:
+def roi_align(aligned: bool, sampling_ratio: int) -> list[Check]:
     """RoIAlign samples like this, for boxes and for masks."""
-
-    def check(model: nn.Module) -> list[str]:
-        problems = []
-        for extractor in ('roi_head.bbox_roi_extractor', 'roi_head.mask_roi_extractor'):
-            layers = part_of(model, f'{extractor}.roi_layers') or ()
-            found = sorted({(layer.aligned, layer.sampling_ratio) for layer in layers} - {(aligned, sampling_ratio)})
-            problems += [
-                f'{extractor} has aligned={other[0]}, sampling_ratio={other[1]}; the weights need aligned={aligned}, '
-                f'sampling_ratio={sampling_ratio}: set model.{extractor}.roi_layer'
-                for other in found[:1]
-            ]
-        return problems
-
-    return check
+    return [
+        setting(
+            f'roi_head.{kind}_roi_extractor.roi_layers.0.{name}',
+            value,
+            f'roi_head.{kind}_roi_extractor.roi_layer.{name}',
+        )
+        for kind in ('bbox', 'mask')
+        for name, value in (('aligned', aligned), ('sampling_ratio', sampling_ratio))
+    ]
 
 
 def anchors(head: str, expected: Sequence[Tensor], tolerance: float) -> Check:
     """The anchors of a cell, a level each, (A, 4) corners in pixels, in the order of the outputs."""
 
     def check(model: nn.Module) -> list[str]:
-        found: Sequence[Tensor] | None = part_of(model, f'{head}.prior_generator.base_anchors')
+        found: Sequence[Tensor] | None = attribute_of(model, f'{head}.prior_generator.base_anchors')
         if found is None:
             return []
         todo = f'set model.{head}.anchor_generator'
@@ -150,13 +129,20 @@ def anchors(head: str, expected: Sequence[Tensor], tolerance: float) -> Check:
     return check
 
 
+def boxes_of(sides: Tensor, centre: float = 0.0) -> Tensor:
+    """Corners, (A, 4), of boxes of some width and height, (A, 2), around a point of the diagonal."""
+    return torch.cat([centre - sides / 2, centre + sides / 2], 1)
+
+
 def cell_anchors(sizes: Sequence[Sequence[float]]) -> list[Tensor]:
     """Anchors around the origin, (3 * sizes, 4) a level: for height / width of 0.5, 1 and 2 all sizes."""
-    levels = []
-    for level in sizes:
-        boxes = [(size / ratio**0.5, size * ratio**0.5) for ratio in (0.5, 1.0, 2.0) for size in level]
-        levels.append(torch.tensor([(-w / 2, -h / 2, w / 2, h / 2) for w, h in boxes]))
-    return levels
+    return [
+        boxes_of(torch.tensor([(size / ratio**0.5, size * ratio**0.5) for ratio in (0.5, 1.0, 2.0) for size in level]))
+        for level in sizes
+    ]
+
+
+RPN_ANCHORS = cell_anchors([[32], [64], [128], [256], [512]])
 
 
 def _boxes(boxes: Tensor) -> str:

@@ -7,15 +7,22 @@ and ``detectron2/checkpoint/c2_model_loading.py`` of https://github.com/facebook
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import torch
 from torch import Tensor
 
-from .base import Check, Format, Imported, names_with
-from .caffe2 import detectron2_name
-from .checks import anchors, box_stds, cell_anchors, extra_levels, norm_eps, preprocessing, roi_align, stride_in
-from .table import Rule, apply_rules
+from .checks import (
+    RPN_ANCHORS,
+    anchors,
+    box_stds,
+    cell_anchors,
+    extra_levels,
+    norm_eps,
+    preprocessing,
+    roi_align,
+    style,
+)
+from .imported import Check, Imported
+from .rules import FOLD, Format, KeyMap, Rule, Source, names_with, respelled
 
 _PREFIXES = ('', 'backbone.', 'backbone.bottom_up.')
 _BACKBONE = r'(?:backbone\.(?:bottom_up\.)?)?'
@@ -29,7 +36,7 @@ _RESNET = (
     Rule(rf'{_BACKBONE}res([2-5])\.(\d+)\.conv([123])\.norm\.{_NORM}', 'backbone.layer{1-1}.{2}.bn{3}.{4}'),
     Rule(rf'{_BACKBONE}res([2-5])\.(\d+)\.shortcut\.weight', 'backbone.layer{1-1}.{2}.downsample.0.weight'),
     Rule(rf'{_BACKBONE}res([2-5])\.(\d+)\.shortcut\.norm\.{_NORM}', 'backbone.layer{1-1}.{2}.downsample.1.{3}'),
-    Rule(r'(?:linear|fc|fc1000|pred)\.(?:weight|bias)', None, "the classifier of ImageNet's classes"),
+    Rule(r'(?:stem\.)?(?:linear|fc|fc1000|pred)\.(?:weight|bias)', None, "the classifier of ImageNet's classes"),
     Rule(r'pixel_(?:mean|std)', None, 'a setting of data_preprocessor (compared with it)'),
     Rule(r'.*anchor_generator\.cell_anchors\.\d', None, "a setting of the head's anchor_generator (compared with it)"),
 )
@@ -59,14 +66,9 @@ _RETINA = (
     Rule(r'head\.cls_score\.(.*)', 'bbox_head.retina_cls.{1}', *_SORTED),
     Rule(r'head\.bbox_pred\.(.*)', 'bbox_head.retina_reg.{1}', *_SORTED),
 )
-_FOLD = ('subtracted from the mean of the norm behind it', None, True)
-_BIASES = (
-    Rule(rf'{_BACKBONE}stem\.conv1\.bias', 'backbone.bn1.running_mean', *_FOLD),
-    Rule(rf'{_BACKBONE}res([2-5])\.(\d+)\.conv([123])\.bias', 'backbone.layer{1-1}.{2}.bn{3}.running_mean', *_FOLD),
-)
 
 
-def _fpn(source: Mapping[str, Tensor]) -> tuple[Rule, ...]:
+def _fpn(source: Source) -> tuple[Rule, ...]:
     levels = [level for level in range(2, 6) if f'backbone.fpn_lateral{level}.weight' in source]
     first, above = min(levels, default=2), 6 - len(levels)
     return (
@@ -76,35 +78,33 @@ def _fpn(source: Mapping[str, Tensor]) -> tuple[Rule, ...]:
     )
 
 
-_SCORES, _BOXES = (rf'roi_heads\.box_predictor\.{layer}\.(.*)' for layer in ('cls_score', 'bbox_pred'))
-_MASKS = r'roi_heads\.mask_head\.predictor\.(.*)'
-_BACKGROUND_FIRST = (
-    Rule(_SCORES, 'roi_head.bbox_head.fc_cls.{1}', 'background moved to the end', lambda t: t.roll(-1, 0)),
-    Rule(_BOXES, 'roi_head.bbox_head.fc_reg.{1}', 'background dropped', lambda t: t[4:]),
-    Rule(_MASKS, 'roi_head.mask_head.conv_logits.{1}', 'background dropped', lambda t: t[1:]),
-)
-
-
-def _convert_detectron2(source: Mapping[str, Tensor]) -> Imported:
+def _detectron2(source: Source) -> KeyMap:
     retina = 'head.cls_score.weight' in source
     rules = (*_RESNET, *_fpn(source), *(_RETINA if retina else _RCNN))
-    checks = (*_style_checks(source), roi_align(True, 0), *_head_checks(source))
-    return _with_statistics(apply_rules(DETECTRON2.name, rules, source, checks=checks))
+    return KeyMap(rules, [*_pixels(source), *roi_align(True, 0), *_heads(source)], complete=_add_statistics)
 
 
-def _convert_caffe2(source: Mapping[str, Tensor]) -> Imported:
-    spelled = {detectron2_name(name): tensor for name, tensor in source.items()}
-    rules = (*_BACKGROUND_FIRST, *_BIASES, *_RESNET, *_fpn(spelled), *_RCNN)
-    checks = _head_checks(spelled)
-    rows, columns = spelled['res2.0.conv2.weight'].shape[:2]
-    if rows == columns:  # no grouped convolutions, so not ResNeXt
-        checks += [stride_in('conv1', 'caffe'), preprocessing([103.53, 116.28, 123.675], [1.0] * 3, False)]
-    if 'roi_heads.box_predictor.cls_score.bias' in spelled:
-        checks.append(roi_align(False, 2))
-    return _with_statistics(apply_rules(CAFFE2.name, rules, source, spelling=detectron2_name, checks=checks))
+def _pixels(source: Source) -> list[Check]:
+    """What the pixels' statistics in older files tell: those of unit scale belong to MSRA's networks of Caffe."""
+    if 'pixel_mean' not in source or 'pixel_std' not in source:
+        return []
+    mean, std = (source[f'pixel_{name}'].flatten().tolist() for name in ('mean', 'std'))
+    caffe = all(abs(value - 1) < 1e-3 for value in std)
+    return [preprocessing(mean, std, mean[0] > mean[-1]), *([style('caffe')] if caffe else [])]
 
 
-def _with_statistics(imported: Imported) -> Imported:
+def _heads(source: Source) -> list[Check]:
+    eps = norm_eps([_EPS])
+    if 'head.cls_score.weight' in source:
+        sizes = [[base * 2 ** (octave / 3) for octave in range(3)] for base in (32, 64, 128, 256, 512)]
+        levels = extra_levels(source.get('backbone.top_block.p6.weight'))
+        return [eps, anchors('bbox_head', cell_anchors(sizes), 0.5), *levels]
+    if 'proposal_generator.rpn_head.conv.weight' in source:
+        return [eps, anchors('rpn_head', RPN_ANCHORS, 0.5), box_stds('roi_head.bbox_head')]
+    return [eps]
+
+
+def _add_statistics(imported: Imported) -> None:
     """Norms of scale and shift alone get a mean of 0 and a variance that cancels eps."""
     for name, weight in list(imported.state_dict.items()):
         stem = name.removesuffix('.weight')
@@ -116,40 +116,66 @@ def _with_statistics(imported: Imported) -> Imported:
                 imported.changed[f'{stem}.{statistic}'] = (
                     f'0 and 1 - {_EPS:g}: the file has only scale and shift of the norm'
                 )
-    return imported
 
 
-def _style_checks(source: Mapping[str, Tensor]) -> list[Check]:
-    """What the pixels' statistics in older files tell: those of unit scale belong to MSRA's networks of Caffe."""
-    if 'pixel_mean' not in source or 'pixel_std' not in source:
-        return []
-    mean, std = (source[f'pixel_{name}'].flatten().tolist() for name in ('mean', 'std'))
-    checks = [preprocessing(mean, std, mean[0] > mean[-1])]
-    if all(abs(value - 1) < 1e-3 for value in std):
-        checks.append(stride_in('conv1', 'caffe'))
-    return checks
+# ---- Caffe2: ``res2_0_branch2a_w`` is the weight of the first convolution in the first block of the second stage,
+# ``_bn_s`` and ``_bn_b`` scale and shift of the norm behind it. FPN's blobs carry the stage that they take from; the
+# topmost lateral has no "_lateral" in its name.
+_SPELLINGS = (
+    (r'_bn_(?:s|gamma)$', '.norm.weight'),
+    (r'_bn_(?:b|beta)$', '.norm.bias'),
+    (r'_bn_(?:rm|running_mean)$', '.norm.running_mean'),
+    (r'_bn_(?:riv|running_var)$', '.norm.running_var'),
+    (r'_w$', '.weight'),
+    (r'_b$', '.bias'),
+    (r'^(?:res_)?conv1\.', 'stem.conv1.'),
+    (r'^res([2-5])_(\d+)_branch1\.', r'res\1.\2.shortcut.'),
+    (r'^res([2-5])_(\d+)_branch2([abc])\.', lambda m: f'res{m[1]}.{m[2]}.conv{"abc".index(m[3]) + 1}.'),
+    (r'^fpn_inner_res(\d)_\d+_sum(?:_lateral)?\.', r'backbone.fpn_lateral\1.'),
+    (r'^fpn_res(\d)_\d+_sum\.', r'backbone.fpn_output\1.'),
+    (r'^conv_rpn_fpn2\.', 'proposal_generator.rpn_head.conv.'),
+    (r'^rpn_cls_logits_fpn2\.', 'proposal_generator.rpn_head.objectness_logits.'),
+    (r'^rpn_bbox_pred_fpn2\.', 'proposal_generator.rpn_head.anchor_deltas.'),
+    (r'^fc([67])\.', lambda m: f'roi_heads.box_head.fc{int(m[1]) - 5}.'),
+    (r'^(cls_score|bbox_pred)\.', r'roi_heads.box_predictor.\1.'),
+    (r'^_\[mask\]_fcn(\d)\.', r'roi_heads.mask_head.mask_fcn\1.'),
+    (r'^conv5_mask\.', 'roi_heads.mask_head.deconv.'),
+    (r'^mask_fcn_logits\.', 'roi_heads.mask_head.predictor.'),
+)
+_SCORES, _BOXES = (rf'roi_heads\.box_predictor\.{layer}\.(.*)' for layer in ('cls_score', 'bbox_pred'))
+_MASKS = r'roi_heads\.mask_head\.predictor\.(.*)'
+_CAFFE2 = (
+    Rule(_SCORES, 'roi_head.bbox_head.fc_cls.{1}', 'background moved to the end', lambda t: t.roll(-1, 0)),
+    Rule(_BOXES, 'roi_head.bbox_head.fc_reg.{1}', 'background dropped', lambda t: t[4:]),
+    Rule(_MASKS, 'roi_head.mask_head.conv_logits.{1}', 'background dropped', lambda t: t[1:]),
+    Rule(r'stem\.conv1\.bias', 'backbone.bn1.running_mean', *FOLD),
+    Rule(r'res([2-5])\.(\d+)\.conv([123])\.bias', 'backbone.layer{1-1}.{2}.bn{3}.running_mean', *FOLD),
+    Rule(r'.*_momentum', None, "the optimizer's momentum"),
+)
 
 
-def _head_checks(source: Mapping[str, Tensor]) -> list[Check]:
-    checks = [norm_eps([_EPS])]
-    if 'head.cls_score.weight' in source:
-        sizes: Sequence[Sequence[float]] = [[base * 2 ** (o / 3) for o in range(3)] for base in (32, 64, 128, 256, 512)]
-        p6 = source.get('backbone.top_block.p6.weight', torch.empty(256, 2048))
-        checks += [
-            anchors('bbox_head', cell_anchors(sizes), 0.5),
-            *extra_levels('on_output' if p6.shape[0] == p6.shape[1] else 'on_input'),
-        ]
-    elif any(name.startswith('proposal_generator.') for name in source):
-        checks += [
-            anchors('rpn_head', cell_anchors([[32], [64], [128], [256], [512]]), 0.5),
-            box_stds('roi_head.bbox_head'),
-        ]
-    return checks
+_UNUSED = Rule(r'stem\.conv1\.bias', None, "of ImageNet's network; Detectron's has none")
+
+
+def _caffe2(source: Source) -> KeyMap:
+    checks = _heads(source)
+    detector = 'roi_heads.box_predictor.cls_score.bias' in source
+    rows, columns = source['res2.0.conv2.weight'].shape[:2]
+    if rows == columns:  # no grouped convolutions, so not ResNeXt
+        checks += [style('caffe'), preprocessing([103.53, 116.28, 123.675], [1.0] * 3, False)]
+    if detector:
+        checks += roi_align(False, 2)
+    return KeyMap((*[_UNUSED] * detector, *_CAFFE2, *_RESNET, *_fpn(source), *_RCNN), checks, complete=_add_statistics)
 
 
 DETECTRON2 = Format(
     'Detectron2',
     names_with(*((f'{at}stem.conv1.weight', f'{at}res2.0.conv1.weight') for at in _PREFIXES)),
-    _convert_detectron2,
+    _detectron2,
 )
-CAFFE2 = Format('Caffe2 or Detectron', names_with(('conv1_w', 'res2_0_branch2b_w')), _convert_caffe2)
+CAFFE2 = Format(
+    'Caffe2 or Detectron',
+    names_with(('conv1_w', 'res2_0_branch2b_w')),
+    _caffe2,
+    lambda name: respelled(name, _SPELLINGS),
+)

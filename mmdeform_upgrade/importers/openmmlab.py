@@ -4,54 +4,49 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
-
 from ..errors import CheckpointError
-from .base import Format, Imported, names_with
-from .table import Rule, apply_rules
+from .rules import Format, KeyMap, Rule, Source, names_with
 
-_OLD_SSD = (
-    Rule(r'backbone\.extra\.(\d+)\.(weight|bias)', 'neck.extra_layers.{1/2}.{1%2}.conv.{2}'),
-    Rule(r'(?:backbone|neck)\.l2_norm\.weight', 'neck.l2_norm.weight'),
-    Rule(r'bbox_head\.(cls|reg)_convs\.(\d)\.(weight|bias)', 'bbox_head.{1}_convs.{2}.0.{3}'),
-    Rule(r'((?:backbone\.features|neck)\..*)', '{1}'),
+_OLD_SSD = KeyMap(
+    (
+        Rule(r'backbone\.extra\.(\d+)\.(weight|bias)', 'neck.extra_layers.{1/2}.{1%2}.conv.{2}'),
+        Rule(r'(?:backbone|neck)\.l2_norm\.weight', 'neck.l2_norm.weight'),
+        Rule(r'bbox_head\.(cls|reg)_convs\.(\d)\.(weight|bias)', 'bbox_head.{1}_convs.{2}.0.{3}'),
+        Rule(r'((?:backbone\.features|neck)\..*)', '{1}'),
+    )
 )
-_RPN = (
-    Rule(r'rpn_head\.(.*)', 'bbox_head.{1}'),
-    Rule(r'((?:backbone|neck)\..*)', '{1}'),
-)
-_TOO_OLD = (
-    'it comes from MMDetection 1 or older, which had the background as its first class and other anchors, box '
-    'coders and RoIAlign: no network of mmdet 3 computes the same with its stock settings. Convert it with '
-    'tools/model_converters/upgrade_model_version.py of mmdet and use the settings of configs/legacy_1.x'
-)
+_RPN = KeyMap((Rule(r'rpn_head\.(.*)', 'bbox_head.{1}'), Rule(r'((?:backbone|neck)\..*)', '{1}')))
 
 
-def _is_rpn(names: Mapping[str, Tensor]) -> bool:
+def _is_rpn(names: Source) -> bool:
     heads = {name.partition('.')[0] for name in names} & {'rpn_head', 'roi_head', 'bbox_head'}
     return 'rpn_head.rpn_conv.weight' in names and heads == {'rpn_head'}
 
 
-def _is_version_one(names: Mapping[str, Tensor]) -> bool:
-    return any(re.fullmatch(r'bbox_head\.(?:\d\.)?fc_cls\.weight', name) for name in names)
+OLD_SSD = Format(
+    'MMDetection SSD before 2.14',
+    names_with(('backbone.features.0.weight', 'backbone.extra.0.weight', 'bbox_head.cls_convs.0.weight')),
+    lambda source: _OLD_SSD,
+)
+RPN = Format('MMDetection RPN', _is_rpn, lambda source: _RPN)
 
 
-def _refuse_version_one(source: Mapping[str, Tensor]) -> Imported:
-    raise CheckpointError(_TOO_OLD)
-
-
-def refuse_version_one(meta: Any) -> None:
-    """Refuse what the file itself says to be of MMDetection 0.x or 1.x.
+def refuse_version_one(names: Iterable[str], meta: Any) -> None:
+    """Refuse what is of MMDetection 0.x or 1.x by its names, or says so itself.
 
     Raises:
         CheckpointError: it is.
     """
     version = str(meta.get('mmdet_version', '')) if isinstance(meta, Mapping) else ''
-    if re.match(r'[01]\.', version):
-        raise CheckpointError(f'{_TOO_OLD} (mmdet_version {version})')
+    if re.match(r'[01]\.', version) or any(re.fullmatch(r'bbox_head\.(?:\d\.)?fc_cls\.weight', name) for name in names):
+        raise CheckpointError(
+            'it comes from MMDetection 1 or older, which had the background as its first class and other anchors, box '
+            'coders and RoIAlign: no network of mmdet 3 computes the same with its stock settings. Convert it with '
+            'tools/model_converters/upgrade_model_version.py of mmdet and use the settings of configs/legacy_1.x'
+        )
 
 
 def dataset_meta(meta: Any) -> dict[str, Any]:
@@ -69,12 +64,3 @@ def dataset_meta(meta: Any) -> dict[str, Any]:
 def is_version_two(meta: Any) -> bool:
     """Whether the meta is of mmdet 2 or mmseg 0."""
     return isinstance(meta, Mapping) and 'dataset_meta' not in meta and 'CLASSES' in meta
-
-
-OLD_SSD: Format = Format(
-    'MMDetection SSD before 2.14',
-    names_with(('backbone.features.0.weight', 'backbone.extra.0.weight', 'bbox_head.cls_convs.0.weight')),
-    lambda source: apply_rules(OLD_SSD.name, _OLD_SSD, source),
-)
-RPN: Format = Format('MMDetection RPN', _is_rpn, lambda source: apply_rules(RPN.name, _RPN, source))
-VERSION_ONE = Format('MMDetection 1', _is_version_one, _refuse_version_one)

@@ -7,14 +7,11 @@ https://github.com/pytorch/vision, v0.20.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
-from .base import Format, Imported, names_with
-from .checks import IMAGENET_RGB, STYLE_PYTORCH, part_of, setting
-from .table import Rule, apply_rules
+from .checks import IMAGENET_RGB, attribute_of, setting, style
+from .rules import Format, KeyMap, Rule, Source, names_with
 
 _RESNET = (
     Rule(r'((?:conv1|bn1|layer[1-4])\..*)', 'backbone.{1}'),
@@ -22,10 +19,10 @@ _RESNET = (
 )
 
 
-def _convert_resnet(source: Mapping[str, Tensor]) -> Imported:
+def _resnet(source: Source) -> KeyMap:
     # Files without the classifier have been converted before, and may come from a Caffe network.
-    checks = (STYLE_PYTORCH, IMAGENET_RGB) if any(name.startswith('fc.') for name in source) else ()
-    return apply_rules(RESNET.name, _RESNET, source, checks=checks)
+    checks = (style('pytorch'), IMAGENET_RGB) if any(name.startswith('fc.') for name in source) else ()
+    return KeyMap(_RESNET, checks)
 
 
 def _pool_first(weight: Tensor) -> Tensor:
@@ -57,7 +54,7 @@ _DEEPLAB = (
 
 
 def _check_deeplab_head(model: nn.Module) -> list[str]:
-    head = part_of(model, 'decode_head')
+    head = attribute_of(model, 'decode_head')
     if head is None or not hasattr(head, 'bottleneck') or hasattr(head, 'project'):
         return []
     return [
@@ -66,35 +63,28 @@ def _check_deeplab_head(model: nn.Module) -> list[str]:
     ]
 
 
-def _check_dilations(model: nn.Module) -> list[str]:
-    for block, dilation in {'layer3.0': 1, 'layer3.1': 2, 'layer4.0': 2, 'layer4.1': 4}.items():
-        conv = part_of(model, f'backbone.{block}.conv2')
-        if conv is not None and (max(conv.dilation) != dilation or max(conv.stride) != 1):
-            return [
-                f'backbone.{block}.conv2 has stride {max(conv.stride)} and dilation {max(conv.dilation)}, the '
-                f'weights need 1 and {dilation}: set model.backbone.strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), '
-                'contract_dilation=True'
-            ]
-    return []
-
-
-_DEEPLAB_CHECKS = (
-    IMAGENET_RGB,
-    STYLE_PYTORCH,
-    _check_dilations,
-    _check_deeplab_head,
-    setting('decode_head.dilations', (1, 12, 24, 36)),
-    setting('decode_head.align_corners', False),
-    setting('auxiliary_head.in_index', 2),
+_DEEPLAB_MAP = KeyMap(
+    _DEEPLAB,
+    (
+        IMAGENET_RGB,
+        style('pytorch'),
+        setting('backbone.strides', (1, 2, 1, 1)),
+        setting('backbone.dilations', (1, 1, 2, 4)),
+        setting('backbone.contract_dilation', True),
+        _check_deeplab_head,
+        setting('decode_head.dilations', (1, 12, 24, 36)),
+        setting('decode_head.align_corners', False),
+        setting('auxiliary_head.in_index', 2),
+    ),
 )
 
 RESNET = Format(
     'a torchvision ResNet',
     names_with(('conv1.weight', 'bn1.weight', 'layer1.0.conv1.weight', 'layer4.0.conv1.weight')),
-    _convert_resnet,
+    _resnet,
 )
-DEEPLAB: Format = Format(
+DEEPLAB = Format(
     'torchvision DeepLabV3',
     names_with(('backbone.conv1.weight', 'classifier.0.convs.4.1.weight', 'classifier.0.project.0.weight')),
-    lambda source: apply_rules(DEEPLAB.name, _DEEPLAB, source, checks=_DEEPLAB_CHECKS),
+    lambda source: _DEEPLAB_MAP,
 )

@@ -8,25 +8,26 @@ https://github.com/pytorch/vision, v0.20. Their class 0 is the background, and 9
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
-from .base import Check, Format, Imported, names_with
 from .checks import (
     IMAGENET_RGB,
-    STYLE_PYTORCH,
+    RPN_ANCHORS,
     anchors,
     box_stds,
+    boxes_of,
     cell_anchors,
     extra_levels,
     norm_eps,
     preprocessing,
     roi_align,
+    style,
 )
-from .table import Rule, apply_rules, select_rows
+from .imported import Check
+from .rules import Format, KeyMap, Rule, Source, names_with, select_rows
 
 _NAMES = (
     'person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,'
@@ -40,25 +41,14 @@ _NAMES = (
 COCO = tuple(_NAMES.split(','))
 _COCO_OUTPUTS = 91  # category ids, 0 the background
 _UNUSED = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-_SSD_SIDES = [300 * scale for scale in (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)]
-_SSD_RATIOS = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
-_SSD_STEPS = (8, 16, 32, 64, 100, 300)
-_BOX_STDS = (0.1, 0.1, 0.2, 0.2)
 
 
-def _foreground(outputs: int) -> list[int]:
-    """The file's indices of the network's classes."""
-    return [index for index in range(1, outputs) if outputs != _COCO_OUTPUTS or index not in _UNUSED]
-
-
-def _classes(outputs: int) -> tuple[str, ...]:
-    """Names of the classes, where the number of outputs leaves no doubt about them."""
-    return COCO if outputs == _COCO_OUTPUTS else ()
-
-
-def _selected(outputs: int, background: str) -> str:
-    what = f'{len(COCO)} of {_COCO_OUTPUTS} rows selected' if outputs == _COCO_OUTPUTS else 'rows of the classes'
-    return f'{what}, background {background}'
+def _classes(outputs: int) -> tuple[list[int], tuple[str, ...], str]:
+    """The file's indices of the network's classes, their names where they are known, and what is done to their rows."""
+    if outputs != _COCO_OUTPUTS:
+        return list(range(1, outputs)), (), 'rows of the classes'
+    kept = [index for index in range(1, outputs) if index not in _UNUSED]
+    return kept, COCO, f'{len(COCO)} of {_COCO_OUTPUTS} rows selected'
 
 
 # ---- SSD300
@@ -70,64 +60,64 @@ _SSD = (
     Rule(r'backbone\.extra\.0\.7\.3\.(.*)', 'backbone.features.33.{1}'),
     Rule(r'backbone\.extra\.([1-4])\.([02])\.(.*)', 'neck.extra_layers.{1-1}.{2/2}.conv.{3}'),
 )
+_SSD_SIDES = [300 * scale for scale in (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)]
+_SSD_RATIOS = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))
+_SSD_STEPS = (8, 16, 32, 64, 100, 300)
+_SSD_STDS = (0.1, 0.1, 0.2, 0.2)
 
 
-def _ssd_sides(level: int) -> list[tuple[float, float]]:
-    """Width and height of a level's default boxes in pixels, before torchvision clips them."""
+def _ssd_boxes(level: int) -> Tensor:
+    """Width and height of a level's default boxes in pixels, (A, 2), before torchvision clips them."""
     side, larger = _SSD_SIDES[level], math.sqrt(_SSD_SIDES[level] * _SSD_SIDES[level + 1])
     sides = [(side, side), (larger, larger)]
     for ratio in _SSD_RATIOS[level]:
         long, short = side * math.sqrt(ratio), side / math.sqrt(ratio)
         sides += [(long, short), (short, long)]
-    return sides
+    return torch.tensor(sides, dtype=torch.float64)
 
 
-def _for_unclipped_boxes(level: int) -> Callable[[Tensor], Tensor] | None:
-    """The regression of a box that torchvision clips to 300 pixels, for one that is not clipped.
+def _for_unclipped_boxes(sides: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """The regression of boxes, (A, 2), that torchvision clips to 300 pixels, for boxes that are not clipped.
 
     x = dx * std * w + centre and w' = w * exp(dw * std): with w larger by 1 / r, dx shrinks by r, dw falls by
     ln(1 / r) / std.
     """
-    if max(map(max, _ssd_sides(level))) <= 300:
+    ratio = (300 / sides).clamp(max=1)
+    if ratio.min() == 1:
         return None
 
     def change(tensor: Tensor) -> Tensor:
-        rows = tensor.reshape(-1, 4, *tensor.shape[1:]).clone()  # (A, (x, y, w, h), ...)
-        for anchor, sides in enumerate(_ssd_sides(level)):
-            for axis, side in enumerate(sides):
-                ratio = min(1.0, 300 / side)
-                rows[anchor, axis] *= ratio
-                if tensor.dim() == 1:
-                    rows[anchor, axis + 2] += math.log(ratio) / _BOX_STDS[axis + 2]
-        return rows.reshape(tensor.shape)
+        rows = tensor.unflatten(0, (-1, 4)).clone()  # (A, (x, y, w, h), ...)
+        rows[:, :2] *= ratio.to(tensor).view(*ratio.shape, *[1] * (tensor.dim() - 1))
+        if tensor.dim() == 1:
+            rows[:, 2:] += (ratio.log() / torch.tensor(_SSD_STDS[2:], dtype=torch.float64)).to(tensor)
+        return rows.flatten(0, 1)
 
     return change
 
 
-def _ssd_head_rules(level: int, outputs: int) -> tuple[Rule, Rule]:
-    theirs, ours = rf'_head\.module_list\.{level}\.(.*)', f'_convs.{level}.0.{{1}}'
-    order = select_rows([*_foreground(outputs), 0], len(_ssd_sides(level)))
-    rescaled = 'rescaled for default boxes that are not clipped to the picture'
-    return (
-        Rule(rf'head\.classification{theirs}', f'bbox_head.cls{ours}', _selected(outputs, 'moved to the end'), order),
-        Rule(rf'head\.regression{theirs}', f'bbox_head.reg{ours}', rescaled, _for_unclipped_boxes(level)),
-    )
-
-
-def _ssd_anchors() -> list[Tensor]:
-    sides = [torch.tensor(_ssd_sides(level)) for level in range(len(_SSD_STEPS))]
-    return [torch.cat([step / 2 - wh / 2, step / 2 + wh / 2], 1) for step, wh in zip(_SSD_STEPS, sides, strict=True)]
-
-
-def _convert_ssd(source: Mapping[str, Tensor]) -> Imported:
-    outputs = source['head.classification_head.module_list.0.weight'].shape[0] // len(_ssd_sides(0))
-    rules = [rule for level in range(len(_SSD_STEPS)) for rule in _ssd_head_rules(level, outputs)]
+def _ssd(source: Source) -> KeyMap:
+    boxes = [_ssd_boxes(level) for level in range(len(_SSD_STEPS))]
+    outputs = source['head.classification_head.module_list.0.weight'].shape[0] // len(boxes[0])
+    kept, names, what = _classes(outputs)
+    rules = list(_SSD)
+    for level, sides in enumerate(boxes):
+        theirs, ours = rf'_head\.module_list\.{level}\.(.*)', f'_convs.{level}.0.{{1}}'
+        order = select_rows([*kept, 0], len(sides))
+        rescaled = 'rescaled for default boxes that are not clipped to the picture'
+        rules += [
+            Rule(
+                rf'head\.classification{theirs}', f'bbox_head.cls{ours}', f'{what}, background moved to the end', order
+            ),
+            Rule(rf'head\.regression{theirs}', f'bbox_head.reg{ours}', rescaled, _for_unclipped_boxes(sides)),
+        ]
+    corners = [boxes_of(sides, step / 2) for sides, step in zip(boxes, _SSD_STEPS, strict=True)]
     checks = (
         preprocessing([123.0, 117.0, 104.0], [1.0] * 3, True),
-        anchors('bbox_head', _ssd_anchors(), 0.1),
-        box_stds('bbox_head', _BOX_STDS),
+        anchors('bbox_head', corners, 0.1),
+        box_stds('bbox_head', _SSD_STDS),
     )
-    return apply_rules(SSD.name, (*_SSD, *rules), source, classes=_classes(outputs), checks=checks)
+    return KeyMap(rules, checks, names)
 
 
 # ---- ResNet with FPN
@@ -157,72 +147,64 @@ _RETINANET = (
 )
 
 
-def _rounding(outputs: int) -> Check:
+def _resnet_checks(outputs: int) -> list[Check]:
     # The published COCO weights run with eps 0; who trained from them kept that, who began from ImageNet did not.
-    return norm_eps([0.0] if outputs == _COCO_OUTPUTS else [0.0, 1e-5])
+    eps = [0.0] if outputs == _COCO_OUTPUTS else [0.0, 1e-5]
+    return [IMAGENET_RGB, style('pytorch'), norm_eps(eps)]
 
 
-def _rcnn_rules(outputs: int) -> tuple[Rule, ...]:
-    classes, box = _foreground(outputs), r'roi_heads\.box_predictor\.'
-    last, none = _selected(outputs, 'moved to the end'), _selected(outputs, 'dropped')
-    mask = r'roi_heads\.mask_predictor\.mask_fcn_logits\.(.*)'
-    return (
-        Rule(rf'{box}cls_score\.(.*)', 'roi_head.bbox_head.fc_cls.{1}', last, select_rows([*classes, 0])),
-        Rule(rf'{box}bbox_pred\.(.*)', 'roi_head.bbox_head.fc_reg.{1}', none, select_rows(classes, width=4)),
-        Rule(mask, 'roi_head.mask_head.conv_logits.{1}', none, select_rows(classes)),
-    )
-
-
-def _convert_rcnn(source: Mapping[str, Tensor]) -> Imported:
+def _rcnn(source: Source) -> KeyMap:
     outputs = source['roi_heads.box_predictor.cls_score.weight'].shape[0]
-    checks = (
-        IMAGENET_RGB,
-        STYLE_PYTORCH,
-        _rounding(outputs),
-        roi_align(False, 2),
-        # torchvision rounds the corners of its anchors, half a pixel at most.
-        anchors('rpn_head', cell_anchors([[32], [64], [128], [256], [512]]), 1.0),
+    kept, names, what = _classes(outputs)
+    last, none, box = (
+        f'{what}, background moved to the end',
+        f'{what}, background dropped',
+        r'roi_heads\.box_predictor\.',
+    )
+    mask = r'roi_heads\.mask_predictor\.mask_fcn_logits\.(.*)'
+    rules = (
+        *_RCNN,
+        Rule(rf'{box}cls_score\.(.*)', 'roi_head.bbox_head.fc_cls.{1}', last, select_rows([*kept, 0])),
+        Rule(rf'{box}bbox_pred\.(.*)', 'roi_head.bbox_head.fc_reg.{1}', none, select_rows(kept, width=4)),
+        Rule(mask, 'roi_head.mask_head.conv_logits.{1}', none, select_rows(kept)),
+    )
+    checks = [
+        *_resnet_checks(outputs),
+        *roi_align(False, 2),
+        anchors('rpn_head', RPN_ANCHORS, 1.0),  # torchvision rounds corners, half a pixel at most
         box_stds('rpn_head', (1.0,) * 4),
         box_stds('roi_head.bbox_head'),
-    )
-    rules = (*_RCNN, *_rcnn_rules(outputs))
-    return apply_rules(RCNN.name, rules, source, classes=_classes(outputs), checks=checks)
+    ]
+    return KeyMap(rules, checks, names)
 
 
-def _convert_retinanet(source: Mapping[str, Tensor]) -> Imported:
-    rows = source['head.classification_head.cls_logits.weight'].shape[0]
-    if rows % 9:
-        raise CheckpointError(
-            f'it looks like {RETINANET.name}, and its {rows} class outputs are no multiple of 9 anchors'
-        )
-    outputs = rows // 9
-    what, order = _selected(outputs, 'dropped'), select_rows(_foreground(outputs), 9)
-    classes = Rule(r'head\.classification_head\.cls_logits\.(.*)', 'bbox_head.retina_cls.{1}', what, order)
+def _retinanet(source: Source) -> KeyMap:
+    outputs = source['head.classification_head.cls_logits.weight'].shape[0] // 9
+    kept, names, what = _classes(outputs)
+    logits = r'head\.classification_head\.cls_logits\.(.*)'
+    classes = Rule(logits, 'bbox_head.retina_cls.{1}', f'{what}, background dropped', select_rows(kept, 9))
     sizes = [[int(base * 2 ** (octave / 3)) for octave in range(3)] for base in (32, 64, 128, 256, 512)]
-    p6 = source.get('backbone.fpn.extra_blocks.p6.weight', torch.empty(256, 256))
-    checks = (
-        IMAGENET_RGB,
-        STYLE_PYTORCH,
-        _rounding(outputs),
+    checks = [
+        *_resnet_checks(outputs),
         anchors('bbox_head', cell_anchors(sizes), 2.0),
-        *extra_levels('on_output' if p6.shape[0] == p6.shape[1] else 'on_input'),
+        *extra_levels(source.get('backbone.fpn.extra_blocks.p6.weight')),
         box_stds('bbox_head', (1.0,) * 4),
-    )
-    return apply_rules(RETINANET.name, (*_RETINANET, classes), source, classes=_classes(outputs), checks=checks)
+    ]
+    return KeyMap((*_RETINANET, classes), checks, names)
 
 
 SSD = Format(
     'torchvision SSD300 on VGG-16',
     names_with(('backbone.scale_weight', 'head.classification_head.module_list.0.weight')),
-    _convert_ssd,
+    _ssd,
 )
 RCNN = Format(
     'torchvision Faster or Mask R-CNN with FPN',
     names_with(('backbone.body.conv1.weight', 'roi_heads.box_predictor.cls_score.weight')),
-    _convert_rcnn,
+    _rcnn,
 )
 RETINANET = Format(
     'torchvision RetinaNet with FPN',
     names_with(('backbone.body.conv1.weight', 'head.classification_head.cls_logits.weight')),
-    _convert_retinanet,
+    _retinanet,
 )

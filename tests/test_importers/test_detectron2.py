@@ -106,6 +106,8 @@ def test_retinanet_keeps_every_anchor_with_its_outputs(stock):
 def test_backbones_of_imagenet_are_imported_under_either_prefix():
     for prefix in ('', 'backbone.', 'backbone.bottom_up.'):
         source = foreign.random_of(foreign.detectron2_resnet(prefix))
+        if not prefix:  # the classifier, as Detectron2's converter writes torchvision's network
+            source.update({'stem.fc.weight': torch.ones(10, 2048), 'stem.fc.bias': torch.ones(10)})
         imported = import_state_dict(source)
         everything_is_accounted_for(imported, source)
         assert {k.removeprefix('backbone.') for k in imported.state_dict} == set(
@@ -115,8 +117,11 @@ def test_backbones_of_imagenet_are_imported_under_either_prefix():
 
 def test_caffe2_rcnn_loads_strictly_with_the_background_moved(stock):
     source = foreign.random_of(foreign.caffe2_rcnn())
-    imported = import_state_dict(source)
-    everything_is_accounted_for(imported, source)
+    momentum = {f'{name}_momentum': value for name, value in source.items() if '_bn_' not in name}  # as Detectron saves
+    imported = import_state_dict({**source, **momentum})
+    everything_is_accounted_for(imported, {**source, **momentum})
+    assert set(imported.dropped) - {'conv1_b'} == set(momentum)  # Detectron keeps the bias of ImageNet's network unused
+    assert not imported.state_dict['backbone.bn1.running_mean'].any()
     model = stock(MASK, {**MSRA, **ROI})
     model.load_state_dict(fit_baseline(imported, model).state_dict, strict=True)
     ours = imported.state_dict
@@ -164,7 +169,7 @@ def test_settings_that_change_the_numbers_are_named(stock):
     ):
         assert text in problems, problems
     problems = '\n'.join(import_state_dict(_empty(foreign.caffe2_rcnn())).problems(stock(MASK)))
-    for text in ("style='caffe'", 'aligned=False, sampling_ratio=2: set model.roi_head.mask_roi_extractor'):
+    for text in ("style='caffe'", 'set model.roi_head.mask_roi_extractor.roi_layer.sampling_ratio=2'):
         assert text in problems, problems
     problems = import_state_dict(_empty(foreign.detectron2_retinanet())).problems(stock(RETINA))
     assert len(problems) == 1 and 'relu_before_extra_convs=True' in problems[0]

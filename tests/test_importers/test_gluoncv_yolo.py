@@ -185,7 +185,7 @@ def test_a_network_that_computes_something_else_is_told(imported):
     assert len(problems) == 4
     for words in (
         'neck has batch norms of eps 0.001, the weights were trained with 1e-05',
-        'LeakyReLUs of slope [0.2]',
+        'slope is 0.2, the weights need 0.1: set model.backbone.act_cfg.negative_slope=0.1',
         'anchors of level 2 are 10x13, 33x23, 16x30 at [4.0, 4.0], the weights need 10x13, 16x30, 33x23',
         'std=[255.0, 255.0, 255.0]',
     ):
@@ -194,15 +194,15 @@ def test_a_network_that_computes_something_else_is_told(imported):
 
 def test_another_backbone_is_named(tensors):
     named = {name.replace('stages.', 'mobilenet.'): tensor for name, tensor in tensors.items()}
-    with pytest.raises(CheckpointError, match=r'(?s)like GluonCV YOLOv3 on Darknet-53.*not know.*mobilenet.0.*missing'):
+    with pytest.raises(CheckpointError, match=r'(?s)like GluonCV YOLOv3 on Darknet-53.*not know.*mobilenet.0'):
         YOLO.convert(named)
 
 
 def test_all_problems_are_told_at_once(tensors):
     named = dict(tensors)
-    del named['stages.0.0.0.weight']
+    named['stages.0.0.0.weight'] = named['stages.0.0.0.weight'].int()
     named['transitions.0.2.weight'] = torch.zeros(1)
-    message = r'(?s)GluonCV YOLOv3.*not know \(1\): transitions.0.2.weight.*missing \(1\): backbone.conv1.conv.weight'
+    message = r'(?s)GluonCV YOLOv3.*not know \(1\): transitions.0.2.weight.*stages.0.0.0.weight is torch.int32'
     with pytest.raises(CheckpointError, match=message):
         YOLO.convert(named)
 
@@ -210,8 +210,7 @@ def test_all_problems_are_told_at_once(tensors):
 @pytest.mark.parametrize(
     'name,shape,message',
     [
-        ('yolo_outputs.2.prediction.weight', (76, 256, 1, 1), r'\[75, 75, 76\] outputs, expected the same'),
-        ('yolo_outputs.0.anchors', (6,), r'anchors of the shape \(6,\), expected \(1, 1, A, 2\)'),
+        ('yolo_outputs.0.anchors', (5,), 'its outputs or anchors do not: shape'),
         ('yolo_outputs.1.anchors', None, 'lacks yolo_outputs.1.anchors'),
     ],
 )

@@ -310,7 +310,8 @@ def test_deeplab_computes_in_mmseg_what_torchvision_computes():
             FASTER,
             [
                 'backbone.norm_cfg.eps',
-                r'aligned=True, sampling_ratio=0; the weights need aligned=False, sampling_ratio=2',
+                r'roi_layer\.aligned=False',
+                r'sampling_ratio is 0, the weights need 2: set model\.roi_head\.bbox_roi_extractor\.roi_layer\.',
             ],
         ),
         (

@@ -12,7 +12,7 @@ from mmdeform_upgrade import load_baseline
 from mmdeform_upgrade.checkpoint import import_baseline
 from mmdeform_upgrade.errors import CheckpointError
 from mmdeform_upgrade.importers import OWN_NAMES, import_state_dict
-from mmdeform_upgrade.importers.front import FORMATS
+from mmdeform_upgrade.importers.formats import FORMATS
 from mmdeform_upgrade.importers.gluoncv import SSD
 from mmdeform_upgrade.readers import read_checkpoint, read_contents, write_safetensors
 

@@ -1,5 +1,5 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""What every importer takes and gives: pure functions from a foreign state dict to mmdet's or mmseg's names."""
+"""What every importer gives: a baseline under mmdet's or mmseg's names, and what was done to get there."""
 
 from __future__ import annotations
 
@@ -60,28 +60,8 @@ class Imported:
         return '\n'.join([*lines, *_grouped('changed', self.changed), *_grouped('dropped', self.dropped)])
 
 
-@dataclass(frozen=True)
-class Format:
-    """One family of foreign checkpoints.
-
-    Attributes:
-        name: for people.
-        recognise: whether names and shapes are this family's; looks at nothing else.
-        convert: the import; raises one CheckpointError that lists every problem.
-    """
-
-    name: str
-    recognise: Callable[[Mapping[str, Tensor]], bool]
-    convert: Callable[[Mapping[str, Tensor]], Imported]
-
-
-def names_with(*alternatives: tuple[str, ...]) -> Callable[[Mapping[str, Tensor]], bool]:
-    """Recognises a file that has all names of one of these."""
-    return lambda names: any(names.keys() >= set(needed) for needed in alternatives)
-
-
 def _grouped(title: str, reasons: Mapping[str, str]) -> list[str]:
-    lines = []
-    for reason in dict.fromkeys(reasons.values()):
-        lines.append(f'  {title}, {reason}: {listed([name for name in reasons if reasons[name] == reason], 3)}')
-    return lines
+    return [
+        f'  {title}, {reason}: {listed([name for name in reasons if reasons[name] == reason], 3)}'
+        for reason in dict.fromkeys(reasons.values())
+    ]

@@ -1,5 +1,5 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""Which importer a state dict belongs to, by its names and shapes alone."""
+"""Which format a state dict is of, by its names and shapes alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from . import detectron2, gluoncv, openmmlab, torchvision, torchvision_detection
-from .base import Format, Imported
+from .imported import Imported
+from .rules import Format
 
 # One line a format; the order does not matter, since a state dict may be of one format alone.
 FORMATS = (
@@ -23,7 +24,6 @@ FORMATS = (
     detectron2.CAFFE2,
     openmmlab.OLD_SSD,
     openmmlab.RPN,
-    openmmlab.VERSION_ONE,
     gluoncv.SSD,
     gluoncv.YOLO,
 )
@@ -42,8 +42,9 @@ def import_state_dict(source: Mapping[str, Tensor], meta: Any = None, network: I
     Raises:
         CheckpointError: two formats claim it, or the one that does cannot convert it.
     """
-    openmmlab.refuse_version_one(meta)
-    formats = [] if network is not None and source.keys() <= set(network) else matching_formats(source)
+    fits = network is not None and source.keys() <= set(network)
+    openmmlab.refuse_version_one(() if fits else source, meta)
+    formats = [] if fits else matching_formats(source)
     if not formats:
         name = VERSION_TWO if openmmlab.is_version_two(meta) else OWN_NAMES
         classes = openmmlab.dataset_meta(meta).get('classes')

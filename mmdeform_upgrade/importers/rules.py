@@ -1,0 +1,184 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Key maps as data: rules from a file's names to the network's, and the one conversion that applies them."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from re import Match
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, listed
+from .imported import Check, Imported
+
+Source = Mapping[str, Tensor]
+_OPERATORS = {'+': operator.add, '-': operator.sub, '/': operator.floordiv, '%': operator.mod}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of the names that ``source`` matches.
+
+    Attributes:
+        source: a regular expression for the whole name.
+        target: the network's name. ``{1}`` stands for the first group, ``{1-1}`` for the number in it less one
+            (``+``, ``-``, ``/`` without a remainder, ``%``). None drops the tensor.
+        why: why it is dropped, or what is done to its values.
+        change: what is done to its values.
+        fold: the tensor is a convolution's bias, and ``target`` the running mean of the norm behind it: the bias is
+            subtracted there, which is exact.
+    """
+
+    source: str
+    target: str | None
+    why: str = ''
+    change: Callable[[Tensor], Tensor] | None = None
+    fold: bool = False
+
+    def name(self, match: Match[str]) -> str | None:
+        """The network's name for a match of ``source``."""
+
+        def group(found: Match[str]) -> str:
+            value = match[int(found[1])]
+            return str(_OPERATORS[found[2]](int(value), int(found[3]))) if found[2] else value
+
+        return self.target and re.sub(r'\{(\d)(?:([-+/%])(\d+))?\}', group, self.target)
+
+
+FOLD = ('subtracted from the mean of the norm behind it', None, True)  # the end of such a rule
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """How one file is imported.
+
+    Attributes:
+        rules: the first that matches a name counts.
+        checks: settings that the network must have.
+        classes: names of the classes, where they are known.
+        complete: adds to the result what the file need not hold.
+    """
+
+    rules: Sequence[Rule]
+    checks: Sequence[Check] = ()
+    classes: tuple[str, ...] = ()
+    complete: Callable[[Imported], None] = lambda imported: None
+
+
+@dataclass(frozen=True)
+class Format:
+    """One family of foreign checkpoints.
+
+    Attributes:
+        name: for people.
+        recognise: whether names and shapes are this family's; looks at nothing else.
+        key_map: how a file is imported, as its tensors tell; names are in the one spelling.
+        spelling: turns the several ways in which a library may write a name into the one that the rules know.
+    """
+
+    name: str
+    recognise: Callable[[Source], bool]
+    key_map: Callable[[Source], KeyMap]
+    spelling: Callable[[str], str] = str
+
+    def convert(self, source: Source) -> Imported:
+        """A state dict under the network's names.
+
+        Raises:
+            CheckpointError: names that no rule knows, two names for one tensor, or values that a rule cannot change;
+                all in one message.
+        """
+        try:
+            key_map = self.key_map({self.spelling(name): tensor for name, tensor in source.items()})
+        except KeyError as error:
+            raise CheckpointError(f'it looks like {self.name}, and lacks {error.args[0]}') from error
+        except (IndexError, RuntimeError) as error:
+            raise CheckpointError(f'it looks like {self.name}, and its outputs or anchors do not: {error}') from error
+        result = Imported(self.name, {}, checks=tuple(key_map.checks), classes=key_map.classes)
+        if problems := self._take(result, key_map.rules, source):
+            raise CheckpointError(
+                f'it looks like {self.name}, and cannot be imported as that:\n  ' + '\n  '.join(problems)
+            )
+        key_map.complete(result)
+        return result
+
+    def _take(self, result: Imported, rules: Sequence[Rule], source: Source) -> list[str]:
+        unknown: list[str] = []
+        problems: list[str] = []
+        folds: dict[str, str] = {}
+        for name, tensor in source.items():
+            rule, target = _matching(rules, self.spelling(name))
+            if rule is None:
+                unknown.append(name)
+            elif target is None:
+                result.dropped[name] = rule.why
+            elif rule.fold:
+                folds[name], result.dropped[name] = target, rule.why
+            else:
+                problems += _rename(result, name, tensor, target, rule)
+        if unknown:
+            problems.insert(0, f'names that the importer does not know ({len(unknown)}): {listed(unknown)}')
+        for name, target in folds.items():
+            problems += _fold(result, name, source[name], target)
+        return problems
+
+
+def names_with(*alternatives: tuple[str, ...]) -> Callable[[Source], bool]:
+    """Recognises a file that has all names of one of these."""
+    return lambda names: any(names.keys() >= set(needed) for needed in alternatives)
+
+
+def respelled(name: str, table: Sequence[tuple[str, str | Callable[[Match[str]], str]]]) -> str:
+    """A name after the replacements of a table of regular expressions, one after the other."""
+    for pattern, replacement in table:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def select_rows(order: Sequence[int], groups: int = 1, width: int = 1) -> Callable[[Tensor], Tensor]:
+    """Rows of an output layer by class, for a weight or a bias of (groups * classes * width, ...), group-major.
+
+    Args:
+        order: the file's class indices, in the network's order; the greatest is the file's last class.
+        groups: anchors of a cell.
+        width: rows of one class (4 for boxes of each class).
+    """
+    sizes = (groups, max(order, default=0) + 1, width)
+    return lambda tensor: tensor.unflatten(0, sizes)[:, list(order)].flatten(0, 2)
+
+
+def _matching(rules: Sequence[Rule], name: str) -> tuple[Rule | None, str | None]:
+    for rule in rules:
+        if match := re.fullmatch(rule.source, name):
+            return rule, rule.name(match)
+    return None, None
+
+
+def _rename(result: Imported, name: str, tensor: Tensor, target: str, rule: Rule) -> list[str]:
+    if target in result.state_dict:
+        other = next(known for known, its in result.renamed.items() if its == target)
+        return [f'{other} and {name} are the same parameter, {target}']
+    if not tensor.is_floating_point() and not target.endswith('num_batches_tracked'):
+        return [f'{name} is {tensor.dtype}, expected floats: is it a quantised network?']
+    result.state_dict[target], result.renamed[name] = tensor, target
+    if rule.change is not None:
+        try:
+            result.state_dict[target] = rule.change(tensor)
+        except (IndexError, RuntimeError) as error:
+            return [f'{name} of shape {tuple(tensor.shape)}: {error}']
+        result.changed[target] = rule.why
+    return []
+
+
+def _fold(result: Imported, name: str, bias: Tensor, target: str) -> list[str]:
+    # scale * (conv + bias - mean) / sigma + shift. A norm of scale and shift alone has a mean of 0.
+    mean = result.state_dict.get(target, torch.zeros_like(bias))
+    if bias.shape != mean.shape:
+        return [f'{name} has the shape {tuple(bias.shape)}, {target} {tuple(mean.shape)}']
+    result.state_dict[target] = (mean.double() - bias.double()).to(mean.dtype)
+    result.changed[target] = "the convolution's bias subtracted"
+    return []
