@@ -45,9 +45,19 @@ def rows(results: Results) -> list[tuple[str, str, str, str]]:
     return lines
 
 
+def signal_rows(results: Results) -> list[tuple[str, ...]]:
+    """The signal before training, by layer, on the pictures of both cameras."""
+    lines = [('layer', 'own camera: signal', 'z', 'verdict', 'new camera: signal', 'z', 'verdict')]
+    home, camera = (results.signal[name]['layers'] for name in ('home', 'camera'))
+    for pair in zip(home, camera, strict=True):
+        cells = [(f'{layer["snr"]:.1f}', f'{layer["z"]:.1f}', layer['verdict']) for layer in pair]
+        lines.append((pair[0]['layer'], *cells[0], *cells[1]))
+    return lines
+
+
 def table(results: Results) -> str:
-    """The table in Markdown."""
-    return plots.table(rows(results))
+    """The scores and the signal in Markdown."""
+    return f'{plots.table(rows(results))}\n\n{plots.table(signal_rows(results))}'
 
 
 def summary(results: Results) -> str:
@@ -61,6 +71,8 @@ def summary(results: Results) -> str:
         f'The upgrade {"gains" if gain > 0 else "loses"} {abs(gain):.2f} points against training on without it; the '
         f'offsets alone, {results.adapter["bytes"] / 1e3:.0f} kB beside the baseline, are '
         f'{scores["offsets"] - scores["control"]:+.2f}.\n'
+        f"Before training, {' of '.join(map(str, results.learning('camera')))} layers have a signal on the new camera's "
+        f'pictures, {" of ".join(map(str, results.learning("home")))} on those that the baseline was trained on.\n'
         f'One seed, generated data; {results.minutes:.1f} minutes.'
     )
 
@@ -104,23 +116,18 @@ def write(demo: Demo, results: Results) -> None:
     page.grid(['taps, before and after', 'how much wider it looks'], [[taps, stretch]])
     page.chart(profiles, 'distance from the middle, 1 at the edge', 'factor')
     page.heading('Measured before training')
-    page.text("Signal-to-noise of the gradient of each layer's offsets at the baseline; 1 is noise.", soft=True)
-    page.table(_signal_rows(results))
+    page.text(
+        "Signal-to-noise of the gradient of each layer's offsets at the baseline, on scenes that it was trained on and on "
+        'the same scenes through the new camera; 1 is noise, and z is how sure it is that there is a signal.',
+        soft=True,
+    )
+    page.table(signal_rows(results))
     page.heading('The upgrade')
     page.command(results.plan.strip())
     page.heading('Repeat it')
     page.command(COMMAND)
     page.text(f'{results.minutes:.1f} minutes on this machine; two threads. The numbers are in demo.json.', soft=True)
     page.write(out / 'index.html')
-
-
-def _signal_rows(results: Results) -> list[tuple[str, ...]]:
-    lines = [('layer', 'signal', 'sees, effectively (px)', 'verdict')]
-    for layer in results.signal['layers']:
-        reach = results.signal['reach'].get(layer['layer'], (None, None))[1]
-        sees = f'{reach:.0f}' if reach else ''
-        lines.append((layer['layer'], f'{layer["snr"]:.1f}', sees, layer['verdict']))
-    return lines
 
 
 def _network(demo: Demo, config: str, checkpoint: Path) -> nn.Module:

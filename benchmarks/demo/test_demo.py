@@ -43,6 +43,18 @@ def test_all_arms_start_where_the_baseline_is(demo):
     assert [steps for steps, _ in curves['control']] == [1, 2, 3, 4]
 
 
+def test_the_signal_is_measured_for_both_cameras_beside_each_other(demo):
+    out, text = demo
+    signal = json.loads((out / 'demo.json').read_text())['signal']
+    assert all(layer['batches'] == 12 for camera in ('home', 'camera') for layer in signal[camera]['layers'])
+    assert signal['home']['extents'] < signal['camera']['extents'], 'the same scenes, through another camera'
+    rows = re.findall(r'\| (\S+) +\| ([\d.-]+) +\| [\d.-]+ +\| \w+ +\| ([\d.-]+) +\|', text)
+    found = [[layer['layer'] for layer in signal['home']['layers']]]
+    found += [[f'{layer["snr"]:.1f}' for layer in signal[camera]['layers']] for camera in ('home', 'camera')]
+    assert [list(column) for column in zip(*rows, strict=True)] == found and len(rows) == 9
+    assert re.search(r"\d of 9 layers have a signal on the new camera's pictures, \d of 9 on those", text)
+
+
 def test_the_page_needs_nothing_else(demo):
     out = demo[0]
     page = (out / 'index.html').read_text()
