@@ -1,14 +1,11 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""A baseline's config, upgraded: pure functions from config to config, and the short file that says the same."""
+"""A baseline's config, found, read and upgraded: pure functions from config to config."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 import os
-import sys
 from collections.abc import Mapping
-from functools import reduce
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -87,11 +84,7 @@ def upgrade_changes(
         cfg, targets=targets, part=part, exclude=exclude, deform_groups=deform_groups, work_dir=work_dir
     )
     model = changes['model']
-    # The baseline brings all weights.
-    if is_download(_component(cfg, part).get('init_cfg')):
-        reduce(dict.__getitem__, part.split('.'), model)['init_cfg'] = None
-    if cfg['model'].get('pretrained'):
-        model['pretrained'] = None
+    _drop_downloads(cfg['model'], model)
     if train not in ('all', 'offsets'):
         raise ConfigError(f"train={train!r}: expected 'all' or 'offsets'")
     if train == 'offsets':
@@ -140,20 +133,9 @@ def control_changes(
     Under the guard it sees the very batches of an upgrade that has it, too.
     """
     changes = {'custom_imports': _imports(cfg), **_own_run(cfg, work_dir)}
+    _drop_downloads({'model': cfg.get('model') or {}}, changes)
     changes.update(_fine_tune(cfg, load_from, epoch_ratio, max_iters, lr_mult=lr_mult))
     return _with_hooks(cfg, changes, [GUARD_HOOK] * guard)
-
-
-def config_text(base: str, out: str, full: Config, changes: Mapping[str, Any]) -> str:
-    """Text of a config file at ``out``: what changes of ``base``, or all of it where a file cannot inherit from that."""
-    return inheriting_text(base, out, changes) if _can_be_inherited(base) else _pretty(full.to_dict())
-
-
-def inheriting_text(base: str, out: str, changes: Mapping[str, Any]) -> str:
-    """Text of a config file at ``out`` that inherits the one at ``base`` and holds nothing but ``changes``."""
-    if '::' not in base:
-        base = os.path.relpath(base, os.path.dirname(os.path.abspath(out)))
-    return f'_base_ = [{base!r}]\n' + _pretty(changes)
 
 
 def _fine_tune(
@@ -208,15 +190,15 @@ def read_config(name: str) -> Config:
     """The config that :func:`find_config` finds.
 
     Raises:
-        ConfigError: also where it inherits from a file that is not there, imports a package that is not installed, or
-            is no Python.
+        ConfigError: also where it inherits from a file that is not there or of the other kind, imports a package that
+            is not installed, or is no Python.
     """
     from mmengine.config import Config
 
     path = find_config(name)
     try:
         return Config.fromfile(path)
-    except (ImportError, SyntaxError, OSError) as error:
+    except (ImportError, SyntaxError, OSError, RuntimeError) as error:
         raise ConfigError(f'{name}: {error}') from error
 
 
@@ -225,49 +207,6 @@ def _package_configs(package: str, name: str) -> str:
     if spec is None or not spec.origin:
         raise ConfigError(f'{name!r}: the package {package!r} is not installed')
     return os.path.join(os.path.dirname(spec.origin), '.mim', 'configs')
-
-
-def _can_be_inherited(base: str) -> bool:
-    """Not where it is of MMEngine's pure Python kind, or of a package that MMEngine knows by another name."""
-    from mmengine.config import Config
-
-    if '::' not in base:
-        return not (base.endswith('.py') and Config._is_lazy_import(base))
-    try:
-        Config.fromstring(f'_base_ = [{base!r}]', '.py')
-    except ImportError:  # MMEngine looks for mmseg as 'mmsegmentation', which onedl-mmsegmentation is not called
-        return False
-    return True
-
-
-def _pretty(settings: Mapping[str, Any]) -> str:
-    from mmengine.config import Config
-
-    return Config(_named(settings)).pretty_text
-
-
-def _named(value: Any) -> Any:
-    """Classes and functions by the names that MMEngine's registries find them under."""
-    if isinstance(value, Mapping):
-        return {key: _named(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_named(item) for item in value)
-    if isinstance(value, str) and value.count('.') > 1:  # as MMEngine writes a class of a pure Python config
-        module, _, name = value.rpartition('.')
-        found = getattr(sys.modules.get(module), name, None)
-        return _name_of(found) if inspect.isclass(found) or inspect.isfunction(found) else value
-    return _name_of(value) if inspect.isclass(value) or inspect.isfunction(value) else value
-
-
-def _name_of(value: Any) -> str:
-    from mmengine.utils import get_object_from_string
-
-    if value.__module__.startswith('mmcv.ops'):
-        return value.__qualname__  # mmdet asks mmcv.ops for it
-    # A package may hide a module behind a function of its name: the longest dotted name that leads to the class.
-    parts = value.__module__.split('.')
-    names = ['.'.join((*parts[:count], value.__qualname__)) for count in range(len(parts), 0, -1)]
-    return next((name for name in names if get_object_from_string(name) is value), names[0])
 
 
 def _component(cfg: Mapping[str, Any], part: str) -> Mapping[str, Any]:
@@ -299,11 +238,23 @@ def _imports(cfg: Mapping[str, Any]) -> dict[str, Any]:
     return {**imports, 'imports': names, 'allow_failed_imports': imports.get('allow_failed_imports', False)}
 
 
+def _drop_downloads(settings: Mapping[str, Any], changes: dict[str, Any]) -> None:
+    """Have a model's parts ask for no pretrained weights: the baseline brings all of them."""
+    for key, value in settings.items():
+        if key == 'pretrained' and value:
+            changes[key] = False if value is True else None
+        elif key == 'init_cfg' and any(map(is_download, value if isinstance(value, (list, tuple)) else [value])):
+            changes[key] = None
+        elif isinstance(value, Mapping):
+            _drop_downloads(value, inner := changes.get(key, {}))
+            changes.update({key: inner} if inner else {})
+
+
 def is_download(init_cfg: Any) -> bool:
     """Whether an initialisation reads weights from a file or an address."""
-    if not isinstance(init_cfg, Mapping):
-        return False
-    return type_name(init_cfg.get('type', '')) == 'Pretrained' or 'checkpoint' in init_cfg  # PVT's has no type
+    return isinstance(init_cfg, Mapping) and bool(
+        type_name(init_cfg.get('type', '')) == 'Pretrained' or init_cfg.get('checkpoint')  # PVT's has no type
+    )
 
 
 def _plain(targets: Targets) -> Any:

@@ -23,6 +23,7 @@ ORDER = [
     'checkpoint',
     'adapters',
     'config',
+    'config_text',
     'analysis',
     'models',
     'mm',

@@ -1,8 +1,11 @@
+import copy
+
 import pytest
 from mmengine.config import Config
 
 from mmdeform_upgrade import find_targets, upgrade_config
-from mmdeform_upgrade.config import control_changes, inheriting_text, upgrade_changes
+from mmdeform_upgrade.config import control_changes, upgrade_changes
+from mmdeform_upgrade.config_text import inheriting_text
 from mmdeform_upgrade.errors import ConfigError, TargetError
 from mmdeform_upgrade.layers import upgraded_layers
 
@@ -64,7 +67,20 @@ def test_the_control_sees_the_batches_of_the_upgrade():
 def test_a_baseline_brings_its_weights_so_nothing_is_downloaded(name):
     cfg = Config.fromfile(MMDET_CONFIGS / name)
     assert cfg.model.backbone.init_cfg.checkpoint
-    assert upgrade_config(cfg, load_from='x').model.backbone.init_cfg is None
+    control = copy.deepcopy(cfg)
+    control.merge_from_dict(control_changes(cfg, load_from='x'))
+    for changed in (upgrade_config(cfg, load_from='x'), upgrade_config(cfg, load_from='x', part='neck'), control):
+        assert changed.model.backbone.init_cfg is None
+
+
+def test_whatever_asks_for_pretrained_weights_is_told_to_ask_for_none():
+    given = dict(type='Pretrained', checkpoint='y.pth')
+    parts = dict(
+        type='A', init_cfg=[dict(type='Normal'), given], pretrained=True, init=dict(init_cfg=dict(type='Normal'))
+    )
+    cfg = Config(dict(train_cfg=dict(max_epochs=4), model=dict(type='M', pretrained='x.pth', backbone=parts)))
+    model = dict(pretrained=None, backbone=dict(init_cfg=None, pretrained=False))
+    assert control_changes(cfg, load_from='x')['model'] == model
 
 
 @pytest.mark.parametrize(

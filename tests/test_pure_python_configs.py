@@ -1,70 +1,152 @@
 """Configs of MMEngine's pure Python kind: classes as types, ``read_base()``; what is written of them loads anywhere."""
 
-import re
+import os
+from importlib.util import find_spec
+from pathlib import Path
 
-import mmdet.registry
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.registry import DefaultScope
 
-from mmdeform_upgrade.config import config_text, upgrade_changes, upgrade_config
+from mmdeform_upgrade.config import read_config, upgrade_changes, upgrade_config
+from mmdeform_upgrade.config_text import config_text, whole_text
+from mmdeform_upgrade.errors import ConfigError
+from mmdeform_upgrade.mm.command_line import set_amp
 from mmdeform_upgrade.mm.preflight import build_network
 from mmdeform_upgrade.release.rewrite import with_layers
 from mmdeform_upgrade.schedule import shorten_schedule
 
+from . import pure_python
 from .conftest import run_tool
-
-REGISTRIES = [registry for name, registry in vars(mmdet.registry).items() if name.isupper() and 'MMENGINE' not in name]
-
-
-def _class(name):
-    found = [registry.get(name) for registry in REGISTRIES]
-    return next((kind for kind in found if isinstance(kind, type)), None)
 
 
 @pytest.fixture(scope='module')
-def pure(tiny_config):
-    """The tiny detector's config with every type imported, its model in a file of its own."""
-    from mmdet.utils import register_all_modules
-
-    register_all_modules()
-    cfg = Config.fromfile(tiny_config)
-    model = Config(dict(model=cfg.pop('model'))).pretty_text
-    for name, text in (('pure_model', model), ('pure', cfg.pretty_text)):
-        types = {kind: found for kind in re.findall(r"type='(\w+)'", text) if (found := _class(kind))}
-        imports = ''.join(f'from {kind.__module__} import {kind.__name__}\n' for kind in {*types.values()})
-        base = 'from mmengine.config import read_base\nwith read_base():\n    from .pure_model import *\n'
-        body = re.sub(
-            rf"type='({'|'.join(types)})'", lambda match, types=types: f'type={types[match[1]].__name__}', text
-        )
-        path = tiny_config.with_name(f'{name}.py')
-        path.write_text((base if name == 'pure' else '') + imports + body)
-    assert Config._is_lazy_import(str(path))
-    return path
+def pure(shapes, tmp_path_factory):
+    """Each kind of baseline: its config, and a checkpoint of its initial weights."""
+    files = pure_python.write(tmp_path_factory.mktemp('pure'), shapes)
+    for path in files.values():
+        assert Config._is_lazy_import(str(path))
+        cfg = read_config(str(path))
+        cfg.model.pop('pretrained', None)
+        torch.save({'meta': {}, 'state_dict': build_network(cfg).state_dict()}, path.with_suffix('.pth'))
+    return files
 
 
-def test_an_upgrade_is_written_trained_tested_and_reverted(pure, tiny_baseline, tmp_path):
-    up, control = tmp_path / 'up.py', tmp_path / 'control.py'
-    run_tool('upgrade.py', pure, tiny_baseline, '--out', up, '--control', control, '--max-iters', 2)
+def _built(value):
+    """A setting with what its lazy objects stand for."""
+    if isinstance(value, dict):
+        return {key: _built(item) for key, item in dict.items(value)}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_built, value))
+    return value.build() if isinstance(value, (LazyAttr, LazyObject)) else value
+
+
+def _same(first, second):
+    return _built(first._to_lazy_dict()) == _built(second._to_lazy_dict())
+
+
+def _written(path, out, **settings):
+    cfg = Config.fromfile(path)
+    settings = dict(load_from='x.pth', **settings)
+    full = upgrade_config(cfg, **settings)
+    out.write_text(config_text(str(path), str(out), full, upgrade_changes(cfg, **settings)))
+    return full
+
+
+@pytest.mark.parametrize('kind', ['det', 'seg', 'mixed'])
+def test_the_written_upgrade_and_control_train_and_test(pure, kind, tmp_path):
+    config, work = pure[kind], tmp_path / 'work'
+    up, control = config.with_name('up.py'), config.with_name('control.py')
+    run_tool('upgrade.py', config, config.with_suffix('.pth'), '--out', up, '--control', control, '--max-iters', 2)
     assert Config.fromfile(control).train_cfg == Config.fromfile(up).train_cfg
-    run_tool('train.py', up, '--work-dir', tmp_path / 'up')
-    checkpoint = tmp_path / 'up' / 'iter_2.pth'
-    assert 'pascal_voc/mAP' in run_tool('test.py', up, checkpoint, '--work-dir', tmp_path / 'test').stdout
-    run_tool('model_converters/revert.py', up, checkpoint, tmp_path / 'plain.pth', '--threshold', 99)
+    logs = {path: run_tool('train.py', path, '--work-dir', work / path.stem).stdout for path in (up, control)}
+    assert 'the upgrade scores, as the baseline does' in logs[up]
+    if kind == 'mixed':
+        assert all('the function is the one that was named' in log for log in logs.values())
+    if kind == 'det':
+        tested = run_tool('test.py', up, work / 'up' / 'iter_2.pth', '--work-dir', tmp_path / 'test').stdout
+        assert 'pascal_voc/mAP' in tested
 
 
-def test_it_says_what_the_text_says(pure, tiny_config, tmp_path):
-    networks = []
-    for path in (pure, tiny_config):
-        cfg = Config.fromfile(path)
-        settings = dict(load_from='x.pth', targets='last:2', lr_mult=0.5)
-        out = tmp_path / f'{path.stem}_up.py'
-        changes = upgrade_changes(cfg, **settings)
-        out.write_text(config_text(str(path), str(out), upgrade_config(cfg, **settings), changes))
-        written = Config.fromfile(out)
-        assert written.optim_wrapper.optimizer.lr == 0.5 * Config.fromfile(tiny_config).optim_wrapper.optimizer.lr
-        networks.append(str(build_network(written)))
-        assert with_layers(written, {}).model.backbone.get('targets') is None
-    assert networks[0] == networks[1]
+def test_mmengines_runner_alone_takes_a_written_config(pure, tmp_path):
+    """In a process that has not imported this package, as with a framework's own tools."""
+    import subprocess
+    import sys
+
+    out = pure['det'].with_name('alone.py')
+    _written(pure['det'], out)
+    code = (
+        'import sys\nfrom mmengine.config import Config\nfrom mmengine.runner import Runner\n'
+        f'cfg = Config.fromfile({str(out)!r})\ncfg.work_dir = {str(tmp_path)!r}\n'
+        'print(len([n for n in Runner.from_cfg(cfg).model.state_dict() if "conv_offset" in n]))'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ['6'], done.stderr[-2000:]
+
+
+def test_a_written_config_is_short_and_says_the_same(pure):
+    out = pure['det'].with_name('short.py')
+    full = _written(pure['det'], out, guard=True, max_iters=5, lr_mult=0.5, targets=['layer4.1.conv2'])
+    assert 'from .faster_rcnn_r18_fpn_1x import *' in out.read_text() and len(out.read_text().splitlines()) < 80
+    assert _same(Config.fromfile(out), full)
+    assert str(build_network(with_layers(Config.fromfile(out), {}))) == str(build_network(Config.fromfile(pure['det'])))
+
+
+@pytest.mark.parametrize('folder', ['sub', 'some-project', '.'])
+def test_a_config_is_written_whole_where_no_import_statement_reaches_its_base(pure, tmp_path, folder):
+    base, out = pure['mixed'], tmp_path / folder / 'up.py'
+    out.parent.mkdir(exist_ok=True)
+    full = _written(base, out)
+    text = out.read_text()
+    assert 'read_base' not in text and 'from torch.nn.functional import relu' in text
+    again = Config.fromfile(out)
+    assert _same(again, full) and again.custom_hooks[0].limit == float('inf')
+    assert build_network(again).backbone.layer4[-1].conv2.conv_offset
+
+
+def test_a_base_in_another_folder_is_inherited(pure):
+    out = pure['seg'].parents[1] / 'elsewhere' / 'up.py'
+    out.parent.mkdir()
+    full = _written(pure['seg'], out)
+    assert 'from ..seg.fcn_r18_d8 import *' in out.read_text() and _same(Config.fromfile(out), full)
+
+
+def test_classes_of_one_name_and_a_setting_called_like_a_class_stay_apart(tmp_path):
+    base = tmp_path / 'base-names.py'
+    base.write_text(
+        'from mmcv.transforms import LoadAnnotations as First\n'
+        'from mmseg.datasets.transforms import LoadAnnotations as Second\n'
+        'from torch.nn import init\n'
+        'pipeline = [dict(type=First), dict(type=Second), dict(function=init.zeros_)]\n'
+        'LoadAnnotations = 3\n'
+    )
+    cfg = Config.fromfile(base)
+    (tmp_path / 'whole.py').write_text(whole_text(cfg))
+    assert _same(Config.fromfile(tmp_path / 'whole.py'), cfg)
+
+
+def test_the_config_of_a_reverted_network_is_written_with_its_classes(pure, tmp_path):
+    out = pure['det'].with_name('to_revert.py')
+    run_tool('upgrade.py', pure['det'], pure['det'].with_suffix('.pth'), '--out', out)
+    run_tool('model_converters/revert.py', out, pure['det'].with_suffix('.pth'), tmp_path / 'plain.pth')
+    plain = Config.fromfile(tmp_path / 'plain.py')
+    assert str(build_network(plain)) == str(build_network(Config.fromfile(pure['det'])))
+
+
+def test_kinds_that_are_mixed_are_one_clear_error(pure, tmp_path):
+    path = tmp_path / 'mixed.py'
+    path.write_text(f'_base_ = [{os.path.relpath(pure["det"], tmp_path)!r}]\n')
+    with pytest.raises(ConfigError, match='type in the inheritance chain must match'):
+        read_config(str(path))
+
+
+def test_mixed_precision_knows_the_wrapper_by_its_class(pure, monkeypatch):
+    monkeypatch.setattr('mmengine.device.get_device', lambda: 'cuda')
+    cfg = read_config(str(pure['seg']))
+    set_amp(cfg)
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
 
 
 @pytest.mark.parametrize(
@@ -74,42 +156,22 @@ def test_it_says_what_the_text_says(pure, tiny_config, tmp_path):
         'mmdet/configs/rtmdet/rtmdet_s_8xb32_300e_coco.py',
         'mmdet/configs/faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py',
         'mmdet/configs/detr/detr_r50_8xb2_150e_coco.py',
-        'mmseg/configs/deeplabv3/deeplabv3_r50_d8_4xb2_40k_cityscapes_512x1024.py',
+        'mmseg/configs/deeplabv3plus/deeplabv3plus_r50_d8_4xb4_80k_loveda_512x512.py',
     ],
 )
 def test_the_frameworks_own_are_upgraded_where_they_are_installed(name, tmp_path):
-    from importlib.util import find_spec
-    from pathlib import Path
-
     path = Path(find_spec(name.split('/')[0]).origin).parents[1] / name
     if not path.exists():
         pytest.skip(f'{name} is not part of this distribution')
-    cfg = Config.fromfile(path)
-    assert shorten_schedule(cfg).train_cfg
+    assert shorten_schedule(Config.fromfile(path)).train_cfg
     out = tmp_path / 'up.py'
-    changes = upgrade_changes(cfg, load_from='x.pth')
-    out.write_text(config_text(str(path), str(out), upgrade_config(cfg, load_from='x.pth'), changes))
+    _written(path, out)
     assert build_network(Config.fromfile(out)).backbone.layer4[-1].conv2.conv_offset
-
-
-def test_a_class_behind_a_module_that_a_function_hides_is_named_so_that_it_is_found():
-    from mmdet.models.losses import L1Loss
-    from mmengine.utils import get_object_from_string
-
-    from mmdeform_upgrade.config import _named
-
-    named = _named(dict(loss=dict(type=L1Loss)))['loss']['type']
-    assert get_object_from_string(named) is L1Loss
-    assert get_object_from_string(f'{L1Loss.__module__}.L1Loss') is not L1Loss, 'no longer hidden'
 
 
 def test_a_config_without_a_scope_builds_what_its_registries_hold():
     from mmdet.models.task_modules import MaxIoUAssigner
-    from mmengine.config import Config
-    from mmengine.registry import DefaultScope
     from torch import nn
-
-    from mmdeform_upgrade.mm.preflight import build_network
 
     class Holder(nn.Module):
         def __init__(self):

@@ -7,7 +7,8 @@ import os
 from difflib import get_close_matches
 from pathlib import Path
 
-from mmdeform_upgrade.config import SCHEME, config_text, control_changes, find_config, read_config, upgrade_changes
+from mmdeform_upgrade.config import SCHEME, control_changes, find_config, read_config, upgrade_changes
+from mmdeform_upgrade.config_text import config_text
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.importers import OWN_NAMES
 from mmdeform_upgrade.mm import command_line

@@ -68,8 +68,8 @@ def set_amp(cfg: Config) -> None:
             "custom_hooks=[dict(type='BFloat16Hook'), ...]"
         )
     wrapper = cfg.optim_wrapper
-    if wrapper.get('type', 'OptimWrapper') not in ('OptimWrapper', 'AmpOptimWrapper'):
-        raise ConfigError(f'--amp knows OptimWrapper, the config has {wrapper.type}')
+    if (kind := type_name(wrapper.get('type', 'OptimWrapper'))) not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ConfigError(f'--amp knows OptimWrapper, the config has {kind}')
     wrapper.type = 'AmpOptimWrapper'
     wrapper.setdefault('loss_scale', 'dynamic')
 

@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Mapping, Optional
 
 from ..checkpoint import StateDict, clean_state_dict, file_sha256
 from ..config import read_config
+from ..config_text import whole_text
 from ..errors import CheckpointError, ConfigError
 from ..readers import read_checkpoint, write_safetensors
 from .contents import meta_text, plain_meta, refuse_existing, write_checkpoint
@@ -107,7 +108,7 @@ def publish(
         refuse_existing(written, force)
         write_safetensors(written[1], release['state_dict'], meta_text(release['meta']))
         if stock:
-            Path(written[2]).write_text(stock.pretty_text, encoding='utf8')
+            Path(written[2]).write_text(whole_text(stock), encoding='utf8')
         os.replace(temporary, written[0])
     return written + ([] if stock else [f'no stock config: {reason}'])
 

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from mmdeform_upgrade.analysis.look import predict
 from mmdeform_upgrade.checkpoint import clean_state_dict, remap_state_dict
 from mmdeform_upgrade.config import read_config
+from mmdeform_upgrade.config_text import whole_text
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.mm import command_line
@@ -92,7 +93,7 @@ def main(argv=None):
     new.load_from = args.out
     result['meta']['cfg'] = new.pretty_text
     write_checkpoint(args.out, result['state_dict'], plain_meta(result['meta']))
-    Path(args.out[:-4] + '.py').write_text(new.pretty_text, encoding='utf8')
+    Path(args.out[:-4] + '.py').write_text(whole_text(new), encoding='utf8')
     print(f'written: {args.out}\nwritten: {args.out[:-4]}.py')
 
 

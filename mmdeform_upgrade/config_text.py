@@ -1,0 +1,169 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""The text of a config file that changes another one, in either of MMEngine's two kinds of Python config."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
+from keyword import iskeyword
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+
+_REGISTER = (
+    "import_module('mmdeform_upgrade')  # registers its names: MMEngine reads no custom_imports in such a config"
+)
+
+
+def config_text(base: str, out: str, full: Config, changes: Mapping[str, Any]) -> str:
+    """Text of a config file at ``out``: what changes of ``base``, or all of it where a file cannot inherit from that.
+
+    Args:
+        base: the baseline's config: a file, or ``'mmdet::NAME.py'``.
+        out: the file that is to be written.
+        full: ``base`` with ``changes``.
+        changes: what merges into ``base``.
+    """
+    from mmengine.config import Config
+
+    if '::' in base:
+        return inheriting_text(base, out, changes) if _is_an_address(base) else whole_text(full)
+    if not Config._is_lazy_import(base):
+        return inheriting_text(base, out, changes)
+    module = _relative_module(_beside(base, out))
+    return whole_text(full) if module is None else _importing_text(module, Config.fromfile(base), full, changes)
+
+
+def whole_text(cfg: Config) -> str:
+    """Text of a config file that inherits nothing."""
+    names = _ImportedNames(cfg.to_dict())
+    body = _pretty(names.written(cfg._to_lazy_dict()))
+    return _pure_python('', names, body, cfg) if names.statements() else body
+
+
+def inheriting_text(base: str, out: str, changes: Mapping[str, Any]) -> str:
+    """Text of a config file at ``out`` that inherits the one at ``base``, which is not pure Python."""
+    base = base if '::' in base else _beside(base, out)
+    return f'_base_ = [{base!r}]\n' + _pretty(_ImportedNames({}).written(dict(changes)))
+
+
+def _beside(base: str, out: str) -> str:
+    return os.path.relpath(base, os.path.dirname(os.path.abspath(out)))
+
+
+def _is_an_address(base: str) -> bool:
+    """Whether MMEngine finds it. It looks for mmseg as 'mmsegmentation', which onedl-mmsegmentation is not called."""
+    from mmengine.config import Config
+
+    try:
+        Config.fromstring(f'_base_ = [{base!r}]', '.py')
+    except ImportError:
+        return False
+    return True
+
+
+def _importing_text(module: str, base: Config, full: Config, changes: Mapping[str, Any]) -> str:
+    names = _ImportedNames(full.to_dict())
+    body = ''.join(_merged(key, value, base.get(key)) for key, value in sorted(names.written(dict(changes)).items()))
+    inherits = f'from mmengine.config import read_base\n\nwith read_base():\n    from {module} import *\n\n'
+    return _pure_python(inherits, names, body, full)
+
+
+def _pure_python(inherits: str, names: _ImportedNames, body: str, cfg: Config) -> str:
+    """A config whose settings hold classes and functions themselves, since frameworks compare and call them."""
+    if 'mmdeform_upgrade' not in (cfg.get('custom_imports') or {}).get('imports', ()):
+        return f'{inherits}{names.statements()}\n{body}'
+    return f'from importlib import import_module\n\n{inherits}{names.statements()}\n{_REGISTER}\n\n{body}'
+
+
+def _merged(key: str, value: Any, known: Any) -> str:
+    text = _pretty({key: value})
+    if not (isinstance(value, Mapping) and isinstance(known, Mapping)):
+        return text
+    return f'{key}.merge({text.partition(" = ")[2].rstrip()})\n'
+
+
+def _relative_module(path: str) -> str | None:
+    """``'..folder.file'`` of a relative path; None where an import statement has no name for it."""
+    steps = path.removesuffix('.py').split(os.sep)
+    up = steps.count(os.pardir)
+    importable = all(step.isidentifier() and not iskeyword(step) for step in steps[up:])
+    return '.' * (up + 1) + '.'.join(steps[up:]) if importable else None
+
+
+def _pretty(settings: Mapping[str, Any]) -> str:
+    from mmengine.config import Config
+
+    return Config(settings).pretty_text
+
+
+class _Code:
+    """A piece of Python, which MMEngine's formatter writes as it is."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class _ImportedNames:
+    """Names for the classes and functions in settings, and the statements that import them.
+
+    Args:
+        taken: names that the config needs for its settings.
+    """
+
+    def __init__(self, taken: Mapping[str, Any]):
+        self._taken = set(taken)
+        self._names: dict[tuple[str, str], str] = {}
+
+    def written(self, value: Any) -> Any:
+        """A value with code in place of what has no literal."""
+        from mmengine.config.lazy import LazyAttr, LazyObject
+
+        if isinstance(value, dict):
+            return {key: self.written(item) for key, item in dict.items(value)}  # leaves lazy objects as they are
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(self.written, value))
+        if isinstance(value, float) and not math.isfinite(value):
+            return _Code(f"float('{value}')")
+        if isinstance(value, LazyAttr):
+            return self._imported(*_module_and_name(f'{value.module}.{value}'))
+        if isinstance(value, LazyObject):
+            return self._imported(value.module, str(value))
+        if inspect.isclass(value) or inspect.isroutine(value):
+            return self._imported(value.__module__, value.__qualname__)
+        return value
+
+    def statements(self) -> str:
+        """One for each name, sorted."""
+        return ''.join(
+            f'from {module} import {name}{"" if name == alias else f" as {alias}"}\n'
+            for (module, name), alias in sorted(self._names.items())
+        )
+
+    def _imported(self, module: str, path: str) -> _Code:
+        name, *rest = path.split('.')
+        if (module, name) not in self._names:
+            alias = name
+            while alias in self._taken:
+                alias += '_'
+            self._taken.add(alias)
+            self._names[module, name] = alias
+        return _Code('.'.join((self._names[module, name], *rest)))
+
+
+def _module_and_name(path: str) -> tuple[str, str]:
+    """``'torch.nn.functional.relu'`` -> the module, and the name in it."""
+    parts = path.split('.')
+    for count in range(len(parts) - 1, 1, -1):
+        with suppress(ImportError):
+            import_module('.'.join(parts[:count]))
+            return '.'.join(parts[:count]), '.'.join(parts[count:])
+    return parts[0], '.'.join(parts[1:])
