@@ -76,7 +76,7 @@ def upgrade_changes(
         offset_lr_mult: learning rate of the offset branches over that of the fine-tune.
         train: ``'all'``, or ``'offsets'`` for those alone.
         guard: also name the hook that makes a run safe.
-        work_dir: folder of the run; it is written where the baseline's config names one.
+        work_dir: folder of the run; unless given, the baseline's with ``-upgrade`` behind it, where its config names one.
     """
     if not isinstance(load_from, (str, os.PathLike)) or not os.fspath(load_from):
         raise ConfigError(f'load_from={load_from!r}: give the path of the trained baseline')
@@ -87,7 +87,13 @@ def upgrade_changes(
     _drop_downloads(cfg['model'], model)
     if train not in ('all', 'offsets'):
         raise ConfigError(f"train={train!r}: expected 'all' or 'offsets'")
-    if train == 'offsets':
+    offsets_alone = type_name(cfg['model']['type']) == TRAIN_OFFSETS
+    if offsets_alone and train == 'all':
+        raise ConfigError(
+            f"the config trains the offsets alone (model.type='{TRAIN_OFFSETS}'): give train='offsets', or start from a "
+            'config that trains everything'
+        )
+    if train == 'offsets' and not offsets_alone:
         model.update(type=TRAIN_OFFSETS, base_type=cfg['model']['type'])
     rates = dict(offset_lr_mult=offset_lr_mult, offset_optimizer=offset_optimizer, offset_lr=offset_lr)
     changes.update(_fine_tune(cfg, load_from, epoch_ratio, max_iters, lr_mult=lr_mult, **rates))
@@ -156,7 +162,7 @@ def _with_hooks(cfg: Mapping[str, Any], changes: dict[str, Any], names: list[str
 def _own_run(cfg: Mapping[str, Any], work_dir: str | None) -> dict[str, Any]:
     """What a config says of the run that it was written for, as every one that MMEngine dumps does, set anew."""
     changes: dict[str, Any] = {}
-    if old := cfg.get('work_dir'):
+    if work_dir or (old := cfg.get('work_dir')):
         changes['work_dir'] = work_dir or f'{str(old).rstrip("/")}-upgrade'
     if cfg.get('resume'):
         changes['resume'] = False

@@ -91,7 +91,10 @@ def _offset_changes(
     wrapper: Mapping[str, Any], lr_mult: float | None, kind: str | None, lr: float | None
 ) -> dict[str, Any]:
     paramwise = wrapper.get('paramwise_cfg') or {}
+    upgraded = type_name(wrapper.get('constructor') or '') == CONSTRUCTOR  # the config of another upgrade
     if kind is None:
+        if upgraded and lr is lr_mult is None:
+            return {}
         keys = paramwise.get('custom_keys') or {}
         said = lr_mult is not None or _OF_OFFSETS in paramwise or any('conv_offset' in key for key in keys)
         kind = 'same' if lr is None and (said or 'optimizer' not in wrapper) else OFFSET_OPTIMIZER
@@ -106,10 +109,12 @@ def _offset_changes(
         raise ConfigError(f"offset_lr={lr} is the rate of Adam: give offset_optimizer='adam', or offset_lr_mult")
     if kind == 'adam':
         settings: dict[str, Any] = {'type': 'Adam', 'lr': OFFSET_LR if lr is None else lr}
-    elif lr_mult is not None or any(rule in paramwise for rule in (_OF_OFFSETS, *_NOT_OF_OFFSETS)):
+    elif upgraded or lr_mult is not None or any(rule in paramwise for rule in (_OF_OFFSETS, *_NOT_OF_OFFSETS)):
         settings = {'lr_mult': paramwise.get(_OF_OFFSETS, 1.0) if lr_mult is None else lr_mult}
     else:
         return {}
+    if upgraded:
+        return {'offset_optimizer': {'_delete_': True, **settings}}
     base = {'base_constructor': wrapper['constructor']} if wrapper.get('constructor') else {}
     return {'constructor': CONSTRUCTOR, **base, 'offset_optimizer': settings}
 

@@ -288,8 +288,10 @@ def _paper_steps(scheduler: dict[str, Any], scale: Scale) -> list[dict[str, Any]
         scheduler = _by_iteration(scheduler)
     elif scale.after.unit == 'epochs' and (len(steps) < len(DECAY_AT) or steps[-1] == total):
         return [_decay_within_an_epoch(scheduler, total * part) for part in DECAY_AT]
-    # Milestones count from the scheduler's own begin.
+    # Milestones count from the scheduler's own begin, which in a schedule of _decay_within_an_epoch is a decay.
     begin = scheduler.get('begin') or 0
+    if begin >= steps[0]:
+        begin = scheduler['begin'] = 0
     return [{**scheduler, 'milestones': [step - begin for step in steps if begin < step < total]}]
 
 

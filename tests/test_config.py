@@ -147,7 +147,7 @@ def test_what_belongs_to_the_baselines_run_does_not_come_along():
         expected = dict(work_dir='work_dirs/up', resume=False, launcher='none', experiment_name=None, load_from='x.pth')
         assert own == expected
     assert upgrade_config(cfg, load_from='x.pth').work_dir == 'work_dirs/baseline-upgrade'
-    assert 'work_dir' not in upgrade_changes(Config.fromfile(BASELINE), load_from='x.pth', work_dir='work_dirs/up')
+    assert 'work_dir' not in upgrade_changes(Config.fromfile(BASELINE), load_from='x.pth')
 
 
 def test_the_guard_is_named_where_it_is_asked_for_and_once():
@@ -162,6 +162,12 @@ def test_the_guard_is_named_where_it_is_asked_for_and_once():
 def test_offsets_alone_is_two_keys_of_the_model():
     model = upgrade_changes(Config.fromfile(BASELINE), load_from='x.pth', train='offsets')['model']
     assert (model['type'], model['base_type']) == ('TrainOffsets', 'SingleStageDetector')
+    again = Config.fromfile(BASELINE)
+    again.merge_from_dict(upgrade_changes(again, load_from='x.pth', train='offsets'))
+    settings = dict(load_from='y.pth', part='neck', targets='in:extra_layers')
+    assert 'type' not in upgrade_changes(again, train='offsets', **settings)['model']
+    with pytest.raises(ConfigError, match="the config trains the offsets alone .*: give train='offsets'"):
+        upgrade_changes(again, **settings)
     with pytest.raises(ConfigError, match="train='weights': expected 'all' or 'offsets'"):
         upgrade_changes(Config.fromfile(BASELINE), load_from='x.pth', train='weights')
 

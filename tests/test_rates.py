@@ -1,5 +1,7 @@
 """Rates as the optimizer has them that MMEngine builds of a written config, under its schedulers."""
 
+import copy
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -245,6 +247,22 @@ def test_what_an_upgrade_wrote_is_taken_back():
     cfg.merge_from_dict(rate_changes(cfg, offset_optimizer='adam'))
     assert cfg.optim_wrapper.base_constructor == 'Mine'
     assert without_offset_optimizer(cfg.optim_wrapper) == wrapper
+
+
+def test_a_second_upgrade_keeps_the_offsets_optimizer_or_replaces_it():
+    paramwise = dict(bias_lr_mult=2.0)
+    cfg = Config(dict(optim_wrapper=dict(optimizer=LR, constructor='Mine', paramwise_cfg=paramwise)))
+    cfg.merge_from_dict(rate_changes(cfg, offset_optimizer='adam', offset_lr=0.1))
+    assert rate_changes(cfg, offset_optimizer=None) == {}
+    for asked, expected in (
+        (dict(offset_optimizer=None, offset_lr=0.2), dict(type='Adam', lr=0.2)),
+        (dict(offset_optimizer='same'), dict(lr_mult=1.0)),
+        (dict(offset_optimizer=None, offset_lr_mult=3.0), dict(lr_mult=3.0)),
+    ):
+        again = copy.deepcopy(cfg)
+        again.merge_from_dict(rate_changes(again, **asked))
+        assert again.optim_wrapper.offset_optimizer == expected
+        assert again.optim_wrapper.base_constructor == 'Mine'
 
 
 def test_a_constructor_of_another_framework_gets_what_mmengine_would_give_it():

@@ -94,6 +94,8 @@ def test_what_was_shortened_can_be_shortened_again():
     twice = shorten_schedule(once, 1 / 3)
     assert twice.train_cfg.max_epochs == 1
     assert [scheduler.begin for scheduler in twice.param_scheduler] == [0.6667, 0.8334]
+    (steps,) = shorten_schedule(once, max_iters=300).param_scheduler[:1]
+    assert (steps.begin, steps.milestones, steps.by_epoch) == (0, [200, 250], False)
 
 
 def test_a_gamma_of_its_own_becomes_the_papers():

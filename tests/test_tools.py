@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 
 from mmdeform_upgrade.checkpoint import file_sha256
+from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.readers import read_checkpoint
 
 from .conftest import ROOT, run_tool
@@ -73,6 +76,28 @@ def test_upgrade_writes_a_short_inheriting_config_and_the_control(tiny_config, t
         assert cfg.train_cfg.max_epochs == 4 and cfg.load_from == str(tiny_baseline)
     assert plain.model == Config.fromfile(tiny_config).model
     assert len(out.read_text().splitlines()) < 60
+
+
+def test_no_run_writes_over_its_baseline(tiny_config, tiny_baseline, tmp_path):
+    config, folder = tmp_path / 'det.py', tmp_path / 'work_dirs' / 'det'
+    config.write_text(f'_base_ = [{str(tiny_config)!r}]\n')
+    folder.mkdir(parents=True)
+    shutil.copy(tiny_baseline, folder / 'epoch_1.pth')
+    checkpoint = 'work_dirs/det/epoch_1.pth'
+    outputs = ('--out', 'up/det.py', '--control', 'control/det.py')
+    said = run_tool('upgrade.py', config, checkpoint, *outputs, cwd=tmp_path).stdout
+    written = [Config.fromfile(tmp_path / name) for name in outputs[1::2]]
+    assert [cfg.work_dir for cfg in written] == ['work_dirs/det-upgrade', 'work_dirs/det-control']
+    assert 'up/det.py work_dirs/det-upgrade/epoch_' in said
+    for name in outputs[1::2]:
+        refused = _fails('train.py', name, '--work-dir', 'work_dirs/det', cwd=tmp_path)
+        assert "would write its own checkpoints over the baseline's" in refused
+        assert [path.name for path in folder.iterdir()] == ['epoch_1.pth']
+    cfg = written[1]  # as another train.py runs it
+    cfg.work_dir, cfg.load_from = str(folder), str(folder / 'epoch_1.pth')
+    with pytest.raises(ConfigError, match="would write its own checkpoints over the baseline's"):
+        Runner.from_cfg(cfg).train()
+    assert file_sha256(folder / 'epoch_1.pth') == file_sha256(tiny_baseline)
 
 
 def test_the_written_config_trains_and_tests(tiny_config, tiny_baseline, tmp_path):

@@ -154,6 +154,21 @@ def run_of(out):
     return os.path.join('work_dirs', Path(out).stem)
 
 
+def own_folders(args, baseline, outputs):
+    """For each config to write the folder of its run, None where train.py chooses the same."""
+    named = baseline.get('work_dir')
+    loaded = os.path.dirname(args.checkpoint.removeprefix(SCHEME))
+    taken = {os.path.realpath(folder) for folder in (named or run_of(args.config), run_of(args.config), loaded)}
+    folders = []
+    for out, suffix in zip(outputs, ('-upgrade', '-control'), strict=False):
+        folder = run_of(out)
+        while os.path.realpath(folder) in taken:
+            folder += suffix
+        taken.add(os.path.realpath(folder))
+        folders.append(folder if named or folder != run_of(out) else None)
+    return folders
+
+
 def next_commands(out, cfg):
     """How to train what was written, and to score it."""
     length = Length.of(cfg)
@@ -173,6 +188,7 @@ def main(argv=None):
     args.checkpoint += key
     outputs = checked_outputs(args)
     baseline = read_config(args.config)
+    folders = own_folders(args, baseline, outputs)
     tuning = dict(epoch_ratio=args.epoch_ratio, max_iters=args.max_iters, lr_mult=args.lr_mult, guard=not args.no_guard)
     layers = dict(
         targets=args.targets[0] if len(args.targets) == 1 else args.targets, exclude=args.exclude, part=args.part
@@ -186,7 +202,7 @@ def main(argv=None):
         offset_lr=args.offset_lr,
         offset_lr_mult=args.offset_lr_mult,
         train=args.train,
-        work_dir=run_of(outputs[0]),
+        work_dir=folders[0],
         **tuning,
     )
     upgraded = merged(baseline, changes)
@@ -204,7 +220,7 @@ def main(argv=None):
         # Without the hook, a foreign checkpoint is imported by the scheme alone.
         scheme = '' if plan.imported.format == OWN_NAMES else SCHEME
         load_from = scheme + args.checkpoint.removeprefix(SCHEME)
-        changes = control_changes(baseline, load_from=load_from, work_dir=run_of(args.control), **tuning)
+        changes = control_changes(baseline, load_from=load_from, work_dir=folders[1], **tuning)
         write(args.config, args.control, merged(baseline, changes), changes)
     print(next_commands(outputs[0], upgraded))
 

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dist import is_main_process
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import Hook
 from mmengine.runner import find_latest_checkpoint
 
 from ..checkpoint import StateDict, clean_state_dict, file_sha256, fit_baseline, import_checkpoint
@@ -19,8 +18,8 @@ from ..errors import CheckpointError, ConfigError
 from ..importers import OWN_NAMES, Imported
 from ..layers import merging_method, upgraded_layers
 from ..rates import check_offset_rates
-from .loading import local_path, read_checkpoints_safely
-from .network import bare_network, whole_state_dict
+from .loading import local_path, read_checkpoints_safely, refuse_to_overwrite
+from .network import bare_network, checkpoint_hooks, whole_state_dict
 from .random_state import kept_random_state
 
 META_KEY = 'deform_upgrade'
@@ -107,7 +106,7 @@ class DeformUpgradeHook(Hook):
             )
         if not runner._resume:
             check_offset_rates(runner.cfg)
-            _refuse_to_overwrite(runner)
+            refuse_to_overwrite(runner._load_from, runner.work_dir, checkpoint_hooks(runner))
         network = whole_state_dict(runner)
         changed = [key for key, value in self._loaded.items() if not _same(network[key], value)]
         if changed:
@@ -160,23 +159,6 @@ def _fitted(runner, checkpoint: Mapping[str, Any]) -> Imported:
             'not an interrupted run; give it as load_from, with resume=False'
         )
     return given
-
-
-def _refuse_to_overwrite(runner) -> None:
-    """The baseline's own folder is no work directory for its upgrade."""
-    folder, name = os.path.split(os.path.realpath(local_path(runner._load_from)))
-    for hook in runner.hooks:
-        if not isinstance(hook, CheckpointHook):
-            continue
-        out = runner.work_dir
-        if hook.out_dir and hook.out_dir != out:
-            out = os.path.join(hook.out_dir, os.path.basename(os.path.normpath(out)))  # as CheckpointHook does
-        written = re.escape(hook.filename_tmpl).replace(r'\{\}', r'\d+') + r'|best_.+\.pth'
-        if os.path.realpath(out) == folder and re.fullmatch(written, name):
-            raise ConfigError(
-                f'load_from={runner._load_from} lies in {out}, where this run would write its own checkpoints over '
-                "the baseline's: give another work_dir (--work-dir)"
-            )
 
 
 def _provenance(runner) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlparse
 
@@ -37,6 +38,30 @@ def local_path(path: str) -> str:
     if '://' in path:
         raise ConfigError(f'{path!r}: a checkpoint is read from a local file or an http(s) address; download it first')
     return path
+
+
+def refuse_to_overwrite(load_from: str, work_dir: str, checkpoint_hooks: Iterable[Any]) -> None:
+    """The folder of a baseline is no work directory for what starts from it.
+
+    Args:
+        load_from: the baseline.
+        work_dir: folder of the run.
+        checkpoint_hooks: its ``CheckpointHook``s, or their settings.
+
+    Raises:
+        ConfigError: one of them would write over the baseline.
+    """
+    folder, name = os.path.split(os.path.realpath(split_key(load_from.removeprefix(SCHEME))[0]))
+    for hook in checkpoint_hooks:
+        out = getattr(hook, 'out_dir', None) or work_dir
+        if out != work_dir:
+            out = os.path.join(out, os.path.basename(os.path.normpath(work_dir)))  # as CheckpointHook does
+        template = re.escape(getattr(hook, 'filename_tmpl', None) or '{}.pth').replace(r'\{\}', r'(?:epoch_|iter_)?\d+')
+        if os.path.realpath(out) == folder and re.fullmatch(rf'{template}|best_.+\.pth', name):
+            raise ConfigError(
+                f'load_from={load_from} lies in {out}, where this run would write its own checkpoints over the '
+                "baseline's: give another work_dir (--work-dir)"
+            )
 
 
 def read_imported(path: str) -> tuple[dict[str, Any], Imported]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain
 
+from mmengine.hooks import CheckpointHook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from torch import Tensor, nn
 
@@ -18,6 +19,11 @@ def bare_network(runner) -> nn.Module:
     while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
         model = model.module
     return model
+
+
+def checkpoint_hooks(runner) -> list[CheckpointHook]:
+    """What writes the checkpoints of a run."""
+    return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
 
 
 def whole_state_dict(runner) -> dict[str, Tensor]:

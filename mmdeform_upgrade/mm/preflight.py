@@ -15,13 +15,13 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from ..checkpoint import import_baseline
-from ..config import HOOK
+from ..config import GUARD_HOOK, HOOK
 from ..errors import ConfigError
 from ..importers import OWN_NAMES, Imported
 from ..layers import upgraded_layers
 from ..schedule import describe_schedule, type_name
 from ..upgrade import LayerChange, UpgradeReport, count_parameters
-from .loading import local_path
+from .loading import local_path, refuse_to_overwrite
 from .rates import describe_rates
 
 if TYPE_CHECKING:
@@ -80,11 +80,14 @@ def check_before_training(cfg: Config) -> None:
     """Refuse what the run of an upgrade would stumble over, before its runner writes anything or reads any data.
 
     Raises:
-        UpgradeError: targets or the checkpoint.
+        UpgradeError: targets, the checkpoint, or a folder whose checkpoints the run would write over.
     """
-    hooks = [hook for hook in cfg.get('custom_hooks') or [] if isinstance(hook, Mapping)]
-    upgrades = any(type_name(hook.get('type', '')) == HOOK for hook in hooks)
-    if upgrades and cfg.get('load_from') and not cfg.get('resume'):
+    hooks = {type_name(hook.get('type', '')) for hook in cfg.get('custom_hooks') or [] if isinstance(hook, Mapping)}
+    if not hooks & {HOOK, GUARD_HOOK} or not cfg.get('load_from') or cfg.get('resume'):
+        return
+    if checkpoints := (cfg.get('default_hooks') or {}).get('checkpoint'):
+        refuse_to_overwrite(cfg.load_from, cfg.work_dir, [checkpoints])
+    if HOOK in hooks:
         import_baseline(local_path(cfg.load_from), build_network(cfg))
 
 

@@ -126,6 +126,6 @@ def _building(what: str) -> Iterator[None]:
     except UpgradeError:
         raise
     except Exception as error:  # of any framework's optimizer
-        raise ConfigError(f'the {what} of the config cannot be built: {error}') from error
+        raise ConfigError(f'the {what} of the config cannot be built: {type(error).__name__} {error}') from error
     finally:
         logger.setLevel(level)

@@ -8,14 +8,14 @@ from typing import IO, Any
 
 import torch
 from mmengine.dist import broadcast_object_list, is_main_process
-from mmengine.hooks import CheckpointHook, Hook
+from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from ...errors import ConfigError
 from ...readers import remove_leftovers
-from ..loading import SCHEME
-from ..network import bare_network, named_tensors
+from ..loading import SCHEME, refuse_to_overwrite
+from ..network import bare_network, checkpoint_hooks, named_tensors
 from ..random_state import kept_random_state
 from .checkpoints import BACKEND, find_resumable
 from .finite import not_finite, stop
@@ -42,7 +42,7 @@ class RunGuardHook(Hook):
             checkpoints as well; None never looks.
 
     Raises (from the runner's calls):
-        ConfigError: another run has the work directory.
+        ConfigError: another run has the work directory, or checkpoints would be written over the one that was loaded.
         CheckpointError: there is something to resume from in the work directory, and nothing of it is whole.
         TrainingError: weights are not finite, or a checkpoint could not be written. Those written before stay.
     """
@@ -61,7 +61,7 @@ class RunGuardHook(Hook):
 
     def before_run(self, runner) -> None:
         """Have checkpoints written whole, and a whole one resumed from."""
-        for hook in _checkpoint_hooks(runner):
+        for hook in checkpoint_hooks(runner):
             elsewhere = hook.backend_args or hook.file_client_args or '://' in str(hook.out_dir or '')
             if isinstance(runner, Runner) and not elsewhere:
                 hook.backend_args = dict(backend=BACKEND)
@@ -77,6 +77,8 @@ class RunGuardHook(Hook):
 
     def before_train(self, runner) -> None:
         """Take the folder, and give the training data their random numbers."""
+        if runner._load_from and not runner._resume:
+            refuse_to_overwrite(runner._load_from, runner.work_dir, checkpoint_hooks(runner))
         self._take_work_dir(runner)
         # Some networks hold an infinity from the start, as the mask of an attention.
         self._never_finite = set(not_finite(named_tensors(bare_network(runner))))
@@ -150,16 +152,12 @@ class RunGuardHook(Hook):
             return
         self._begun = True
         if is_main_process():
-            for hook in _checkpoint_hooks(runner):
+            for hook in checkpoint_hooks(runner):
                 remove_leftovers(str(hook.out_dir), '*.pth')
-        if runner._resume and any(hook.save_best for hook in _checkpoint_hooks(runner)) and _validation_was_due(runner):
+        if runner._resume and any(hook.save_best for hook in checkpoint_hooks(runner)) and _validation_was_due(runner):
             runner.logger.info('Validating where the resumed run stood, since the break may have cut that off.')
             with kept_random_state():
                 runner.val_loop.run()
-
-
-def _checkpoint_hooks(runner) -> list[CheckpointHook]:
-    return [hook for hook in runner.hooks if isinstance(hook, CheckpointHook)]
 
 
 def _validation_was_due(runner) -> bool:
