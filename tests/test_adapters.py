@@ -10,7 +10,7 @@ from torch import nn
 from mmdeform_upgrade import disable_adapter, load_adapter, set_adapter, train_offsets_, upgrade_
 from mmdeform_upgrade.errors import CheckpointError, TargetError, UpgradeError
 from mmdeform_upgrade.layers import upgraded_layers
-from mmdeform_upgrade.readers import read_safetensors
+from mmdeform_upgrade.readers import read_checkpoint
 from mmdeform_upgrade.release import apply_delta, make_delta
 
 PICTURES = torch.linspace(-2, 2, 2 * 3 * 16 * 16).sin().view(2, 3, 16, 16)
@@ -121,7 +121,8 @@ def test_a_network_whose_offsets_cannot_train_is_refused_untouched(frozen):
 
 def test_an_adapter_is_the_offset_branches_alone(files):
     for name, layers in (('left', (3, 7)), ('right', (7,))):
-        tensors, metadata = read_safetensors(str(files / f'{name}.safetensors'))
+        contents = read_checkpoint(str(files / f'{name}.safetensors'))
+        tensors, metadata = contents['state_dict'], contents['metadata']
         assert set(tensors) == {f'{n}.conv_offset.{p}' for n in layers for p in ('weight', 'bias')}
         assert metadata['baseline'] == 'baseline.pth'
     assert os.path.getsize(files / 'right.safetensors') < 8000

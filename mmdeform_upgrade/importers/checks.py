@@ -123,7 +123,9 @@ def anchors(head: str, expected: Sequence[Tensor], tolerance: float) -> Check:
             return [f'{head} has {len(found)} levels of anchors, the weights {len(expected)}: {todo}']
         for level, (have, want) in enumerate(zip(found, expected, strict=True)):
             if have.shape != want.shape or float((have.cpu() - want).abs().max()) > tolerance:
-                return [f'{head}: anchors of level {level} are {_boxes(have)}, the weights need {_boxes(want)}: {todo}']
+                return [
+                    f'{head}: anchors of level {level} are {_corners(have)}, the weights need {_corners(want)}: {todo}'
+                ]
         return []
 
     return check
@@ -145,10 +147,8 @@ def cell_anchors(sizes: Sequence[Sequence[float]]) -> list[Tensor]:
 RPN_ANCHORS = cell_anchors([[32], [64], [128], [256], [512]])
 
 
-def _boxes(boxes: Tensor) -> str:
-    sides = ', '.join(f'{x2 - x1:.4g}x{y2 - y1:.4g}' for x1, y1, x2, y2 in boxes.tolist())
-    left, top, right, bottom = boxes[0].tolist()
-    return f'{sides} at [{(left + right) / 2:.1f}, {(top + bottom) / 2:.1f}]'
+def _corners(boxes: Tensor) -> list[list[float]]:
+    return boxes.double().round(decimals=2).tolist()
 
 
 def _same(found: Any, wanted: Any) -> bool:

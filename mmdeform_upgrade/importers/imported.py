@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,18 +50,12 @@ class Imported:
         return {'format': self.format, 'tensors': len(self.renamed), 'changed': changed, 'dropped': dropped}
 
     def __str__(self) -> str:
-        counts = {
-            'renamed': sum(source != target for source, target in self.renamed.items()),
-            'changed in value': len(self.changed),
-            'dropped': len(self.dropped),
-        }
-        done = ', '.join(f'{count} {what}' for what, count in counts.items() if count)
-        lines = [f'{self.format}: {len(self.renamed)} tensors, {done or "all as they are"}']
-        return '\n'.join([*lines, *_grouped('changed', self.changed), *_grouped('dropped', self.dropped)])
-
-
-def _grouped(title: str, reasons: Mapping[str, str]) -> list[str]:
-    return [
-        f'  {title}, {reason}: {listed([name for name in reasons if reasons[name] == reason], 3)}'
-        for reason in dict.fromkeys(reasons.values())
-    ]
+        renamed = sum(source != target for source, target in self.renamed.items())
+        lines = [
+            f'{self.format}: {len(self.renamed)} tensors, {f"{renamed} renamed" if renamed else "all as they are"}'
+        ]
+        for title, reasons in (('changed in value', self.changed), ('dropped', self.dropped)):
+            for reason in dict.fromkeys(reasons.values()):
+                names = [name for name in reasons if reasons[name] == reason]
+                lines.append(f'  {len(names)} {title}, {reason}: {listed(names, 3)}')
+        return '\n'.join(lines)

@@ -12,18 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, listed
+from .kinds import existing_file, kind_of
 from .mxnet import read_mxnet
-from .pytorch import MAGIC, read_legacy, read_zip
-from .safetensors import meta_of, read_safetensors
-from .sniff import existing_file, kind_of
-from .unpickle import Inert, Unpickler
+from .pytorch import read_older, read_zip
+from .safetensors import read_safetensors
+from .unpickle import Inert, read_pickle
 
-_USUAL_KEYS = (
-    'state_dict',
-    'model',
-    'blobs',
-)  # MMEngine's and Lightning's; Detectron2's and torchvision's; Detectron's
+_READERS = {
+    'PyTorch checkpoint': read_zip,
+    'older PyTorch checkpoint': read_older,
+    'pickle': read_pickle,
+    'safetensors file': read_safetensors,
+    'MXNet file': read_mxnet,
+}
+_USUAL_KEYS = ('state_dict', 'model', 'blobs')  # MMEngine's, Lightning's; Detectron2's, torchvision's; Detectron's
 
 
 def read_checkpoint(path: str, *, key: str | None = None) -> dict[str, Any]:
@@ -42,16 +45,10 @@ def read_checkpoint(path: str, *, key: str | None = None) -> dict[str, Any]:
     Raises:
         CheckpointError: no such file, another kind of file (says which), a damaged one, or one without weights.
     """
-    return read_contents(path, key)[1]
-
-
-def read_contents(path: str, key: str | None = None) -> tuple[str, dict[str, Any]]:
-    """As :func:`read_checkpoint`, with what kind of file it is, for people."""
     path, chosen = existing_file(path)
     size = os.path.getsize(path)
     try:
-        kind, value = _load(path, size)
-        return kind, _checkpoint(value, key or chosen)
+        return _checkpoint(_READERS[kind_of(path)](path), key or chosen)
     except CheckpointError as error:
         raise CheckpointError(f'{path} is no readable checkpoint ({size} bytes): {error}') from error
     except Exception as error:  # zipfile, pickle, numpy and torch raise a dozen kinds for a damaged file
@@ -79,56 +76,27 @@ def drop_inert(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return checkpoint
 
 
-def _load(path: str, size: int) -> tuple[str, Any]:
-    kind = kind_of(path)
-    if kind == 'zip':
-        return 'PyTorch checkpoint', read_zip(path)
-    if kind == 'safetensors':
-        tensors, metadata = read_safetensors(path)
-        return 'safetensors file', {**meta_of(metadata), 'state_dict': tensors}
-    if kind == 'MXNet':
-        return 'MXNet file', read_mxnet(path)
-    with open(path, 'rb') as file:
-        value = Unpickler(file).load()
-        if isinstance(value, int) and value == MAGIC:
-            return 'PyTorch checkpoint', read_legacy(file, size)
-        if left := len(file.read()):
-            raise CheckpointError(f'{left} bytes stand after the end of its pickle, so it is damaged')
-    return 'pickle', value
-
-
 def _checkpoint(loaded: Any, key: str | None) -> dict[str, Any]:
-    _refuse_network(loaded, 'it is')
     if not isinstance(loaded, Mapping):
-        found = repr(loaded) if isinstance(loaded, Inert) else f'a {type(loaded).__name__}'
-        raise CheckpointError(f'it holds {found}, expected a dict with a state_dict')
+        raise CheckpointError(f'it holds {_described(loaded)}, expected a dict with a state_dict')
     key = key or _weights_key(loaded)
     weights = _under(loaded, key) if key else loaded
-    _refuse_network(weights, f'under {key!r} it holds')
-    rest = {name: value for name, value in loaded.items() if key and (name != key or key == 'state_dict')}
-    if not isinstance(weights, Mapping) or not weights:
-        found = 'empty' if isinstance(weights, Mapping) else f'a {type(weights).__name__}'
-        raise CheckpointError(f'the state dict is {found}, expected names and tensors')
-    # An epoch, an author, settings. What has the name of a weight stays, for whoever checks the weights to refuse.
-    beside = [name for name, value in weights.items() if not _is_array(value) and '.' not in str(name)]
     where = f' under {key!r}' if key else ''
-    if len(beside) == len(weights):
-        raise CheckpointError(
-            f'it holds no tensors{where}, only {_names(weights)}; FILE::NAME.NAME chooses what is deeper'
-        )
-    others = [
-        f'{name} ({value if isinstance(value, Inert) else type(value).__name__})'
-        for name, value in weights.items()
-        if not _is_array(value) and (name not in beside or (key and isinstance(value, Inert)))
-    ]
-    if others:
-        raise CheckpointError(
-            f'expected only tensors{where}, found others at {", ".join(others[:10])}; save plain ones'
-        )
-    rest = {**{name: weights[name] for name in beside}, **rest}
-    if beside or any(isinstance(value, np.ndarray) for value in weights.values()):
+    if not isinstance(weights, Mapping) or not weights:
+        found = 'empty' if isinstance(weights, Mapping) else _described(weights)
+        raise CheckpointError(f'the state dict is {found}, expected names and tensors')
+    others = {name: value for name, value in weights.items() if not _is_array(value)}
+    # An epoch, an author, settings. What has the name of a weight is none, nor is an unknown thing in a state dict.
+    beside = {n: v for n, v in others.items() if '.' not in str(n) and not (key and isinstance(v, Inert))}
+    if len(others) == len(weights):
+        found = listed([f'{name} ({_described(value)})' for name, value in weights.items()], 10)
+        raise CheckpointError(f'it holds no tensors{where}, only {found}; FILE::NAME.NAME chooses what is deeper')
+    if odd := [f'{name} ({_described(value)})' for name, value in others.items() if name not in beside]:
+        raise CheckpointError(f'expected only tensors{where}, found others at {listed(odd, 10)}; save plain ones')
+    if others or any(isinstance(value, np.ndarray) for value in weights.values()):
         weights = {name: _tensor(name, value) for name, value in weights.items() if name not in beside}
-    return {**rest, 'state_dict': weights}
+    rest = {name: value for name, value in loaded.items() if key and (name != key or key == 'state_dict')}
+    return {**beside, **rest, 'state_dict': weights}
 
 
 def _weights_key(loaded: Mapping[Any, Any]) -> str | None:
@@ -139,16 +107,12 @@ def _weights_key(loaded: Mapping[Any, Any]) -> str | None:
             return usual
     if any(_is_array(value) and value.ndim for value in loaded.values()):
         found.append(None)
-    if len(found) == 1:
-        return found[0]
-    for name, value in loaded.items():
-        _refuse_network(value, f'under {name!r} it holds')
-    if found:
+    if len(found) > 1:
         raise CheckpointError(
             f'weights may be under {" or ".join("no key" if name is None else repr(name) for name in found)}: '
             'choose with FILE::NAME, or --key NAME'
         )
-    return None
+    return found[0] if found else None
 
 
 def _is_state_dict(value: Any) -> bool:
@@ -164,25 +128,22 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, (Tensor, np.ndarray))
 
 
+def _described(value: Any) -> str:
+    if isinstance(value, Inert) and isinstance(value.state, Mapping) and '_parameters' in value.state:
+        return (
+            f'a whole network ({value.name}), pickled with its code, which is not run: where it can be built, save its '
+            'weights alone: torch.save(model.state_dict(), PATH)'
+        )
+    return repr(value) if isinstance(value, Inert) else f'a {type(value).__name__}'
+
+
 def _under(loaded: Mapping[Any, Any], key: str) -> Any:
     value: Any = loaded
     for part in [key] if key in loaded else key.split('.'):
         if not isinstance(value, Mapping) or part not in value:
-            raise CheckpointError(f'it has nothing under {key!r}, only {_names(loaded)}')
+            raise CheckpointError(f'it has nothing under {key!r}, only {listed(list(loaded), 10)}')
         value = value[part]
     return value
-
-
-def _refuse_network(value: Any, where: str) -> None:
-    if isinstance(value, Inert) and isinstance(value.state, Mapping) and '_parameters' in value.state:
-        raise CheckpointError(
-            f'{where} a whole network ({value.name}), pickled with its code, which is not run; where it can be built, '
-            'save its weights alone: torch.save(model.state_dict(), PATH)'
-        )
-
-
-def _names(mapping: Mapping[Any, Any]) -> str:
-    return ', '.join(map(str, list(mapping)[:10])) + (' ...' if len(mapping) > 10 else '')
 
 
 def _tensor(name: Any, value: Any) -> Any:

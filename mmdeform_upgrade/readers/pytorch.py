@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .unpickle import KNOWN, Known, Unpickler, call
+from .unpickle import DTYPES, FUNCTIONS, Unpickler, call
 
-MAGIC = 0x1950A86A20F9469CFC6C  # which the older container begins with, pickled
+_MAGIC = 0x1950A86A20F9469CFC6C  # which the older container begins with, pickled
+MAGIC = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # its bytes
 _OTHER_END = 'it was written on a big-endian machine; save it again on a little-endian one'
 
 
@@ -37,38 +38,35 @@ def read_zip(path: str) -> Any:
             raise CheckpointError(_OTHER_END)
         loaded: dict[str, Tensor] = {}
 
-        def storage(dtype: Any, key: str, location: str, count: int, view: Any = None) -> Any:
-            if not isinstance(dtype, torch.dtype):
-                return dtype
+        def storage(dtype: torch.dtype, key: str, count: int) -> Tensor:
             if key not in loaded:
                 data = bytearray(archive.read(f'{folder}data/{key}'))
                 loaded[key] = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-            return _values(loaded[key], dtype, 0, count)
+            return loaded[key][: count * dtype.itemsize].view(dtype)
 
-        with archive.open(main) as file:
-            return Unpickler(io.BytesIO(file.read()), storage).load()
+        return Unpickler(io.BytesIO(archive.read(main)), storage).load()
 
 
-def read_legacy(file: IO[bytes], size: int) -> Any:
-    """The value in PyTorch's older container, after its first pickle, the magic number.
+def read_older(path: str) -> Any:
+    """The value in PyTorch's older container."""
+    with open(path, 'rb') as file:
+        return _read_older(file)
 
-    Args:
-        file: at its second pickle.
-        size: bytes of the whole file.
-    """
-    _protocol, system = (Unpickler(file).load() for _ in range(2))
+
+def _read_older(file: IO[bytes]) -> Any:
+    magic, _protocol, system = (Unpickler(file).load() for _ in range(3))
+    if magic != _MAGIC:
+        raise TypeError
     if not system.get('little_endian', True):
         raise CheckpointError(_OTHER_END)
     storages: dict[str, tuple[Tensor, int]] = {}
 
-    def storage(dtype: Any, key: str, location: str, count: int, view: Any = None) -> Any:
-        if not isinstance(dtype, torch.dtype):
-            return dtype
-        if count * dtype.itemsize > size:
-            raise CheckpointError('it claims more data than the file has')
+    def storage(dtype: torch.dtype, key: str, count: int, view: Any = None) -> Tensor:
+        width = dtype.itemsize
         if key not in storages:
-            storages[key] = torch.empty(count * dtype.itemsize, dtype=torch.uint8), dtype.itemsize
-        return _values(storages[key][0], dtype, *((0, count) if view is None else view[1:]))
+            storages[key] = torch.empty(count * width, dtype=torch.uint8), width
+        start, count = (0, count) if view is None else view[1:]
+        return storages[key][0][start * width : (start + count) * width].view(dtype)
 
     value = Unpickler(file, storage).load()
     for key in Unpickler(file).load():
@@ -79,38 +77,19 @@ def read_legacy(file: IO[bytes], size: int) -> Any:
     return value
 
 
-def _values(data: Tensor, dtype: torch.dtype, start: int, count: int) -> Tensor:
-    """A storage, as a flat tensor."""
-    width = dtype.itemsize
-    if (start + count) * width > len(data):
-        raise CheckpointError(f'it holds a storage of {len(data)} bytes, where {count} values of {dtype} should be')
-    return data[start * width : (start + count) * width].view(dtype)
-
-
 def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *more: Any) -> Tensor:
-    if storage.dim() != 1 or not storage.is_contiguous() or any(more[2:]):  # a view of conjugated or negated numbers
+    if any(more[2:]):  # a view of conjugated or negated numbers
         raise TypeError
-    end = offset + (1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if all(size) else 0)
-    if min((offset, *size, *stride)) < 0 or end > len(storage):
-        raise CheckpointError(
-            f'it holds a tensor of shape {str(tuple(size))[:80]} in a storage of {len(storage)} values'
-        )
-    return torch.empty(0, dtype=storage.dtype).set_(
-        storage.untyped_storage(), storage.storage_offset() + offset, tuple(size), tuple(stride)
-    )
+    try:
+        return storage.as_strided(size, stride, storage.storage_offset() + offset)
+    except RuntimeError as error:
+        raise CheckpointError(f'a tensor lies outside of its storage ({str(error).splitlines()[0]})') from error
 
 
-def _from_bytes(data: bytes) -> Any:
-    file = io.BytesIO(data)
-    if Unpickler(file).load() != MAGIC:
-        raise TypeError
-    return read_legacy(file, len(data))
-
-
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
+_TENSORS: dict[str, Callable[..., Any]] = {
     'torch.Size': torch.Size,
     'torch.device': torch.device,
-    'torch.storage._load_from_bytes': _from_bytes,  # tensors in a pickle
+    'torch.storage._load_from_bytes': lambda data: _read_older(io.BytesIO(data)),  # tensors in a pickle
     'torch._utils._rebuild_tensor': _tensor,
     'torch._utils._rebuild_tensor_v2': _tensor,
     'torch._utils._rebuild_tensor_v3': lambda storage, offset, size, stride, grad, hooks, dtype, *more: _tensor(
@@ -120,10 +99,10 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     'torch._utils._rebuild_parameter_with_state': lambda data, *more: data,
     'torch._tensor._rebuild_from_type_v2': lambda function, kind, arguments, state: call(function, arguments),
 }
-KNOWN.update({name: Known(name, make) for name, make in _FUNCTIONS.items()})
-KNOWN.update({f'torch.{name}': value for name, value in vars(torch).items() if isinstance(value, torch.dtype)})
-# A storage is named by its class, and needs but the dtype.
-_DTYPES = {name: getattr(kind, '_dtype', None) for name, kind in vars(torch).items() if name.endswith('Storage')}
-for _name, _dtype in {**_DTYPES, 'UntypedStorage': torch.uint8}.items():
-    if isinstance(_dtype, torch.dtype) and not _name.startswith('Q'):  # quantised numbers have scales beside them
-        KNOWN.update({f'{module}.{_name}': _dtype for module in ('torch', 'torch.cuda', 'torch.storage')})
+FUNCTIONS.update(_TENSORS)
+DTYPES.update({f'torch.{name}': value for name, value in vars(torch).items() if isinstance(value, torch.dtype)})
+# A storage is named by its class, and needs but the dtype; quantised numbers have scales beside them.
+for _name, _kind in vars(torch).items():
+    _dtype = torch.uint8 if _name == 'UntypedStorage' else getattr(_kind, '_dtype', None)
+    if _name.endswith('Storage') and not _name.startswith('Q') and isinstance(_dtype, torch.dtype):
+        DTYPES.update({f'{module}.{_name}': _dtype for module in ('torch', 'torch.cuda', 'torch.storage')})

@@ -16,22 +16,18 @@ from .files import written_whole
 META = 'meta'  # under this name the metadata hold a checkpoint's meta, as JSON
 
 
-def read_safetensors(path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, and its ``__metadata__``.
+def read_safetensors(path: str) -> dict[str, Any]:
+    """``state_dict``, the texts beside it (``metadata``), and ``meta`` where a release of this package has it."""
+    from safetensors import safe_open
 
-    Raises:
-        CheckpointError: the header is damaged, or what it says and the file's bytes differ.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework='pt') as file:
-            names = file.keys()
-            return {name: file.get_tensor(name).clone() for name in names}, file.metadata() or {}
-    except SafetensorError as error:
-        raise CheckpointError(
-            f'it is no readable safetensors file ({error}), so it may be truncated or damaged; copy or download it again'
-        ) from error
+    with safe_open(path, framework='pt') as file:
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() or {}
+    checkpoint: dict[str, Any] = {'state_dict': tensors, **({'metadata': metadata} if metadata else {})}
+    text = metadata.get(META, '')
+    if text.lstrip()[:1] == '{':  # other libraries may mean anything by that name
+        checkpoint['meta'] = json.loads(text)
+    return checkpoint
 
 
 def write_safetensors(path: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -44,8 +40,6 @@ def write_safetensors(path: str, tensors: Mapping[str, Tensor], metadata: Mappin
     """
     from safetensors.torch import save_file
 
-    if '__metadata__' in tensors:
-        raise CheckpointError("a safetensors file cannot hold '__metadata__', the name of its own texts")
     with written_whole(path) as temporary:
         try:
             # Copies, since the library refuses tensors that share memory.
@@ -69,17 +63,3 @@ def _sort_texts(path: str) -> None:
         if len(text) == length:
             file.seek(8)
             file.write(text)
-
-
-def meta_of(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """What stands beside the tensors, with ``meta`` where a release of this package has it."""
-    rest: dict[str, Any] = {'metadata': dict(metadata)} if metadata else {}
-    text = metadata.get(META, '')
-    if text.lstrip()[:1] == '{':  # other libraries may mean anything by that name
-        try:
-            rest['meta'] = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(
-                f"the file's metadata have a damaged entry {META!r} ({type(error).__name__}); copy or download it again"
-            ) from error
-    return rest

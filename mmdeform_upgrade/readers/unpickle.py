@@ -1,8 +1,8 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """The unpickler behind every reader: a pickle is a program, and here it can only make values.
 
-The names of ``KNOWN`` may be called. Every other name becomes an :class:`Inert`, and so does whatever is made with it:
-nothing of it is imported or called. Only where such an object stands among the weights does a load fail.
+Every name becomes an :class:`Inert`, and so does whatever is made with it, but for the names of ``FUNCTIONS``: nothing
+else is imported or called. Only where an inert object stands among the weights does a load fail.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ class Inert:
     Attributes:
         name: of the class or function, as in ``'argparse.Namespace'``.
         state: what its attributes were to be.
+        make: the package's own function for a name that a file may call.
     """
 
-    __slots__ = ('name', 'state')
+    __slots__ = ('make', 'name', 'state')
 
-    def __init__(self, name: str, state: Any = None):
-        self.name, self.state = name, state
+    def __init__(self, name: str, make: Callable[..., Any] | None = None):
+        self.name, self.state, self.make = name, None, make
 
     def __repr__(self) -> str:
         return f'<{self.name}, not loaded>'
@@ -43,16 +44,6 @@ class Inert:
         """What a file puts into it."""
 
     append = extend = add = __setitem__ = _ignored
-
-
-class Known(Inert):
-    """A name that a file may call, and the function that is called for it."""
-
-    __slots__ = ('make',)
-
-    def __init__(self, name: str, make: Callable[..., Any]):
-        super().__init__(name)
-        self.make = make
 
 
 class Unpickler(_PyUnpickler):
@@ -73,13 +64,16 @@ class Unpickler(_PyUnpickler):
         name = f'{module}.{name}'
         for old, new in _MOVED.items():
             name = name.replace(old, new)
-        return KNOWN.get(name) or Inert(name)
+        return DTYPES.get(name) or Inert(name, FUNCTIONS.get(name))
 
     def persistent_load(self, pid: Any) -> Any:
         if self._storage is None:
             raise pickle.UnpicklingError('a storage outside of a file of PyTorch')
-        kind, *described = pid
-        return described[0] if kind == 'module' else self._storage(*described)  # a network's class, with its source
+        kind, described, *more = pid
+        if kind == 'module' or isinstance(described, Inert):  # a network's class; a storage of an unknown dtype
+            return described
+        key, _device, count, *view = more
+        return self._storage(described, key, count, *view)
 
     def get_extension(self, code: int) -> None:
         self.append(Inert(f'extension {code}'))
@@ -92,10 +86,8 @@ class Unpickler(_PyUnpickler):
         self.append(call(self.stack.pop(), arguments))
 
     def load_newobj_ex(self) -> None:
-        keywords = self.stack.pop()
+        self.stack.pop()  # keywords, which no known function takes
         self.load_reduce()
-        if keywords and isinstance(self.stack[-1], Inert):
-            self.stack[-1].state = keywords
 
     def load_build(self) -> None:
         state = self.stack.pop()
@@ -112,11 +104,20 @@ class Unpickler(_PyUnpickler):
     dispatch[pickle.BUILD[0]] = load_build
 
 
+def read_pickle(path: str) -> Any:
+    """The value of a file that is one pickle."""
+    with open(path, 'rb') as file:
+        value = Unpickler(file).load()
+        if left := len(file.read()):
+            raise CheckpointError(f'{left} bytes stand after the end of its pickle, so it is damaged')
+    return value
+
+
 def call(function: Any, arguments: Any) -> Any:
     """What a file's call makes: a value where the function is known and takes the arguments, else an Inert."""
     if not isinstance(function, Inert):
         raise pickle.UnpicklingError(f'it calls a {type(function).__name__}')
-    if isinstance(function, Known):
+    if function.make is not None:
         try:
             return function.make(*arguments)
         except (CheckpointError, MemoryError):
@@ -128,23 +129,26 @@ def call(function: Any, arguments: Any) -> Any:
 
 def _with_state(value: Any, state: Any) -> Any:
     """A value after its state was set: the same object or, where it cannot be changed, another one."""
-    if type(value) is Inert:
+    if isinstance(value, Inert):
         value.state = state
+        if value.name == 'mmengine.logging.history_buffer.HistoryBuffer':
+            return call(Inert(value.name, _history_buffer), (state,))
     elif isinstance(value, np.dtype):
         # (version, byte order, subarray, names, fields, size, alignment, flags), of which only the second is needed
         plain = len(state) == 8 and state[2:5] == (None, None, None)
         return value.newbyteorder(state[1]) if plain else Inert('numpy.dtype')
     elif isinstance(value, np.ndarray):
         shape, dtype, fortran, raw = state[-4:]
-        return call(Known('numpy.ndarray', _array), (raw, dtype, shape, 'F' if fortran else 'C'))
+        return call(Inert('numpy.ndarray', _array), (raw, dtype, shape, 'F' if fortran else 'C'))
     elif isinstance(value, OrderedDict) and isinstance(state, dict) and '_metadata' in state:
         value._metadata = state['_metadata']  # type: ignore[attr-defined]  # the versions of a module's state dict
-    elif type(value).__name__ == 'HistoryBuffer':  # without its table of functions
-        length, *numbers = (state.get(key) for key in ('max_length', '_log_history', '_count_history'))
-        if not isinstance(length, int) or not all(isinstance(entry, np.ndarray) for entry in numbers):
-            return Inert('mmengine.logging.history_buffer.HistoryBuffer')
-        value.max_length, (value._log_history, value._count_history) = length, numbers
     return value
+
+
+def _history_buffer(state: dict[str, Any]) -> Any:
+    from mmengine.logging import HistoryBuffer  # without the functions that are in its state
+
+    return HistoryBuffer(state['_log_history'], state['_count_history'], state['max_length'])
 
 
 def _array(raw: Any, dtype: np.dtype, shape: tuple[int, ...], order: Any = 'C') -> np.ndarray:
@@ -156,25 +160,9 @@ def _array(raw: Any, dtype: np.dtype, shape: tuple[int, ...], order: Any = 'C') 
     return np.ndarray(shape, dtype, data, order=order)
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != 'latin1':  # which is how protocol 2 writes bytes
-        raise TypeError
-    return text.encode('latin1')
-
-
-def _defaultdict(factory: Any = None, *items: Any) -> defaultdict:
-    return defaultdict(getattr(factory, 'make', None), *items)
-
-
-def _history_buffer() -> Any:
-    from mmengine.logging import HistoryBuffer
-
-    return HistoryBuffer()
-
-
 _BUILTIN = (bool, bytearray, bytes, complex, dict, float, frozenset, int, list, range, set, slice, str, tuple)
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    '_codecs.encode': _encode,
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    '_codecs.encode': lambda text, encoding: text.encode('latin1'),  # which is how protocol 2 writes bytes
     'builtins.getattr': lambda owner, name: Inert(f'{owner.name}.{name}'),  # how methods are written
     'builtins.long': int,
     'builtins.unicode': str,
@@ -182,9 +170,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     'copyreg._reconstructor': lambda kind, *rest: Inert(kind.name),
     'collections.OrderedDict': OrderedDict,
     'collections.Counter': Counter,
-    'collections.defaultdict': _defaultdict,
+    'collections.defaultdict': lambda factory=None, *items: defaultdict(getattr(factory, 'make', None), *items),
     'collections.deque': deque,
-    'mmengine.logging.history_buffer.HistoryBuffer': _history_buffer,
     'numpy.dtype': lambda text, *flags: np.dtype(str(text), copy=True),
     'numpy.core.multiarray._reconstruct': lambda kind, shape, code: np.empty(0),  # filled by its state
     'numpy.core.multiarray.scalar': lambda dtype, raw: _array(raw, dtype, ())[()],
@@ -195,4 +182,4 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{f'pathlib.{name}Path': PureWindowsPath for name in ('Windows', 'PureWindows')},
     **dict.fromkeys(('mmengine.config.config.ConfigDict', 'mmcv.utils.config.ConfigDict', 'addict.addict.Dict'), dict),
 }
-KNOWN: dict[str, Any] = {name: Known(name, make) for name, make in _FUNCTIONS.items()}
+DTYPES: dict[str, Any] = {}  # of PyTorch, by their own names and those of storages

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..checkpoint import clean_state_dict, file_sha256, import_checkpoint, is_offset_key
 from ..errors import CheckpointError
 from ..importers import OWN_NAMES
-from ..readers import read_contents, split_key
+from ..readers import kind_of, read_checkpoint, split_key
 
 # PyTorch's, MXNet's and Detectron's names for the statistics of batch norms
 _STATISTICS = re.compile(r'.*(?:(?:running|moving)_(?:mean|var)|num_batches_tracked|_bn_(?:rm|riv))')
@@ -96,7 +96,7 @@ def inspect_checkpoint(path: str) -> Inspection:
         CheckpointError: it cannot be read.
     """
     path = os.path.expanduser(path)
-    container, checkpoint = read_contents(path)
+    checkpoint = read_checkpoint(path)
     meta = checkpoint.get('meta')
     beside = {key: checkpoint[key] for key in _PROGRESS if isinstance(checkpoint.get(key), int)}
     meta = {**beside, **(meta if isinstance(meta, Mapping) else {})}
@@ -109,7 +109,7 @@ def inspect_checkpoint(path: str) -> Inspection:
     return Inspection(
         path,
         file_sha256(path),
-        container,
+        kind_of(split_key(path)[0]),
         format,
         tuple(offset_layers(tensors)),
         provenance if isinstance(provenance, Mapping) else {},

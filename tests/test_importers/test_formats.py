@@ -14,7 +14,7 @@ from mmdeform_upgrade.errors import CheckpointError
 from mmdeform_upgrade.importers import OWN_NAMES, import_state_dict
 from mmdeform_upgrade.importers.formats import FORMATS
 from mmdeform_upgrade.importers.gluoncv import SSD
-from mmdeform_upgrade.readers import read_checkpoint, read_contents, write_safetensors
+from mmdeform_upgrade.readers import kind_of, read_checkpoint, write_safetensors
 
 from ..conftest import ROOT, build
 from . import foreign, gluoncv_files
@@ -61,7 +61,7 @@ def test_files_of_mxnet_are_told_by_their_content(tmp_path, zipped):
             archive.write(path, 'ssd_512_resnet50_v1_voc-9c8b225a.params')
         path = tmp_path / 'zoo.pth'
     imported = import_baseline(path)
-    assert imported.format == SSD.name and read_contents(path)[0] == 'MXNet file'
+    assert imported.format == SSD.name and kind_of(path) == 'MXNet file'
     cfg = Config.fromfile(ROOT / 'configs' / 'gluoncv' / 'ssd512_r50_voc.py')
     cfg.model.backbone.init_cfg = None
     model = build(cfg)

@@ -353,7 +353,7 @@ def test_other_anchors_coders_and_styles_are_named(stock):
     assert len(problems) == 4
     for text in (
         "backbone.style='pytorch'",
-        'anchors of level 0 are 22.63x11.31, 16x16',
+        'anchors of level 0 are [[-11.31, -5.66, 11.31, 5.66], [-8.0, -8.0, 8.0, 8.0],',
         'target_stds',
         'bgr_to_rgb=False',
     ):

@@ -14,7 +14,7 @@ import torch
 
 from mmdeform_upgrade import load_baseline
 from mmdeform_upgrade.errors import CheckpointError
-from mmdeform_upgrade.readers import read_checkpoint, read_contents
+from mmdeform_upgrade.readers import kind_of, read_checkpoint
 
 from .test_pytorch import _payloads
 
@@ -35,9 +35,13 @@ def _write(path, value, protocol=2):
 @pytest.mark.parametrize('protocol', range(2, 6))
 def test_detectron2_zoo_files_are_read_whole(tmp_path, protocol):
     path = _write(tmp_path / 'a', {'model': ARRAYS, '__author__': 'Detectron2 Model Zoo'}, protocol)
-    kind, checkpoint = read_contents(path)
+    checkpoint = read_checkpoint(path)
     tensors = checkpoint.pop('state_dict')
-    assert kind == 'pickle' and checkpoint == {'__author__': 'Detectron2 Model Zoo'} and list(tensors) == list(ARRAYS)
+    assert (
+        kind_of(path) == 'pickle'
+        and checkpoint == {'__author__': 'Detectron2 Model Zoo'}
+        and list(tensors) == list(ARRAYS)
+    )
     for name, array in ARRAYS.items():
         tensor = tensors[name]
         assert tensor.shape == array.shape and tensor.numpy().dtype == array.dtype.newbyteorder('='), name

@@ -13,7 +13,7 @@ from torch import nn
 
 from mmdeform_upgrade import load_baseline
 from mmdeform_upgrade.errors import CheckpointError
-from mmdeform_upgrade.readers import Inert, read_checkpoint, read_contents
+from mmdeform_upgrade.readers import Inert, kind_of, read_checkpoint
 
 
 def _mm_checkpoint():
@@ -199,8 +199,9 @@ def test_both_containers_are_read_with_every_protocol(tmp_path, protocol, zipped
     }
     path = tmp_path / 'a.pth'
     torch.save(saved, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
-    kind, loaded = read_contents(path)
-    assert kind == 'PyTorch checkpoint' and loaded['state_dict']._metadata == model.state_dict()._metadata
+    loaded = read_checkpoint(path)
+    assert kind_of(path) == ('' if zipped else 'older ') + 'PyTorch checkpoint'
+    assert loaded['state_dict']._metadata == model.state_dict()._metadata
     for key in saved:
         assert list(loaded[key]) == list(saved[key])
         assert all(torch.equal(loaded[key][name], value) for name, value in saved[key].items())
@@ -241,5 +242,5 @@ def test_a_tensor_stays_within_its_storage(tmp_path):
     data = (tmp_path / 'a.pth').read_bytes()
     assert data.count(b'K\x03\x85') == 1
     (tmp_path / 'b.pth').write_bytes(data.replace(b'K\x03\x85', b'K\x09\x85'))  # the shape (3,) becomes (9,)
-    with pytest.raises(CheckpointError, match=r'shape \(9,\) in a storage of 4 values'):
+    with pytest.raises(CheckpointError, match=r'outside of its storage .*sizes \[9\]'):
         load_baseline(tmp_path / 'b.pth')

@@ -9,7 +9,7 @@ import torch
 
 from mmdeform_upgrade import load_baseline
 from mmdeform_upgrade.errors import CheckpointError
-from mmdeform_upgrade.readers import read_checkpoint, read_safetensors, write_safetensors
+from mmdeform_upgrade.readers import read_checkpoint, write_safetensors
 
 from .test_pickled import survives
 
@@ -51,11 +51,11 @@ def test_a_file_written_by_hand_is_read(tmp_path):
         + b'   '
     )
     path = _file(tmp_path / 'x', header, struct.pack('<f', 1.5) + b'\x80\x3f\x00\xc0')
-    tensors, metadata = read_safetensors(path)
+    contents = read_checkpoint(path)
+    tensors, metadata = contents['state_dict'], contents['metadata']
     assert metadata == {'format': 'pt'} and set(tensors) == {'a', 'b', 'none'}
     assert tensors['a'].item() == 1.5 and tensors['a'].shape == () and tensors['none'].shape == (0, 3)
     assert tensors['b'].tolist() == [1.0, -2.0] and tensors['b'].dtype == torch.bfloat16
-    assert read_checkpoint(path)['metadata'] == {'format': 'pt'}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_releases_meta_is_where_a_checkpoint_has_it(tmp_path, text, meta):
 @pytest.mark.parametrize('text', ['{"epoch": 2', '{"a":' * 100000])
 def test_a_damaged_meta_is_refused(tmp_path, text):
     write_safetensors(tmp_path / 'a.safetensors', {'w': torch.ones(1)}, {'meta': text})
-    with pytest.raises(CheckpointError, match="a damaged entry 'meta'"):
+    with pytest.raises(CheckpointError, match='truncated or damaged .(JSONDecode|Recursion)Error'):
         read_checkpoint(tmp_path / 'a.safetensors')
 
 
@@ -93,8 +93,9 @@ def test_what_is_written_is_read_back(tmp_path):
         **{'ünï"codé\n': torch.ones(1)},
     )
     write_safetensors(tmp_path / 'a.safetensors', tensors, {'made by': 'a test'})
-    loaded, metadata = read_safetensors(tmp_path / 'a.safetensors')
-    assert set(loaded) == set(tensors) and metadata == {'made by': 'a test'}
+    contents = read_checkpoint(tmp_path / 'a.safetensors')
+    loaded = contents['state_dict']
+    assert set(loaded) == set(tensors) and contents['metadata'] == {'made by': 'a test'}
     for name, value in tensors.items():
         assert torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype, name
 
@@ -104,13 +105,12 @@ def test_the_same_contents_give_the_same_bytes(tmp_path):
     for name in ('a', 'b', 'c'):
         write_safetensors(tmp_path / name, {'x': torch.ones(3), 'y': torch.zeros(2, 2)}, texts)
     assert (tmp_path / 'a').read_bytes() == (tmp_path / 'b').read_bytes() == (tmp_path / 'c').read_bytes()
-    assert read_safetensors(tmp_path / 'a')[1] == texts
+    assert read_checkpoint(tmp_path / 'a')['metadata'] == texts
 
 
 @pytest.mark.parametrize(
     'tensors,metadata,message',
     [
-        ({'__metadata__': torch.ones(1)}, None, "cannot hold '__metadata__'"),
         ({'a': torch.ones(2).to_sparse()}, None, 'cannot hold'),
         ({'a': torch.ones(1)}, {'n': 1}, 'cannot hold this: .*metadata'),
     ],
@@ -126,7 +126,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'replace', lambda *paths: (_ for _ in ()).throw(OSError('disk full')))
     with pytest.raises(OSError, match='disk full'):
         write_safetensors(tmp_path / 'a', {'a': torch.zeros(1)})
-    assert os.listdir(tmp_path) == ['a'] and read_safetensors(tmp_path / 'a')[0]['a'] == 1
+    assert os.listdir(tmp_path) == ['a'] and read_checkpoint(tmp_path / 'a')['state_dict']['a'] == 1
 
 
 @pytest.mark.parametrize(
@@ -147,13 +147,13 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     ],
 )
 def test_a_header_that_does_not_describe_the_file_is_refused(tmp_path, header, data):
-    with pytest.raises(CheckpointError, match='no readable safetensors file .*truncated or damaged; copy or download'):
+    with pytest.raises(CheckpointError, match='truncated or damaged .SafetensorError.*copy or download'):
         load_baseline(_file(tmp_path / 'a', header, data))
 
 
 def test_a_header_longer_than_the_file_is_refused(tmp_path):
     for length in (10**6, 2**40):
-        with pytest.raises(CheckpointError, match='no readable safetensors file .*truncated or damaged'):
+        with pytest.raises(CheckpointError, match='truncated or damaged .SafetensorError'):
             load_baseline(_file(tmp_path / 'a', {'a': _entry()}, bytes(8), length))
 
 

@@ -7,14 +7,15 @@ import torch
 
 from mmdeform_upgrade.checkpoint import file_sha256, is_offset_key
 from mmdeform_upgrade.errors import CheckpointError
-from mmdeform_upgrade.readers import read_safetensors
+from mmdeform_upgrade.readers import read_checkpoint
 from mmdeform_upgrade.release import apply_delta, make_delta
 
 
 def test_a_fine_tune_with_everything_else_frozen_gives_its_offset_branches_alone(files, tmp_path):
     delta, out = tmp_path / 'd.safetensors', tmp_path / 'up.pth'
     changed, total = make_delta(files.baseline, files.checkpoint, str(delta))
-    tensors, metadata = read_safetensors(str(delta))
+    contents = read_checkpoint(str(delta))
+    tensors, metadata = contents['state_dict'], contents['metadata']
     assert len(tensors) == 6 and all(is_offset_key(key) for key in tensors)
     assert set(changed) == tensors.keys() and total == len(files.state_dict)
     assert os.path.getsize(delta) < 0.3 * os.path.getsize(files.checkpoint)

@@ -9,7 +9,8 @@ import stat
 import zipfile
 
 from ..errors import CheckpointError
-from .mxnet import MXNET_MAGIC, is_mxnet_zip
+from .mxnet import MAGIC as MXNET_MAGIC
+from .pytorch import MAGIC as OLDER_MAGIC
 
 _HEAD = 1024
 _LOOKS = (
@@ -49,18 +50,14 @@ def existing_file(path: str) -> tuple[str, str | None]:
         raise CheckpointError(f'the checkpoint is given as a {type(path).__name__}, expected the path of a file')
     path, key = split_key(path)
     if os.path.isdir(path):
-        model = os.path.exists(os.path.join(path, 'saved_model.pb'))
-        raise CheckpointError(
-            f'{path!r} is a folder: give the path of a checkpoint in it'
-            + (' (a TensorFlow SavedModel cannot be imported)' if model else '')
-        )
+        raise CheckpointError(f'{path!r} is a folder: give the path of a checkpoint in it')
     if not os.path.isfile(path):
         raise CheckpointError(f'there is no file {path!r}: give the path of a checkpoint')
     return path, key
 
 
 def kind_of(path: str) -> str:
-    """``'zip'`` (of PyTorch), ``'pickle'``, ``'safetensors'`` or ``'MXNet'``.
+    """``'PyTorch checkpoint'``, ``'older PyTorch checkpoint'``, ``'pickle'``, ``'safetensors file'`` or ``'MXNet file'``.
 
     Raises:
         CheckpointError: it is anything else; says what it looks like.
@@ -70,25 +67,23 @@ def kind_of(path: str) -> str:
     if head.startswith(b'PK\x03\x04'):
         return _kind_of_zip(path)
     if head.startswith(MXNET_MAGIC):
-        return 'MXNet'
+        return 'MXNet file'
     if len(head) > 8 and head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= 1 << 48:
-        return 'safetensors'
+        return 'safetensors file'
     if re.match(rb'\x80[\x02-\x05]|\(d|\}(?![ \r\n"])|ccollections\n', head):
-        return 'pickle'
+        return 'older PyTorch checkpoint' if OLDER_MAGIC in head[:40] else 'pickle'
     raise CheckpointError(_looks_like(head))
 
 
 def _kind_of_zip(path: str) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members, names = archive.infolist(), archive.namelist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
-        raise CheckpointError(f'its end is missing ({error}), so it is truncated; copy or download it again') from error
+    with zipfile.ZipFile(path) as archive:
+        members, names = archive.infolist(), archive.namelist()
     _check_members(members)
     if any(re.search(r'(?:^|/)(?:data|constants)\.pkl$', name) for name in names):
-        return 'zip'
-    if is_mxnet_zip(names):
-        return 'MXNet'
+        return 'PyTorch checkpoint'
+    endings = [name.rpartition('.')[2] for name in names]
+    if endings == ['params'] or set(endings) == {'npy'}:  # of the model zoo, of MXNet 2
+        return 'MXNet file'
     raise CheckpointError(
         f'it is a zip archive of {", ".join(names[:5]) or "nothing"}, which PyTorch did not write; unpack it and give '
         'the checkpoint in it'
@@ -97,8 +92,10 @@ def _kind_of_zip(path: str) -> str:
 
 def _check_members(members: list[zipfile.ZipInfo]) -> None:
     """Refuse an archive that would write elsewhere if somebody unpacked it; the readers unpack nothing."""
-    for member in members:
-        name = member.filename
+    names = [member.filename for member in members]
+    for member, name in zip(members, names, strict=True):
+        if names.count(name) > 1:
+            raise CheckpointError(f'the name {name[:80]!r} occurs twice')
         if stat.S_ISLNK(member.external_attr >> 16):
             raise CheckpointError(f'its member {name[:80]!r} is a symbolic link')
         if name.startswith('/') or '..' in re.split(r'[/\\]', name) or re.match(r'[A-Za-z]:\\', name):
