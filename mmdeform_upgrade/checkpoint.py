@@ -157,6 +157,20 @@ def clean_state_dict(state_dict: Any) -> StateDict:
     return {key.removeprefix('module.'): value for key, value in state_dict.items()}
 
 
+def refuse_lost_offsets(path: str, names: Iterable[str], network: Collection[str]) -> None:
+    """Refuse a checkpoint whose offset branches a network lacks, where a loader would leave them out.
+
+    Raises:
+        CheckpointError: names them.
+    """
+    lost = [key for key in names if is_offset_key(key) and key.removeprefix('module.') not in network]
+    if lost:
+        raise CheckpointError(
+            f'{path} is the checkpoint of an upgrade, and the network of the config lacks its offset branches '
+            f'({listed(lost)}): give the config that it was trained with'
+        )
+
+
 def is_offset_key(key: str) -> bool:
     """Whether a state-dict key belongs to an offset branch."""
     return _OFFSET_KEY.fullmatch(key) is not None

@@ -13,7 +13,7 @@ from mmdeform_upgrade.checkpoint import file_sha256
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.readers import read_checkpoint
 
-from .conftest import ROOT, run_tool
+from .conftest import ROOT, build, run_tool
 
 
 def _fails(name, *args, **options):
@@ -24,8 +24,6 @@ def _fails(name, *args, **options):
 
 @pytest.fixture(scope='module')
 def ssd512_checkpoint(tmp_path_factory):
-    from .conftest import build
-
     cfg = Config.fromfile(ROOT / 'configs/ssd/ssd512_r50_240e_voc0712.py')
     cfg.model.backbone.init_cfg = None
     path = tmp_path_factory.mktemp('ssd') / 'epoch_240.pth'
@@ -98,6 +96,41 @@ def test_no_run_writes_over_its_baseline(tiny_config, tiny_baseline, tmp_path):
     with pytest.raises(ConfigError, match="would write its own checkpoints over the baseline's"):
         Runner.from_cfg(cfg).train()
     assert file_sha256(folder / 'epoch_1.pth') == file_sha256(tiny_baseline)
+
+
+def test_offsets_are_not_lost_where_the_config_has_no_place_for_them(tiny_config, tiny_upgrade, tmp_path):
+    network = build(Config.fromfile(tiny_upgrade))
+    torch.save({'meta': {}, 'state_dict': network.state_dict()}, tmp_path / 'up.pth')
+    lost = 'the network of the config lacks its offset branches .backbone.layer4.0.conv2.conv_offset.weight'
+    assert re.search(lost, _fails('test.py', tiny_config, tmp_path / 'up.pth', '--work-dir', tmp_path / 'w'))
+    options = ('--work-dir', tmp_path / 'w', '--cfg-options', f'load_from={tmp_path}/up.pth')
+    assert re.search(lost, _fails('train.py', tiny_config, *options))
+    assert re.search(lost, _fails('deployment/export_onnx.py', tiny_config, tmp_path / 'up.pth', tmp_path / 'up.onnx'))
+    wrong = (tmp_path / 'up.pth', tmp_path / 'zoo', '--config', tiny_config)
+    assert 'unexpected in the checkpoint (6)' in _fails('model_converters/publish_model.py', *wrong)
+    assert not list((tmp_path / 'zoo').iterdir()) and not (tmp_path / 'up.onnx').exists()
+
+
+def test_what_a_tool_reads_and_configs_of_others_are_not_overwritten(
+    tiny_config, tiny_upgrade, tiny_baseline, tmp_path
+):
+    network = build(Config.fromfile(tiny_upgrade))
+    torch.save({'meta': {}, 'state_dict': network.state_dict()}, tmp_path / 'up.pth')
+    before = file_sha256(tmp_path / 'up.pth')
+    converters = 'model_converters/'
+    for name, *arguments in (
+        ('import_baseline.py', 'up.pth', 'up.pth'),
+        ('revert.py', tiny_upgrade, 'up.pth', 'up.pth'),
+        ('delta.py', 'apply', 'up.pth::state_dict', tiny_baseline, 'up.pth'),
+    ):
+        assert 'is a file to read; name another' in _fails(converters + name, *arguments, '--force', cwd=tmp_path)
+    assert file_sha256(tmp_path / 'up.pth') == before
+    (tmp_path / 'mine.py').write_text('seed = 1')
+    for flag in ('--out', '--control'):
+        refused = _fails('upgrade.py', tiny_config, tiny_baseline, flag, 'mine.py', cwd=tmp_path)
+        assert "'mine.py' is there already, and this tool did not write it" in refused
+    same = ('make', tiny_baseline, f'{tiny_baseline}::state_dict', tmp_path / 'd.safetensors')
+    assert 'there is no difference to write' in _fails(converters + 'delta.py', *same)
 
 
 def test_the_written_config_trains_and_tests(tiny_config, tiny_baseline, tmp_path):
@@ -248,6 +281,8 @@ def test_a_ready_made_upgrade_is_listed_and_written_once(tmp_path):
     text = run_tool('upgrade.py', '--list').stdout
     names = [line.split()[0] for line in text.splitlines()]
     assert len(names) >= 10 and 'published baseline 37.4 box AP' in text
+    refused = _fails('upgrade.py', 'faster-rcnn_r50_fpn_coco', '--dry-run', '--targets', 'res5', cwd=tmp_path)
+    assert 'a ready-made upgrade, which takes no --targets, --dry-run' in refused and not list(tmp_path.iterdir())
     run_tool('upgrade.py', 'faster-rcnn_r50_fpn_coco', cwd=tmp_path)
     cfg = Config.fromfile(tmp_path / 'faster-rcnn_r50_fpn_coco.py')
     assert cfg.model.backbone.type == 'DeformUpgrade' and cfg.train_cfg.max_epochs == 3

@@ -1,9 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Evaluate a checkpoint: a baseline, an upgraded one, or a baseline under an upgraded config."""
 
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
-
 from mmdeform_upgrade.config import SCHEME
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.mm.loading import local_path
@@ -24,7 +21,7 @@ def main(argv=None):
         command_line.set_visualization(cfg, args.show, args.show_dir, args.wait_time)
     if args.tta:
         command_line.set_tta(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = command_line.build_runner(cfg)
     if args.out:
         command_line.dump_predictions(runner, args.out)
     runner.test()

@@ -1,9 +1,6 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Train a detector or a segmentor: a baseline, or the upgrade of one."""
 
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
-
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.mm.preflight import check_before_training
 
@@ -26,7 +23,7 @@ def main(argv=None):
         command_line.set_auto_scale_lr(cfg)
     command_line.set_resume(cfg, args.resume)
     check_before_training(cfg)
-    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner = command_line.build_runner(cfg)
     runner.train()
 
 

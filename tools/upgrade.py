@@ -4,6 +4,7 @@
 import argparse
 import copy
 import os
+import shlex
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -100,8 +101,9 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def write_ready_made(name, out):
+def write_ready_made(args):
     """Copy one of the listed upgrades into the user's project."""
+    name = args.config
     source = ZOO / f'{name}.py'
     if not source.is_file():
         raise ConfigError(
@@ -112,11 +114,15 @@ def write_ready_made(name, out):
                 else ')'
             )
         )
-    out = out or f'{name}.py'
+    plain = vars(parse_args([name]))
+    if others := [key for key, value in vars(args).items() if key != 'out' and value != plain[key]]:
+        flags = ', '.join('--' + key.replace('_', '-') for key in others)
+        raise ConfigError(f'{name!r} is a ready-made upgrade, which takes no {flags}: write it, and change its lines')
+    out = args.out or f'{name}.py'
     if os.path.exists(out):
         raise ConfigError(f'{out} is there already; name another file with --out')
     Path(out).write_text(source.read_text(encoding='utf8'), encoding='utf8')
-    print(f'written: {out}\nnext: python tools/train.py {out}')
+    print(f'written: {out}\nnext: python tools/train.py {shlex.quote(out)}')
 
 
 def checked_outputs(args):
@@ -131,6 +137,8 @@ def checked_outputs(args):
             raise ConfigError(f'{given!r}: a config file ends in .py')
         if paths.count(path) > 1:
             raise ConfigError(f"{given!r} is named twice, or is the baseline's own config; name another file")
+        if os.path.exists(path) and 'mmdeform_upgrade' not in Path(path).read_text(encoding='utf8', errors='replace'):
+            raise ConfigError(f'{given!r} is there already, and this tool did not write it; name another file')
     return outputs
 
 
@@ -173,6 +181,7 @@ def next_commands(out, cfg):
     """How to train what was written, and to score it."""
     length = Length.of(cfg)
     last = os.path.join(cfg.get('work_dir') or run_of(out), f'{length.unit.rstrip("s")}_{length.total}.pth')
+    out, last = map(shlex.quote, (out, last))
     return f'next: python tools/train.py {out}\n      python tools/test.py {out} {last}'
 
 
@@ -183,7 +192,7 @@ def main(argv=None):
         print(command_line.printable(str(inspect_checkpoint(local_path(args.inspect + key)))))
         raise SystemExit(0)
     if args.checkpoint is None:
-        write_ready_made(args.config, args.out)
+        write_ready_made(args)
         return
     args.checkpoint += key
     outputs = checked_outputs(args)

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import refuse_lost_offsets
 from ..config import read_config
 from ..errors import ConfigError
 from ..importers.checks import flips_channels
 from ..layers import upgraded_layers
+from ..readers import read_checkpoint
 from .complexity import hooked
 from .offsets import OffsetRecorder, Record
 from .receptive_field import offsets_at_zero, receptive_field
@@ -145,6 +147,7 @@ def load_network(config: str, checkpoint: str, device: str = 'cpu') -> nn.Module
 
     Raises:
         ConfigError: the config is neither mmdet's nor mmseg's, or there is no such device.
+        CheckpointError: the checkpoint is an upgrade's, and the config is not.
     """
     cfg = read_config(config)
     check_device(device)
@@ -152,14 +155,14 @@ def load_network(config: str, checkpoint: str, device: str = 'cpu') -> nn.Module
     file = f'baseline://{checkpoint}'
     with torch.no_grad():
         if scope == 'mmdet':
-            from mmdet.apis import init_detector
-
-            return init_detector(cfg, file, device=device)
-        if scope == 'mmseg':
-            from mmseg.apis import init_model
-
-            return init_model(cfg, file, device=device)
-    raise ConfigError(f'{config}: default_scope is {scope!r}, expected mmdet or mmseg')
+            from mmdet.apis import init_detector as init
+        elif scope == 'mmseg':
+            from mmseg.apis import init_model as init
+        else:
+            raise ConfigError(f'{config}: default_scope is {scope!r}, expected mmdet or mmseg')
+        model = init(cfg, file, device=device)
+    refuse_lost_offsets(checkpoint, read_checkpoint(checkpoint)['state_dict'], model.state_dict())
+    return model
 
 
 def check_device(device: str) -> None:

@@ -9,11 +9,17 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from mmengine.hooks import Hook
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from ..checkpoint import is_offset_key, refuse_lost_offsets
 from ..config import read_config
 from ..errors import CheckpointError, ConfigError, UpgradeError
 from ..schedule import type_name
+from .network import whole_state_dict
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -135,6 +141,23 @@ def dump_predictions(runner, path: str) -> None:
     if not path.endswith(('.pkl', '.pickle')):
         raise ConfigError(f'--out {path!r}: a file of predictions ends in .pkl')
     runner.test_evaluator.metrics.append(DumpResults(out_file_path=path))
+
+
+class NoLostOffsets(Hook):
+    """Refuses an upgrade's checkpoint for a network without its layers, of which MMEngine would load the rest."""
+
+    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+        """Compare names."""
+        names = [key for key in checkpoint.get('state_dict') or {} if is_offset_key(key)]
+        if names:  # whole_state_dict gathers what is sharded
+            refuse_lost_offsets(str(runner._load_from), names, whole_state_dict(runner))
+
+
+def build_runner(cfg: Config) -> Any:
+    """The runner of a config."""
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    runner.register_hook(NoLostOffsets())
+    return runner
 
 
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
-from ..readers import META, Inert, written_whole
+from ..readers import META, Inert, split_key, written_whole
 
 # What tells where a checkpoint is from; times, seeds and paths of a run stay behind.
 KEPT_META = (
@@ -85,9 +85,12 @@ def write_checkpoint(path: str, state_dict: Mapping[str, Tensor], meta: Mapping[
         torch.save(checkpoint, file)
 
 
-def refuse_existing(paths: Iterable[str], force: bool) -> None:
-    """Refuse to overwrite files without ``--force``."""
+def refuse_existing(paths: Iterable[str], force: bool, inputs: Iterable[str] = ()) -> None:
+    """Refuse to overwrite files without ``--force``, and what is read at all."""
+    read = {os.path.realpath(split_key(path)[0]) for path in inputs}
     for path in paths:
+        if os.path.realpath(path) in read:
+            raise ConfigError(f'{path!r} is a file to read; name another one to write')
         if os.path.isdir(path):
             raise ConfigError(f'{path!r} is a folder; name a file in it')
         if os.path.exists(path) and not force:

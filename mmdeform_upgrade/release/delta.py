@@ -45,10 +45,14 @@ def make_delta(baseline: str, upgraded: str, out: str) -> tuple[list[str], int]:
         Names of the tensors in the delta, and number of those in the upgrade.
 
     Raises:
-        CheckpointError: a file cannot be read, or the second is no upgrade of the first.
+        CheckpointError: a file cannot be read, or the second is no upgrade of the first, or the same.
     """
     old, (new, meta) = load_baseline(baseline), _read(upgraded)
     changed = difference(old, new)
+    if not changed:
+        raise CheckpointError(
+            f'{upgraded} holds the tensors of {baseline}, bit for bit: there is no difference to write'
+        )
     metadata = {
         **meta_text(plain_meta(meta)),
         'kind': DELTA,

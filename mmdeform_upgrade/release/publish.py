@@ -83,7 +83,7 @@ def publish(
         The paths written; a last line that begins with ``no stock config`` where there can be none.
 
     Raises:
-        CheckpointError: the source cannot be read or published.
+        CheckpointError: the source cannot be read or published, or is not of the config's network.
         ConfigError: files exist, or the date is none.
     """
     date = date or datetime.date.today().strftime('%Y%m%d')
@@ -103,7 +103,7 @@ def publish(
         write_checkpoint(temporary, release['state_dict'], release['meta'])
         name = f'{release_stem(source, raw["meta"] or {}, config)}_{date}-{file_sha256(temporary)[:8]}'
         stem = os.path.join(out_dir, name)
-        stock, reason = why_not_stock(cfg) if cfg else (None, _NO_CONFIG)
+        stock, reason = why_not_stock(cfg, release['state_dict']) if cfg else (None, _NO_CONFIG)
         written = [f'{stem}.pth', f'{stem}.safetensors'] + ([f'{stem}-stock.py'] if stock else [])
         refuse_existing(written, force)
         write_safetensors(written[1], release['state_dict'], meta_text(release['meta']))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
 
 from torch import nn
 
+from ..checkpoint import StateDict, remap_state_dict
 from ..errors import UpgradeError
 from ..layers import ZeroOffsetDCN, upgraded_layers
 from ..mm.preflight import build_network
@@ -33,12 +34,18 @@ def stock_config(cfg: Config) -> Optional[Config]:
     return why_not_stock(cfg)[0]
 
 
-def why_not_stock(cfg: Config) -> Tuple[Optional[Config], str]:
-    """The stock config and an empty text, or None and the reason why there is none."""
+def why_not_stock(cfg: Config, release: Optional[StateDict] = None) -> Tuple[Optional[Config], str]:
+    """The stock config and an empty text, or None and the reason why there is none.
+
+    Raises:
+        CheckpointError: the network of the config is not that of the ``release``, if one is given.
+    """
     try:  # not on the meta device, where many a network's drop_path cannot be computed
         network = build_network(_without_downloads(cfg))
     except UpgradeError as error:
         return None, f'the config does not build: {error}'
+    if release is not None:
+        remap_state_dict(release, network.state_dict(), new=())
     layers = upgraded_layers(network)
     stages, reason = _whole_stages(layers)
     if reason:

@@ -80,7 +80,7 @@ def test_nothing_is_overwritten_or_left_half_written(main, torchvision_file, tin
     out.write_bytes(b'precious')
     with pytest.raises(ConfigError, match='exists; give --force to overwrite'):
         main(torchvision_file, out)
-    with pytest.raises(ConfigError, match='is the file to import'):
+    with pytest.raises(ConfigError, match='is a file to read'):
         main(torchvision_file, torchvision_file, '--force')
     with pytest.raises(ConfigError, match='is a folder'):
         main(torchvision_file, tmp_path)

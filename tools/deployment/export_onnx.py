@@ -5,11 +5,10 @@ python tools/deployment/export_onnx.py CONFIG CHECKPOINT OUT.onnx --size 512 512
 """
 
 import argparse
-import os
 
 from mmdeform_upgrade.analysis.look import load_network
-from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.mm import command_line
+from mmdeform_upgrade.release.contents import refuse_existing
 from mmdeform_upgrade.release.onnx import OPSETS, export_onnx
 from mmdeform_upgrade.release.parts import PARTS
 
@@ -33,14 +32,13 @@ def parse_args(argv):
     parser.add_argument(
         '--revert-zero', action='store_true', help='write layers whose offsets are exactly zero as plain convolutions'
     )
+    parser.add_argument('--force', action='store_true', help='overwrite OUT')
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    for file in (args.config, args.checkpoint):
-        if not os.path.isfile(file):
-            raise ConfigError(f'there is no file {file!r}')
+    refuse_existing([args.out], args.force, [args.config, args.checkpoint])
     model = load_network(args.config, args.checkpoint)
     names = export_onnx(
         model,

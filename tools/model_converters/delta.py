@@ -7,6 +7,8 @@ import os
 from mmdeform_upgrade.checkpoint import is_offset_key
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.mm import command_line
+from mmdeform_upgrade.mm.loading import local_path
+from mmdeform_upgrade.readers import split_key
 from mmdeform_upgrade.release import apply_delta, make_delta
 from mmdeform_upgrade.release.contents import refuse_existing
 
@@ -28,10 +30,12 @@ def main(argv=None):
     args = parse_args(argv)
     if not args.out.endswith(args.ending):
         raise ConfigError(f'{args.out!r}: expected a name that ends in {args.ending}')
-    refuse_existing([args.out], args.force)
+    args.baseline = local_path(args.baseline)
+    second = args.upgraded if args.command == 'make' else args.delta
+    refuse_existing([args.out], args.force, [args.baseline, second])
     if args.command == 'make':
         changed, total = make_delta(args.baseline, args.upgraded, args.out)
-        small, whole = os.path.getsize(args.out), os.path.getsize(args.upgraded)
+        small, whole = os.path.getsize(args.out), os.path.getsize(split_key(args.upgraded)[0])
         offsets = sum(map(is_offset_key, changed))
         print(
             f'{len(changed)} of {total} tensors differ, {offsets} of them in offset branches; {small} bytes, '

@@ -8,12 +8,13 @@ import torch
 
 from mmdeform_upgrade.checkpoint import file_sha256, import_baseline
 from mmdeform_upgrade.config import read_config
-from mmdeform_upgrade.errors import CheckpointError, ConfigError
+from mmdeform_upgrade.errors import CheckpointError
 from mmdeform_upgrade.importers import OWN_NAMES
 from mmdeform_upgrade.mm import command_line
-from mmdeform_upgrade.mm.loading import meta_of, read_imported
+from mmdeform_upgrade.mm.loading import local_path, meta_of, read_imported
 from mmdeform_upgrade.mm.preflight import build_network
 from mmdeform_upgrade.readers import read_checkpoint, written_whole
+from mmdeform_upgrade.release.contents import refuse_existing
 
 
 def parse_args(argv):
@@ -25,21 +26,10 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def check(args):
-    """Refuse what makes no sense before anything is read."""
-    if args.config and not os.path.isfile(args.config):
-        raise ConfigError(f'there is no config file {args.config!r}')
-    if os.path.realpath(args.src) == os.path.realpath(args.dst):
-        raise ConfigError(f'{args.dst!r} is the file to import; name another one to write')
-    if os.path.isdir(args.dst):
-        raise ConfigError(f'{args.dst!r} is a folder; name a file in it')
-    if os.path.exists(args.dst) and not args.force:
-        raise ConfigError(f'{args.dst!r} exists; give --force to overwrite it, or name another file')
-
-
 def main(argv=None):
     args = parse_args(argv)
-    check(args)
+    args.src = local_path(args.src)
+    refuse_existing([args.dst], args.force, [args.src])
     if args.config:
         imported = import_baseline(args.src, build_network(read_config(args.config)))
         state_dict = {name: value for name, value in imported.state_dict.items() if name not in imported.added}

@@ -18,8 +18,6 @@ def main(argv=None):
     parser.add_argument('--date', help='YYYYMMDD (default: today)')
     parser.add_argument('--force', action='store_true', help='overwrite files of the same names')
     args = parser.parse_args(argv)
-    if args.config and not os.path.isfile(args.config):
-        raise ConfigError(f'there is no config file {args.config!r}')
     if os.path.exists(args.out_dir) and not os.path.isdir(args.out_dir):
         raise ConfigError(f'{args.out_dir!r} is a file; name a folder')
     for line in publish(args.src, args.out_dir, config=args.config, ema=args.ema, force=args.force, date=args.date):

@@ -2,7 +2,6 @@
 """Turn upgraded layers whose offsets do nothing back into plain convolutions, and say what that costs."""
 
 import argparse
-import os
 from pathlib import Path
 
 from mmengine.runner import Runner
@@ -41,16 +40,13 @@ def parse_args(argv):
 
 
 def check(args):
-    for file in (args.config, args.checkpoint):
-        if not os.path.isfile(file):
-            raise ConfigError(f'there is no file {file!r}')
     if not args.out.endswith('.pth'):
         raise ConfigError(f'{args.out!r}: expected a name that ends in .pth')
     if args.threshold is not None and not args.threshold > 0:
         raise ConfigError(f'--threshold {args.threshold}: expected a length in pixels, more than 0')
     if args.images and not args.images.is_dir():
         raise ConfigError(f'--images {str(args.images)!r}: there is no such folder')
-    refuse_existing([args.out, args.out[:-4] + '.py'], args.force)
+    refuse_existing([args.out, args.out[:-4] + '.py'], args.force, [args.config, args.checkpoint])
 
 
 def data(model, cfg, args):
