@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,7 +35,8 @@ def load_adapter(model: nn.Module, path: str, name: str | None = None) -> str:
 
     Args:
         model: the baseline as its own config builds it, with its weights loaded, or an upgrade of it. The offsets of an
-            upgrade stay at hand as the adapter ``'default'``.
+            upgrade stay at hand as the adapter ``'default'``. It may be inside of ``DataParallel``,
+            ``DistributedDataParallel`` or a compiled module.
         path: file of ``tools/model_converters/delta.py make``.
         name: what :func:`set_adapter` calls it; the file's name without its ending by default.
 
@@ -46,21 +47,19 @@ def load_adapter(model: nn.Module, path: str, name: str | None = None) -> str:
         CheckpointError: the file is damaged or no adapter, or belongs to another baseline or other layers. The model
             was left as it was.
     """
-    check_module(model)
-    delta = read_delta(path)
-    layers = _layers_of(delta)
+    network, delta = _network(model), read_delta(path)
+    modules: Any = dict(network.named_modules())
+    layers = {layer: tensors for layer, tensors in _layers_of(delta).items() if layer in modules}  # of shared ones one
     name = os.path.splitext(os.path.basename(path))[0] if name is None else name
-    switch = vars(model).get(_ATTRIBUTE) or _Switch.of(model, only=layers)
+    switch = _switch_for(network, delta, layers)
     if name in switch.adapters:
         raise CheckpointError(f'an adapter called {name!r} is loaded already: give this one another name=...')
-    _check_baseline(model, delta, switch, layers)
-    modules = dict(model.named_modules())
-    plain = {layer: switch.plain.get(layer) or _plain(layer, modules) for layer in layers}
-    twins = {layer: _twin(plain[layer], tensors) for layer, tensors in layers.items()}
-    switch.plain.update(plain)
+    baseline = {layer: switch.baseline.get(layer, modules[layer]) for layer in layers}
+    twins = {layer: _twin(baseline[layer], tensors) for layer, tensors in layers.items()}
+    switch.baseline.update(baseline)
     switch.adapters[name] = twins
-    setattr(model, _ATTRIBUTE, switch)
-    set_adapter(model, name)
+    setattr(network, _ATTRIBUTE, switch)
+    switch.put(network, name)
     return name
 
 
@@ -72,33 +71,21 @@ def set_adapter(model: nn.Module, name: str | None) -> None:
     Raises:
         UpgradeError: the model has no adapter of that name.
     """
-    switch = _switch(model)
+    network = _network(model)
+    switch = _switch(network)
     if name is not None and name not in switch.adapters:
         raise UpgradeError(f'there is no adapter {name!r}: {", ".join(map(repr, switch.adapters))} are loaded')
-    modules: Any = dict(model.named_modules())
-    new: dict[nn.Module, nn.Module] = {}
-    for layer, plain in switch.plain.items():
-        before = modules[layer]
-        after = switch.adapters[name].get(layer, plain) if name is not None else plain
-        if after is before:
-            continue
-        # The layer that was on may have been moved, converted or loaded anew meanwhile.
-        after.weight, after.bias = before.weight, before.bias
-        if isinstance(after, ZeroOffsetDCN):
-            after.conv_offset.to(before.weight)
-        new[before] = after.train(before.training)
-    replace_modules(model, new)
-    switch.active = name
+    switch.put(network, name)
 
 
 @contextmanager
 def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the context the model is its baseline, whose output it gives to the bit: plain convolutions compute.
+    """Within the context the model is its baseline, whose output it gives to the bit.
 
     Raises:
         UpgradeError: the model has neither an adapter nor an upgraded layer.
     """
-    before = _switch(model).active
+    before = _switch(_network(model)).active
     set_adapter(model, None)
     try:
         yield model
@@ -108,26 +95,83 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
 
 @dataclass
 class _Switch:
-    """The plain convolutions of a network, and by adapter the deformable layers that take their places."""
+    """The baseline's convolutions of a network, and by adapter the deformable layers that take their places.
 
-    plain: dict[str, nn.Conv2d]
-    adapters: dict[str, dict[str, ZeroOffsetDCN]]
-    active: str | None
+    ``own`` are the layers of a network that was upgraded already.
+    """
+
+    baseline: dict[str, nn.Conv2d] = field(default_factory=dict)
+    adapters: dict[str, dict[str, ZeroOffsetDCN]] = field(default_factory=dict)
+    own: dict[str, ZeroOffsetDCN] = field(default_factory=dict)
+    active: str | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, only: Any = None) -> _Switch:
+    def of(cls, network: nn.Module, only: Any = None) -> _Switch:
         """That of a network whose upgraded layers are, or of which ``only`` some are, an adapter already."""
-        layers = {name: layer for name, layer in upgraded_layers(model).items() if only is None or name in only}
-        plain = {name: layer.to_conv(force=True) for name, layer in layers.items()}
-        return cls(plain, {'default': layers} if layers else {}, 'default' if layers else None)
+        own = {name: layer for name, layer in upgraded_layers(network).items() if only is None or name in only}
+        plain = {name: layer.to_conv(force=True) for name, layer in own.items()}
+        return cls(plain, {'default': own}, own, 'default') if own else cls()
+
+    def put(self, network: nn.Module, name: str | None) -> None:
+        """Put an adapter's layers in their places, or the baseline's."""
+        modules: Any = dict(network.named_modules())
+        new: dict[nn.Module, nn.Module] = {}
+        for layer, plain in self.baseline.items():
+            before = modules[layer]
+            after = plain if name is None else self.adapters[name].get(layer, plain)
+            if after is before:
+                continue
+            # The layer that was on may have been moved, converted or loaded anew meanwhile.
+            after.weight, after.bias = before.weight, before.bias
+            if isinstance(after, ZeroOffsetDCN):
+                after.conv_offset.to(before.weight)
+            new[before] = after.train(before.training)
+        replace_modules(network, new)
+        self.active = name
+
+    def baseline_sha256(self, network: nn.Module) -> str:
+        """The digest of the network with the baseline's layers in their places."""
+        active = self.active
+        self.put(network, None)
+        try:
+            return baseline_sha256(network.state_dict())
+        finally:
+            self.put(network, active)
 
 
-def _switch(model: nn.Module) -> _Switch:
+def _network(model: nn.Module) -> nn.Module:
+    """What is inside of PyTorch's wrappers."""
     check_module(model)
-    switch = vars(model).get(_ATTRIBUTE) or _Switch.of(model)
-    if not switch.plain:
-        raise UpgradeError(f'{type(model).__name__} has no adapter and no upgraded layer: call load_adapter first')
-    setattr(model, _ATTRIBUTE, switch)
+    wrapped = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    inner = model._modules.get('module' if wrapped else '_orig_mod')  # the latter of torch.compile
+    return model if inner is None else _network(inner)
+
+
+def _switch(network: nn.Module) -> _Switch:
+    switch = vars(network).get(_ATTRIBUTE) or _Switch.of(network)
+    if not switch.baseline:
+        raise UpgradeError(f'{type(network).__name__} has no adapter and no upgraded layer: call load_adapter first')
+    setattr(network, _ATTRIBUTE, switch)
+    return switch
+
+
+def _switch_for(network: nn.Module, delta: Delta, layers: Mapping[str, StateDict]) -> _Switch:
+    """The switch of a network that holds an adapter's baseline: as it is, or under its upgraded layers."""
+    known, expected = vars(network).get(_ATTRIBUTE), delta.metadata.get('baseline_tensors_sha256')
+    candidates = [known] if known else [_Switch(), _Switch.of(network, layers), _Switch.of(network)]
+    switch = next((switch for switch in candidates if switch.baseline_sha256(network) == expected), None)
+    if switch is None:
+        raise CheckpointError(
+            f'the network does not hold the baseline of {delta.path}, which is {delta.metadata.get("baseline")!r}:\n'
+            f'  sha256 over its tensors: {candidates[-1].baseline_sha256(network)}, expected {expected}\n'
+            'Load that checkpoint first, and adapters before the network is sharded, fused or converted to half precision.'
+        )
+    has = {name: layer.deform_groups for name, layer in switch.own.items()}
+    if has and has != (needs := {name: _deform_groups(offsets) for name, offsets in layers.items()}):
+        raise CheckpointError(
+            f'{delta.path} is an adapter of other targets: it has the layers (and deform groups) {needs}, and the '
+            f'network is upgraded at {has}; load it on the network that the config of the baseline builds'
+        )
     return switch
 
 
@@ -149,12 +193,10 @@ def _layers_of(delta: Delta) -> dict[str, StateDict]:
     return layers
 
 
-def _plain(layer: str, modules: Mapping[str, nn.Module]) -> nn.Conv2d:
-    module: Any = modules[layer]
-    return module.to_conv(force=True) if isinstance(module, ZeroOffsetDCN) else module
-
-
 def _twin(conv: nn.Conv2d, offsets: StateDict) -> ZeroOffsetDCN:
+    if isinstance(conv, ZeroOffsetDCN):  # of the baseline; what did not change is not in the file
+        offsets = {**conv.conv_offset.state_dict(), **offsets}
+        conv = conv.to_conv(force=True)
     twin = ZeroOffsetDCN.from_conv(conv, _deform_groups(offsets))
     twin.conv_offset.load_state_dict(offsets)
     return twin
@@ -163,34 +205,6 @@ def _twin(conv: nn.Conv2d, offsets: StateDict) -> ZeroOffsetDCN:
 def _deform_groups(offsets: StateDict) -> int:
     channels, _, kh, kw = offsets['weight'].shape  # (2GK, C, kh, kw)
     return channels // (2 * kh * kw)
-
-
-def _check_baseline(model: nn.Module, delta: Delta, switch: _Switch, layers: Mapping[str, StateDict]) -> None:
-    """Refuse a network that is not the baseline of an adapter, or is upgraded otherwise."""
-    state, expected = model.state_dict(), delta.metadata.get('baseline_tensors_sha256')
-    found = baseline_sha256(_without_offsets(state, switch.plain.keys() | layers.keys()))
-    own = switch.adapters.get('default', {})
-    if found == expected and not own:
-        return
-    if found != expected:
-        own = upgraded_layers(model)
-        if baseline_sha256(_without_offsets(state, own)) != expected:
-            raise CheckpointError(
-                f'the network does not hold the baseline of {delta.path}, which is {delta.metadata.get("baseline")!r}:\n'
-                f'  sha256 over its tensors: {found}, expected {expected}\n'
-                'Load that checkpoint first, and adapters before the network is wrapped, fused or converted to half precision.'
-            )
-    has = {name: layer.deform_groups for name, layer in own.items()}
-    needs = {name: _deform_groups(offsets) for name, offsets in layers.items()}
-    if has != needs:
-        raise CheckpointError(
-            f'{delta.path} is an adapter of other targets: it has the layers (and deform groups) {needs}, and the '
-            f'network is upgraded at {has}; load it on the network that the config of the baseline builds'
-        )
-
-
-def _without_offsets(state: Mapping[str, Tensor], layers: Any) -> StateDict:
-    return {key: value for key, value in state.items() if key.rpartition('.conv_offset.')[0] not in layers}
 
 
 @dataclass(frozen=True)

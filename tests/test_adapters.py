@@ -132,8 +132,9 @@ def test_adapters_are_switched_on_the_baseline(files):
     model, baseline = network(), network()
     assert load_adapter(model, str(files / 'left.safetensors')) == 'left'
     assert same_bits(model, upgraded(files, 'left')) and not same_bits(model, baseline)
-    load_adapter(model, str(files / 'right.safetensors'), 'the right one')
+    load_adapter(model, str(files / 'right.safetensors'), 'default')
     assert same_bits(model, upgraded(files, 'right')) and list(upgraded_layers(model)) == ['7']
+    assert load_adapter(model, str(files / 'left.safetensors'), 'again') == 'again'
     set_adapter(model, 'left')
     with disable_adapter(model) as plain:
         assert plain is model and same_bits(model, baseline)
@@ -191,6 +192,60 @@ def test_a_baseline_with_deformable_layers_of_its_own_keeps_them(tmp_path):
         assert same_bits(switched, baseline) and list(upgraded_layers(switched)) == ['7']
 
 
+def test_an_adapter_of_an_upgraded_baseline_is_switched_against_its_own_offsets(tmp_path):
+    baseline = trained_offsets(network(), 'last:2')
+    model = copy.deepcopy(baseline)
+    nn.init.normal_(model[7].conv_offset.bias)
+    for name, net in (('b', baseline), ('u', model)):
+        torch.save({'state_dict': net.state_dict()}, tmp_path / f'{name}.pth')
+    make_delta(*(str(tmp_path / file) for file in ('b.pth', 'u.pth', 'adapter.safetensors')))
+    switched = copy.deepcopy(baseline)
+    load_adapter(switched, str(tmp_path / 'adapter.safetensors'))
+    assert same_bits(switched, model) and not same_bits(switched, baseline)
+    with disable_adapter(switched):
+        assert same_bits(switched, baseline) and list(upgraded_layers(switched)) == ['3', '7']
+
+
+@pytest.mark.parametrize('wrap', [nn.DataParallel, lambda model: torch.compile(model, backend='eager')])
+def test_a_wrapped_model_is_switched_as_the_one_inside(files, wrap):
+    model = network()
+    wrapped = wrap(model)
+    load_adapter(wrapped, str(files / 'left.safetensors'))
+    assert same_bits(wrapped, upgraded(files, 'left'))
+    set_adapter(model, None)
+    assert same_bits(wrapped, network())
+    set_adapter(wrapped, 'left')
+    with disable_adapter(wrapped):
+        assert same_bits(wrapped, network())
+    assert same_bits(model, upgraded(files, 'left'))
+
+
+def test_a_convolution_that_is_used_twice_is_switched_in_both_places(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())
+    model.append(model[0])
+    baseline = copy.deepcopy(model)
+    upgrade_(model, ['0'])
+    nn.init.normal_(model[0].conv_offset.bias)
+    for name, net in (('b', baseline), ('u', model)):
+        torch.save({'state_dict': net.state_dict()}, tmp_path / f'{name}.pth')
+    make_delta(*(str(tmp_path / file) for file in ('b.pth', 'u.pth', 'adapter.safetensors')))
+    switched = copy.deepcopy(baseline)
+    load_adapter(switched, str(tmp_path / 'adapter.safetensors'))
+    assert same_bits(switched, model) and switched[2] is switched[0]
+    with disable_adapter(switched):
+        assert same_bits(switched, baseline) and switched[2] is switched[0]
+
+
+def test_switched_off_a_model_exports_as_its_baseline(files):
+    model = network()
+    load_adapter(model, str(files / 'left.safetensors'))
+    with disable_adapter(model):
+        traced = torch.jit.trace(model, PICTURES)
+        graph = torch.export.export(model, (PICTURES,)).graph
+    assert same_bits(traced, network())
+    assert 'deform_conv2d' not in str(graph) and 'deform_conv2d' in str(torch.export.export(model, (PICTURES,)).graph)
+
+
 def refused(model, path, match, **settings):
     before, modules = model.state_dict(), dict(model.named_modules())
     with pytest.raises(CheckpointError, match=match):
@@ -201,7 +256,7 @@ def refused(model, path, match, **settings):
 
 def test_another_baseline_is_refused_by_name(files):
     refused(network(1), files / 'left.safetensors', r"does not hold the baseline of .*, which is 'baseline\.pth'")
-    refused(network().half(), files / 'left.safetensors', 'before the network is wrapped, fused or converted')
+    refused(network().half(), files / 'left.safetensors', 'before the network is sharded, fused or converted')
 
 
 def test_other_targets_than_an_upgraded_networks_are_refused_by_name(files):
