@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import deque
+from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import PurePath
-from typing import Any, Dict, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +45,9 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, (np.generic, np.ndarray, Tensor)):
         value = value.tolist()
-    if value is None or type(value) in (str, bool, int, float):
+    if type(value) is str:
+        return sys.intern(value)  # a pickle depends on which equal texts are one object
+    if value is None or type(value) in (bool, int, float):
         return value
     if isinstance(value, Mapping):
         known = {
@@ -60,29 +64,21 @@ def plain(value: Any) -> Any:
     raise CheckpointError(f'meta holds a {type(value).__name__}, which a release cannot; take it out of meta')
 
 
-def plain_meta(meta: Any) -> Dict[str, Any]:
+def plain_meta(meta: Any) -> dict[str, Any]:
     """The entries of a checkpoint's ``meta`` that a release keeps."""
     return {key: plain(meta[key]) for key in KEPT_META if isinstance(meta, Mapping) and meta.get(key) is not None}
 
 
-def meta_text(meta: Mapping[str, Any]) -> Dict[str, str]:
+def meta_text(meta: Mapping[str, Any]) -> dict[str, str]:
     """``meta`` as the metadata of a safetensors file."""
     return {'format': 'pt', META: json.dumps(meta, ensure_ascii=False)}
 
 
 def write_checkpoint(path: str, state_dict: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write a checkpoint whole or not at all; the same contents give the same bytes."""
-    # A pickle depends on which equal texts are one object, so each gets one here.
-    texts: Dict[str, str] = {}
-    checkpoint = {
-        'meta': _with_shared_texts(plain(meta), texts),
-        'state_dict': {
-            texts.setdefault(name, name): tensor.detach().cpu().contiguous().clone()
-            for name, tensor in state_dict.items()
-        },
-    }
+    tensors = {sys.intern(name): tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
     with written_whole(path) as temporary, open(temporary, 'wb') as file:  # by a path, its name would go into the file
-        torch.save(checkpoint, file)
+        torch.save({'meta': plain(meta), 'state_dict': tensors}, file)
 
 
 def refuse_existing(paths: Iterable[str], force: bool, inputs: Iterable[str] = ()) -> None:
@@ -95,13 +91,3 @@ def refuse_existing(paths: Iterable[str], force: bool, inputs: Iterable[str] = (
             raise ConfigError(f'{path!r} is a folder; name a file in it')
         if os.path.exists(path) and not force:
             raise ConfigError(f'{path!r} exists; give --force to overwrite it, or name another file')
-
-
-def _with_shared_texts(value: Any, texts: Dict[str, str]) -> Any:
-    if isinstance(value, str):
-        return texts.setdefault(value, value)
-    if isinstance(value, dict):
-        return {_with_shared_texts(key, texts): _with_shared_texts(entry, texts) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_with_shared_texts(entry, texts) for entry in value)
-    return value

@@ -5,32 +5,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..adapters import DELTA, as_bytes, baseline_sha256, contents_sha256, read_delta, tensors_sha256
 from ..checkpoint import StateDict, clean_state_dict, file_sha256, load_baseline
-from ..errors import CheckpointError
+from ..errors import CheckpointError, listed
 from ..readers import read_checkpoint, write_safetensors
 from .contents import meta_text, plain_meta, write_checkpoint
-
-
-def difference(baseline: Mapping[str, Tensor], upgraded: Mapping[str, Tensor]) -> StateDict:
-    """The tensors of ``upgraded`` that ``baseline`` lacks or has with another dtype, shape or bit.
-
-    Raises:
-        CheckpointError: the baseline has names that the upgrade lacks, or nothing in common with it.
-    """
-    missing = [key for key in baseline if key not in upgraded]
-    if missing:
-        raise CheckpointError(
-            f'the second file is no upgrade of the first: it lacks {len(missing)} of its tensors '
-            f'({", ".join(missing[:5])}); give the baseline that it was upgraded from'
-        )
-    return {key: tensor for key, tensor in upgraded.items() if key not in baseline or not _same(baseline[key], tensor)}
 
 
 def make_delta(baseline: str, upgraded: str, out: str) -> tuple[list[str], int]:
@@ -47,14 +30,20 @@ def make_delta(baseline: str, upgraded: str, out: str) -> tuple[list[str], int]:
     Raises:
         CheckpointError: a file cannot be read, or the second is no upgrade of the first, or the same.
     """
-    old, (new, meta) = load_baseline(baseline), _read(upgraded)
-    changed = difference(old, new)
+    old, checkpoint = load_baseline(baseline), read_checkpoint(upgraded)
+    new = clean_state_dict(checkpoint['state_dict'])
+    if missing := [key for key in old if key not in new]:
+        raise CheckpointError(
+            f'the second file is no upgrade of the first: it lacks {len(missing)} of its tensors ({listed(missing, 5)}); '
+            'give the baseline that it was upgraded from'
+        )
+    changed = {key: tensor for key, tensor in new.items() if key not in old or not _same(old[key], tensor)}
     if not changed:
         raise CheckpointError(
             f'{upgraded} holds the tensors of {baseline}, bit for bit: there is no difference to write'
         )
     metadata = {
-        **meta_text(plain_meta(meta)),
+        **meta_text(plain_meta(checkpoint.get('meta'))),
         'kind': DELTA,
         'baseline': os.path.basename(baseline),
         'baseline_sha256': file_sha256(baseline),
@@ -95,11 +84,6 @@ def apply_delta(baseline: str, delta: str, out: str) -> StateDict:
     result = {name: whole[name] for name in json.loads(read.metadata['names'])}
     write_checkpoint(out, result, read.meta)
     return result
-
-
-def _read(path: str) -> tuple[StateDict, dict[str, Any]]:
-    checkpoint = read_checkpoint(path)
-    return clean_state_dict(checkpoint['state_dict']), checkpoint.get('meta') or {}
 
 
 def _same(old: Tensor, new: Tensor) -> bool:

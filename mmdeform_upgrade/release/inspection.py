@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..checkpoint import clean_state_dict, file_sha256, import_checkpoint, is_offset_key
@@ -26,14 +26,12 @@ class OffsetLayer:
     """One upgraded layer: its deform groups G (None where the shape fits none) and its largest offset parameter."""
 
     name: str
-    deform_groups: Optional[int]
+    deform_groups: int | None
     largest: float
 
     def __str__(self) -> str:
         moved = (
-            f'offsets moved, largest offset parameter {self.largest:.4g}'
-            if self.largest != 0
-            else 'offsets exactly zero'
+            f'offsets moved, largest offset parameter {self.largest:.4g}' if self.largest else 'offsets exactly zero'
         )
         return f'{self.name}: deform_groups {self.deform_groups or "unknown (not of DCNv1)"}, {moved}'
 
@@ -56,37 +54,30 @@ class Inspection:
     sha256: str
     container: str
     format: str
-    layers: Tuple[OffsetLayer, ...]
+    layers: tuple[OffsetLayer, ...]
     provenance: Mapping[str, Any]
     meta: Mapping[str, Any]
-    parameters: Tuple[int, int, int]
-    extras: Tuple[str, ...]
+    parameters: tuple[int, int, int]
+    extras: tuple[str, ...]
 
     def __str__(self) -> str:
         total, offsets, statistics = self.parameters
-        kind = 'a baseline, nothing in it is upgraded'
-        if self.layers:
-            count = len(self.layers)
+        kind, count = 'a baseline, nothing in it is upgraded', len(self.layers)
+        if count:
             kind = f'an upgrade of {count} layers' if self.provenance else f'a network with {count} deformable layers'
+        trained = ', '.join(f'{key} {self.meta[key]}' for key in _PROGRESS if key in self.meta)
         lines = [
             f'{self.path}: {kind}',
             f'  file: {self.container}, {os.path.getsize(split_key(self.path)[0])} bytes, sha256 {self.sha256}',
+            *([f'  format: {self.format}'] if self.format != OWN_NAMES else []),
+            f'  parameters: {total} (of these {offsets} in offset branches), BN statistics: {statistics}',
+            *(f'  {layer}' for layer in self.layers),
+            f'  trained: {trained or "not recorded"}',
+            f'  besides weights: {", ".join(self.extras) or "nothing"}',
         ]
-        if self.format != OWN_NAMES:
-            lines.append(f'  format: {self.format}')
-        lines.append(f'  parameters: {total} (of these {offsets} in offset branches), BN statistics: {statistics}')
-        lines += [f'  {layer}' for layer in self.layers]
-        lines.append(
-            '  trained: '
-            + (', '.join(f'{key} {self.meta[key]}' for key in _PROGRESS if key in self.meta) or 'not recorded')
-        )
-        lines.append(f'  besides weights: {", ".join(self.extras) or "nothing"}')
-        return '\n'.join(lines + self._provenance())
-
-    def _provenance(self) -> List[str]:
-        if not self.provenance:
-            return ['  provenance: not recorded'] if self.layers else []
-        return ['  provenance:', *(f'    {key}: {value}' for key, value in self.provenance.items())]
+        if self.provenance or count:
+            lines.append('  provenance:' if self.provenance else '  provenance: not recorded')
+        return '\n'.join([*lines, *(f'    {key}: {value}' for key, value in self.provenance.items())])
 
 
 def inspect_checkpoint(path: str) -> Inspection:
@@ -106,39 +97,35 @@ def inspect_checkpoint(path: str) -> Inspection:
     except CheckpointError:  # of a known family, but damaged or unfinished: it can be looked at all the same
         tensors, format = clean_state_dict(checkpoint['state_dict']), 'not importable'
     provenance = meta.get('deform_upgrade')
+    known = ('state_dict', 'meta', 'metadata', *_PROGRESS)
+    statistics = sum(t.numel() for key, t in tensors.items() if _STATISTICS.fullmatch(key))
+    offsets = sum(t.numel() for key, t in tensors.items() if is_offset_key(key))
     return Inspection(
         path,
         file_sha256(path),
         kind_of(split_key(path)[0]),
         format,
-        tuple(offset_layers(tensors)),
+        _offset_layers(tensors),
         provenance if isinstance(provenance, Mapping) else {},
         meta,
-        count_numbers(tensors),
-        _extras(checkpoint),
+        (sum(t.numel() for t in tensors.values()) - statistics, offsets, statistics),
+        tuple(str(key) for key, value in checkpoint.items() if key not in known and not _is_empty(value)),
     )
 
 
-def offset_layers(state_dict: Mapping[str, Tensor]) -> List[OffsetLayer]:
+def _offset_layers(state_dict: Mapping[str, Tensor]) -> tuple[OffsetLayer, ...]:
     """The deformable layers of a state dict, in its order."""
-    layers: Dict[str, List[Tensor]] = {}
+    layers: dict[str, list[Tensor]] = {}
     for key, tensor in state_dict.items():
         if is_offset_key(key):
             layers.setdefault(key.rpartition('conv_offset.')[0].rstrip('.'), []).append(tensor)
-    return [
-        OffsetLayer(name, _deform_groups(tensors), max(_largest(tensor) for tensor in tensors))
+    return tuple(
+        OffsetLayer(name, _deform_groups(tensors), max(float(tensor.abs().max()) for tensor in tensors))
         for name, tensors in layers.items()
-    ]
+    )
 
 
-def count_numbers(state_dict: Mapping[str, Tensor]) -> Tuple[int, int, int]:
-    """Numbers in parameters, of these in offset branches, and in the statistics of batch norms."""
-    statistics = sum(t.numel() for key, t in state_dict.items() if _STATISTICS.fullmatch(key))
-    offsets = sum(t.numel() for key, t in state_dict.items() if is_offset_key(key))
-    return sum(t.numel() for t in state_dict.values()) - statistics, offsets, statistics
-
-
-def _deform_groups(tensors: List[Tensor]) -> Optional[int]:
+def _deform_groups(tensors: list[Tensor]) -> int | None:
     weight = next((tensor for tensor in tensors if tensor.dim() == 4), None)
     if weight is None:
         return None
@@ -146,16 +133,5 @@ def _deform_groups(tensors: List[Tensor]) -> Optional[int]:
     return None if rest else groups
 
 
-def _largest(tensor: Tensor) -> float:
-    if not tensor.numel():
-        return 0.0
-    return float(torch.linalg.vector_norm(tensor.detach().double(), ord=float('inf')))
-
-
-def _extras(rest: Mapping[str, Any]) -> Tuple[str, ...]:
-    known = ('state_dict', 'meta', 'metadata', *_PROGRESS)
-    return tuple(str(key) for key, value in rest.items() if key not in known and _is_something(value))
-
-
-def _is_something(value: Any) -> bool:
-    return value is not None and not (isinstance(value, (Mapping, list, tuple, str)) and len(value) == 0)
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, (Mapping, list, tuple, str)) and not value)

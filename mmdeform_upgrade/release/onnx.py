@@ -8,25 +8,28 @@ https://onnx.ai/onnx/operators/onnx__DeformConv.html
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
 import logging
-import os
 import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError
-from ..layers import ZeroOffsetDCN
+from ..layers import upgraded_layers
 from ..ops.autograd import onnx_attributes
 from ..ops.geometry import Geometry
+from ..readers import written_whole
 from ..upgrade import revert_
-from .parts import Exportable, part_of
 
+PARTS = ('network', 'backbone')
+# The lists of maps, one map a level, that a head's forward returns.
+_HEADS = {'SSDHead': ('cls_score', 'bbox_pred'), 'YOLOV3Head': ('pred_map',)}
 OPSETS = (19, 22)
 INPUT = 'input'
 _NEEDED = ('onnx', 'onnxscript')
@@ -35,14 +38,14 @@ _DEFORM_CONV = 'DeformConv'
 
 def export_onnx(
     model: nn.Module,
-    path: Union[str, Path],
+    path: str | Path,
     *,
-    size: Tuple[int, int],
+    size: tuple[int, int],
     part: str = 'network',
     opset: int = 19,
     dynamic_batch: bool = False,
     revert_zero: bool = False,
-) -> List[str]:
+) -> list[str]:
     """Write a network or its backbone as an ONNX file, checked by ONNX itself.
 
     The file's input is ``input``, normalised pictures (N, 3, H, W) as the data preprocessor makes them; its outputs are
@@ -50,10 +53,10 @@ def export_onnx(
     backbone. Decoding and non-maximum suppression are not in it. ``model`` is left as it is.
 
     Args:
-        model: see :func:`part_of`.
+        model: a detector of mmdet's, or (``part='backbone'``) anything with a ``backbone``, or a backbone itself.
         path: file to write.
         size: (H, W) of the pictures, fixed in the file.
-        part: ``'network'`` or ``'backbone'``.
+        part: ``'network'``: backbone, neck and head, up to the head's raw maps; ``'backbone'``: its feature maps.
         opset: 19 or 22.
         dynamic_batch: leave N open; 1 otherwise.
         revert_zero: write layers whose offsets are exactly zero as plain ``Conv``; else they are ``DeformConv``, too.
@@ -66,23 +69,64 @@ def export_onnx(
             not supported, or what was exported is not what was asked for. Nothing is written then.
     """
     _check_request(path, size, opset)
-    given = part_of(model, part)
-    exported = Exportable(copy.deepcopy(given.module).eval().requires_grad_(False), given.prefixes)
-    module = exported.module
-    if revert_zero and _deformable(module):
+    stages, prefixes = _stages(model, part)
+    module = _FlatMaps(*copy.deepcopy(stages)).eval().requires_grad_(False)
+    if revert_zero and upgraded_layers(module):
         revert_(module)
     _check_float32(module)
     device = next((p.device for p in module.parameters()), torch.device('cpu'))
     pictures = torch.zeros(2 if dynamic_batch else 1, 3, *size, device=device)
     with torch.no_grad():
-        names = exported.names(_run(module, pictures))
+        levels = len(_run(module, pictures)) // len(prefixes)
+        names = [f'{prefix}_{level}' for prefix in prefixes for level in range(levels)]
         proto = _proto(module, pictures, names, opset, dynamic_batch)
-    _check_proto(proto, len(_deformable(module)))
-    _write(proto.SerializeToString(), Path(path))
+    _check_proto(proto, len(upgraded_layers(module)))
+    with written_whole(str(path)) as temporary:
+        Path(temporary).write_bytes(proto.SerializeToString())
     return names
 
 
-def _check_request(path: Union[str, Path], size: Sequence[int], opset: int) -> None:
+class _FlatMaps(nn.Module):
+    """Stages in a row, from pictures (N, 3, H, W) to a flat tuple of maps."""
+
+    def __init__(self, *stages: nn.Module):
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, input: Tensor) -> tuple[Tensor, ...]:
+        maps: Any = input
+        for stage in self.stages:
+            maps = stage(maps)
+        return tuple(flat_tensors(maps))
+
+
+def flat_tensors(output: Any) -> list[Tensor]:
+    """The tensors in what a module returns, in order."""
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        output = list(output.values())
+    return [tensor for entry in output for tensor in flat_tensors(entry)] if isinstance(output, (list, tuple)) else []
+
+
+def _stages(model: nn.Module, part: str) -> tuple[list[nn.Module], tuple[str, ...]]:
+    """What is exported of a network, and the name of each list of maps that it returns; its map ``i`` is ``NAME_i``."""
+    if part == 'backbone':
+        return [getattr(model, 'backbone', model)], ('feature',)
+    if part != 'network':
+        raise ExportError(f'part {part!r} is unknown; expected one of {", ".join(PARTS)}')
+    parts: list[Any] = [getattr(model, name, None) for name in ('backbone', 'neck', 'bbox_head')]
+    known = [_HEADS[kind.__name__] for kind in type(parts[-1]).__mro__ if kind.__name__ in _HEADS]
+    if not known or parts[0] is None:
+        found = f' with {type(parts[-1]).__name__}' if parts[-1] is not None else ''
+        raise ExportError(
+            f'{type(model).__name__}{found} cannot be exported as a whole: expected a one-stage detector '
+            f"with one of {', '.join(_HEADS)}. Export its backbone (part='backbone', --part backbone)"
+        )
+    return [stage for stage in parts if stage is not None], known[0]
+
+
+def _check_request(path: str | Path, size: Sequence[int], opset: int) -> None:
     if opset < 19:
         raise ExportError(f'opset {opset} has no {_DEFORM_CONV}: it is in ONNX since opset 19; use one of {OPSETS}')
     if opset not in OPSETS:
@@ -91,7 +135,7 @@ def _check_request(path: Union[str, Path], size: Sequence[int], opset: int) -> N
         raise ExportError(f'size is {tuple(size)}; expected height and width in pixels')
     if not Path(path).absolute().parent.is_dir():
         raise ExportError(f'there is no folder {str(Path(path).absolute().parent)!r} to write to')
-    missing = [name for name in _NEEDED if not _importable(name)]
+    missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise ExportError(
             f'exporting needs {" and ".join(missing)}: pip install "mmdeform_upgrade[onnx]", or '
@@ -105,14 +149,6 @@ def _check_request(path: Union[str, Path], size: Sequence[int], opset: int) -> N
         )
 
 
-def _importable(name: str) -> bool:
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        return False
-    return True
-
-
 def _check_float32(module: nn.Module) -> None:
     others = {str(p.dtype) for p in module.parameters() if p.dtype != torch.float32}
     if others:
@@ -120,10 +156,6 @@ def _check_float32(module: nn.Module) -> None:
             f'the network holds {", ".join(sorted(others))}; expected float32 alone: call model.float(), '
             'and lower the precision of the ONNX file with the tools of its runtime'
         )
-
-
-def _deformable(module: nn.Module) -> List[ZeroOffsetDCN]:
-    return [m for m in module.modules() if isinstance(m, ZeroOffsetDCN)]
 
 
 def _run(module: nn.Module, pictures: Tensor) -> Sequence[Tensor]:
@@ -137,8 +169,8 @@ def _run(module: nn.Module, pictures: Tensor) -> Sequence[Tensor]:
     return maps
 
 
-def _proto(module: nn.Module, pictures: Tensor, names: List[str], opset: int, dynamic_batch: bool) -> Any:
-    shapes: Optional[Any] = ({0: torch.export.Dim.DYNAMIC},) if dynamic_batch else None
+def _proto(module: nn.Module, pictures: Tensor, names: list[str], opset: int, dynamic_batch: bool) -> Any:
+    shapes: Any = ({0: torch.export.Dim.DYNAMIC},) if dynamic_batch else None
     try:
         with _quiet():
             program: Any = torch.onnx.export(
@@ -164,7 +196,7 @@ def _cause(error: BaseException) -> str:
     return f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
 
 
-def translation_table(opset: int) -> Dict[Callable[..., Any], Callable[..., Any]]:
+def translation_table(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
     """``custom_translation_table`` for ``torch.onnx.export(..., dynamo=True)``: this package's operator alone."""
     import onnxscript
 
@@ -209,9 +241,3 @@ def _check_proto(proto: Any, layers: int) -> None:
             f'{layers} deformable layers became {nodes} {_DEFORM_CONV} nodes: a layer is not used in the '
             'forward pass, or torch exported it as something else'
         )
-
-
-def _write(content: bytes, path: Path) -> None:
-    temporary = path.with_name(path.name + '.tmp')
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -7,8 +7,9 @@ import datetime
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import Any
 
 from ..checkpoint import StateDict, clean_state_dict, file_sha256
 from ..config import read_config
@@ -22,8 +23,8 @@ _NO_CONFIG = 'the config in a checkpoint is a program, which is not run; give --
 
 
 def published_checkpoint(
-    checkpoint: Mapping[str, Any], *, ema: bool = False, config_text: Optional[str] = None
-) -> Dict[str, Any]:
+    checkpoint: Mapping[str, Any], *, ema: bool = False, config_text: str | None = None
+) -> dict[str, Any]:
     """What is published of a checkpoint: weights and ``meta``, without optimizer, schedulers, messages and EMA copies.
 
     Args:
@@ -51,7 +52,7 @@ def published_checkpoint(
     return {'meta': kept, 'state_dict': state_dict}
 
 
-def release_stem(source: str, meta: Mapping[str, Any], config: Optional[str] = None) -> str:
+def release_stem(source: str, meta: Mapping[str, Any], config: str | None = None) -> str:
     """First part of a release's name: the config's, else the run's, else the checkpoint's."""
     if config:
         return Path(config).stem
@@ -63,11 +64,11 @@ def publish(
     source: str,
     out_dir: str,
     *,
-    config: Optional[str] = None,
+    config: str | None = None,
     ema: bool = False,
     force: bool = False,
-    date: Optional[str] = None,
-) -> List[str]:
+    date: str | None = None,
+) -> list[str]:
     """Write ``{config}_{date}-{sha256[:8]}.pth``, a safetensors file, and a config for stock installations if possible.
 
     Args:

@@ -5,20 +5,21 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..analysis.complexity import hooked
 from ..analysis.offsets import percentile95
 from ..checkpoint import StateDict, clean_state_dict
-from ..errors import CheckpointError
+from ..errors import CheckpointError, listed
 from ..layers import ZeroOffsetDCN, upgraded_layers
 from ..mm.hook import META_KEY
-from ..mm.preflight import build_network
-from .rewrite import with_layers, without_upgrade_hooks
+from .onnx import flat_tensors
+from .rewrite import differing, network_shapes, shapes_of, with_layers, without_upgrade_hooks
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -33,25 +34,19 @@ class LayerVerdict:
 
     name: str
     zero: bool
-    percentile95: Optional[float]
-    cost: Optional[float]
+    percentile95: float | None
+    cost: float | None
     revert: bool
 
     def __str__(self) -> str:
-        length = (
-            'offsets exactly zero'
-            if self.zero
-            else (
-                'not seen on the data'
-                if self.percentile95 is None
-                else f'95 % of offsets below {self.percentile95:.4g} px'
-            )
-        )
+        seen = self.percentile95 is not None
+        length = f'95 % of offsets below {self.percentile95:.4g} px' if seen else 'not seen on the data'
+        length = 'offsets exactly zero' if self.zero else length
         cost = '' if self.cost is None else f', reverting it changes the output by {self.cost:.3g} (relative)'
         return f'{self.name}: {"revert" if self.revert else "keep"}: {length}{cost}'
 
 
-def judge(model: nn.Module, threshold: Optional[float], runs: Sequence[Run] = ()) -> List[LayerVerdict]:
+def judge(model: nn.Module, threshold: float | None, runs: Sequence[Run] = ()) -> list[LayerVerdict]:
     """Which layers go back: those at exactly zero, and those whose offsets stay below ``threshold`` on the data.
 
     Args:
@@ -84,7 +79,8 @@ def output_difference(model: nn.Module, names: Sequence[str], runs: Sequence[Run
     changed = total = 0.0
     for run in runs:
         before = _outputs(parts.values(), run)
-        with offsets_at_zero([layers[name] for name in names]):
+        zeros = (layers[name].conv_offset.register_forward_hook(_zeros) for name in names)
+        with hooked(zeros):
             after = _outputs(parts.values(), run)
         for old, new in zip(before, after, strict=True):
             changed += float((new.double() - old.double()).square().sum())
@@ -92,17 +88,7 @@ def output_difference(model: nn.Module, names: Sequence[str], runs: Sequence[Run
     return (changed / total) ** 0.5 if total else 0.0
 
 
-@contextmanager
-def offsets_at_zero(layers: Sequence[ZeroOffsetDCN]) -> Iterator[None]:
-    """Some layers as if their offsets had not been learned, for as long as the context lasts."""
-    with ExitStack() as stack:
-        for layer in layers:
-            hook = layer.conv_offset.register_forward_hook(lambda _, args, output: torch.zeros_like(output))
-            stack.callback(hook.remove)
-        yield
-
-
-def reverted_checkpoint(checkpoint: Mapping[str, Any], verdicts: Sequence[LayerVerdict]) -> Dict[str, Any]:
+def reverted_checkpoint(checkpoint: Mapping[str, Any], verdicts: Sequence[LayerVerdict]) -> dict[str, Any]:
     """A checkpoint without the offset branches of the layers that go back; what is for resuming is left out."""
     gone = [verdict.name for verdict in verdicts if verdict.revert]
     state_dict = {
@@ -126,26 +112,15 @@ def reverted_config(cfg: Config, model: nn.Module, verdicts: Sequence[LayerVerdi
     """
     layers = upgraded_layers(model)
     result = with_layers(cfg, {v.name: layers[v.name].deform_groups for v in verdicts if not v.revert})
-    light = copy.deepcopy(result)
-    light.model.pop('pretrained', None)
-    if isinstance(light.model.get('backbone'), dict):
-        light.model.backbone.pop('init_cfg', None)
-    with torch.device('meta'):
-        built = {key: value.shape for key, value in build_network(light).state_dict().items()}
-    odd = sorted(
-        key
-        for key in {*built, *state_dict}
-        if key not in built or key not in state_dict or built[key] != state_dict[key].shape
-    )
-    if odd:
+    if odd := differing(network_shapes(result), shapes_of(state_dict)):
         raise CheckpointError(
             'no config could be made for what is left, nothing was written; it would differ at '
-            f'{", ".join(odd[:5])}: revert whole components, or write the config by hand'
+            f'{listed(odd, 5)}: revert whole components, or write the config by hand'
         )
     return result
 
 
-def validate(cfg: Config, state_dict: Mapping[str, Tensor], title: str) -> Dict[str, float]:
+def validate(cfg: Config, state_dict: Mapping[str, Tensor], title: str) -> dict[str, float]:
     """The validation of a config on given weights; it leaves nothing behind."""
     from mmengine.runner import Runner
 
@@ -161,43 +136,31 @@ def validate(cfg: Config, state_dict: Mapping[str, Tensor], title: str) -> Dict[
         return {key: float(value) for key, value in runner.val().items()}
 
 
-def _outputs(parts: Any, run: Run) -> List[Tensor]:
-    kept: List[Tensor] = []
-    hooks = [part.register_forward_hook(lambda _, args, output: kept.extend(_tensors(output))) for part in parts]
-    try:
+def _zeros(branch: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return torch.zeros_like(output)
+
+
+def _outputs(parts: Iterable[nn.Module], run: Run) -> list[Tensor]:
+    kept: list[Tensor] = []
+
+    def keep(part: nn.Module, args: Any, output: Any) -> None:
+        kept.extend(tensor.detach().clone() for tensor in flat_tensors(output))
+
+    with hooked(part.register_forward_hook(keep) for part in parts):
         run()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return kept
 
 
-def _tensors(output: Any) -> List[Tensor]:
-    if isinstance(output, Tensor):
-        return [output.detach().clone()]
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    return [tensor for entry in output for tensor in _tensors(entry)] if isinstance(output, (list, tuple)) else []
-
-
 @torch.no_grad()
-def _lengths(layers: Mapping[str, ZeroOffsetDCN], runs: Sequence[Run]) -> Dict[str, Tensor]:
+def _lengths(layers: Mapping[str, ZeroOffsetDCN], runs: Sequence[Run]) -> dict[str, Tensor]:
     """Lengths of all offsets of each layer, in pixels, over all data and every time that it ran."""
-    found: Dict[str, List[Tensor]] = {name: [] for name in layers}
+    found: dict[nn.Module, list[Tensor]] = {layer.conv_offset: [torch.empty(0)] for layer in layers.values()}
 
-    def keeper(name: str) -> Any:
+    def keep(branch: nn.Module, args: Any, output: Tensor) -> None:
+        pairs = output.detach().float().unflatten(1, (-1, 2))  # (N, GK, 2, Ho, Wo)
+        found[branch].append(torch.linalg.vector_norm(pairs, dim=2).flatten().cpu())
 
-        def keep(branch: nn.Module, args: Any, output: Tensor) -> None:
-            pairs = output.detach().float().unflatten(1, (-1, 2))  # (N, GK, 2, Ho, Wo)
-            found[name].append(torch.linalg.vector_norm(pairs, dim=2).flatten().cpu())
-
-        return keep
-
-    hooks = [layer.conv_offset.register_forward_hook(keeper(name)) for name, layer in layers.items()]
-    try:
+    with hooked(branch.register_forward_hook(keep) for branch in found):
         for run in runs:
             run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: torch.cat(lengths) if lengths else torch.empty(0) for name, lengths in found.items()}
+    return {name: torch.cat(found[layer.conv_offset]) for name, layer in layers.items()}

@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import copy
 import re
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from ..config import BUILDER, TRAIN_OFFSETS
+from ..mm.preflight import build_network
 from ..rates import CONSTRUCTOR, without_offset_optimizer
 from ..schedule import type_name
 
@@ -41,9 +45,24 @@ def without_upgrade_hooks(cfg: Config) -> Config:
     return _without_hooks(cfg, UPGRADE_HOOKS)
 
 
-def own_types(node: Any) -> List[str]:
+def own_types(node: Any) -> list[str]:
     """This package's types that a config names, anywhere."""
     return sorted({*_types(node)} & {*OWN_TYPES})
+
+
+def network_shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in the state dict of the network that a config builds."""
+    return shapes_of(build_network(cfg).state_dict())
+
+
+def shapes_of(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a state dict."""
+    return {key: tuple(value.shape) for key, value in state_dict.items()}
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Names that two networks do not have in the same shape."""
+    return sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
 
 
 def _types(node: Any) -> Iterator[str]:
@@ -82,7 +101,7 @@ def _without_import(cfg: Config) -> Config:
     return cfg
 
 
-def component_without_upgrade(component: Mapping[str, Any]) -> Dict[str, Any]:
+def component_without_upgrade(component: Mapping[str, Any]) -> dict[str, Any]:
     """A component's settings as the baseline had them: neither builder nor ``ZeroOffsetDCN`` switch."""
     plain = copy.deepcopy(dict(component))
     if type_name(plain.get('type', '')) == BUILDER:

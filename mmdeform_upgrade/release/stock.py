@@ -3,23 +3,21 @@
 
 from __future__ import annotations
 
-import copy
 import re
-from typing import TYPE_CHECKING, Any, Dict, List, Mapping, Optional, Tuple
-
-from torch import nn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from ..checkpoint import StateDict, remap_state_dict
-from ..errors import UpgradeError
+from ..errors import UpgradeError, listed
 from ..layers import ZeroOffsetDCN, upgraded_layers
 from ..mm.preflight import build_network
-from .rewrite import component_without_upgrade, own_types, without_plugin
+from .rewrite import component_without_upgrade, differing, network_shapes, own_types, shapes_of, without_plugin
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
 
-def stock_config(cfg: Config) -> Optional[Config]:
+def stock_config(cfg: Config) -> Config | None:
     """The config with which an installation without this package loads an upgrade's checkpoint.
 
     mmdet's and mmseg's ResNets with Bottleneck blocks can make the 3x3 convolutions of whole stages deformable.
@@ -34,14 +32,14 @@ def stock_config(cfg: Config) -> Optional[Config]:
     return why_not_stock(cfg)[0]
 
 
-def why_not_stock(cfg: Config, release: Optional[StateDict] = None) -> Tuple[Optional[Config], str]:
+def why_not_stock(cfg: Config, release: StateDict | None = None) -> tuple[Config | None, str]:
     """The stock config and an empty text, or None and the reason why there is none.
 
     Raises:
         CheckpointError: the network of the config is not that of the ``release``, if one is given.
     """
     try:  # not on the meta device, where many a network's drop_path cannot be computed
-        network = build_network(_without_downloads(cfg))
+        network = build_network(cfg)
     except UpgradeError as error:
         return None, f'the config does not build: {error}'
     if release is not None:
@@ -62,40 +60,24 @@ def why_not_stock(cfg: Config, release: Optional[StateDict] = None) -> Tuple[Opt
     stock.model.backbone = backbone
     if own := own_types(stock._cfg_dict.to_dict()):
         return None, f'the config needs {", ".join(own)} of mmdeform_upgrade'
-    return _verified(stock, network)
-
-
-def _whole_stages(layers: Mapping[str, ZeroOffsetDCN]) -> Tuple[List[int], str]:
-    if not layers:
-        return [], 'the config upgrades nothing'
-    found = {name: re.fullmatch(r'backbone\.layer([1-4])\.\d+\.conv2', name) for name in layers}
-    odd = [name for name, match in found.items() if match is None]
-    if odd:
-        return [], f'{odd[0]} is not the 3x3 convolution of a Bottleneck block in a stage of the backbone'
-    biased = [name for name, layer in layers.items() if layer.bias is not None]
-    if biased:
-        return [], f'{biased[0]} has a bias, which the stock DCN lacks'
-    return sorted({int(match.group(1)) for match in found.values() if match}), ''
-
-
-def _verified(stock: Config, network: nn.Module) -> Tuple[Optional[Config], str]:
-    """Built, it must have exactly the upgrade's names and shapes: whole stages, Bottlenecks, groups."""
     try:
-        built = build_network(_without_downloads(stock))
+        built = network_shapes(stock)
     except Exception as error:  # whatever a stock backbone says to settings that it does not know
         return None, f'the stock backbone refuses the switch: {type(error).__name__}: {error}'
-    shapes: List[Dict[str, Any]] = [
-        {key: tuple(value.shape) for key, value in model.state_dict().items()} for model in (network, built)
-    ]
-    if shapes[0] != shapes[1]:
-        odd = sorted(key for key in {*shapes[0], *shapes[1]} if shapes[0].get(key) != shapes[1].get(key))
-        return None, f'the switch changes whole stages, and the upgrade does not: they differ at {", ".join(odd[:4])}'
+    if odd := differing(shapes_of(network.state_dict()), built):  # whole stages, Bottlenecks, groups
+        return None, f'the switch changes whole stages, and the upgrade does not: they differ at {listed(odd, 4)}'
     return stock, ''
 
 
-def _without_downloads(cfg: Config) -> Config:
-    result = copy.deepcopy(cfg)
-    result.model.pop('pretrained', None)
-    if isinstance(result.model.get('backbone'), dict):
-        result.model.backbone.pop('init_cfg', None)
-    return result
+def _whole_stages(layers: Mapping[str, ZeroOffsetDCN]) -> tuple[list[int], str]:
+    if not layers:
+        return [], 'the config upgrades nothing'
+    stages = []
+    for name, layer in layers.items():
+        match = re.fullmatch(r'backbone\.layer([1-4])\.\d+\.conv2', name)
+        if match is None:
+            return [], f'{name} is not the 3x3 convolution of a Bottleneck block in a stage of the backbone'
+        if layer.bias is not None:
+            return [], f'{name} has a bias, which the stock DCN lacks'
+        stages.append(int(match[1]))
+    return stages, ''

@@ -14,7 +14,6 @@ import mmdeform_upgrade.release.onnx as module_under_test
 from mmdeform_upgrade import UpgradeError, ZeroOffsetDCN, deform_conv2d, upgrade_
 from mmdeform_upgrade.errors import ExportError
 from mmdeform_upgrade.release.onnx import export_onnx
-from mmdeform_upgrade.release.parts import part_of
 
 from ..conftest import ROOT, build, run_tool
 
@@ -261,4 +260,3 @@ def test_the_model_is_left_as_it_is(tmp_path):
     model = Layers().train()
     export_onnx(model, tmp_path / 'x.onnx', size=(11, 14), part='backbone')
     assert model.training and all(p.requires_grad for p in model.parameters())
-    assert part_of(model, 'backbone').module.backbone is model

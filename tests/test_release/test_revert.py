@@ -15,7 +15,7 @@ from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.release.revert import judge, output_difference, reverted_checkpoint, reverted_config
 from mmdeform_upgrade.upgrade import revert_
 
-from ..conftest import ROOT, build, relative_error, run_tool
+from ..conftest import MMDET_CONFIGS, ROOT, build, relative_error, run_tool
 
 NAMES = [f'backbone.layer4.{name}' for name in ('0.conv2', '1.conv1', '1.conv2')]
 
@@ -85,6 +85,18 @@ def test_what_is_written_builds_the_reverted_network(network, files, threshold):
     image = torch.randn(1, 3, 96, 96)
     for a, b in zip(built.backbone(image), model.backbone(image), strict=True):
         assert relative_error(a, b) == 0
+
+
+def test_a_network_that_computes_its_drop_path_while_it_is_built_goes_back_too():
+    cfg = Config.fromfile(MMDET_CONFIGS / 'retinanet' / 'retinanet_r50_fpn_1x_coco.py')
+    swin = dict(type='SwinTransformer', embed_dims=8, depths=(1, 1, 1, 1), num_heads=(1, 1, 1, 1), patch_norm=True)
+    cfg.model.backbone = dict(swin, type='DeformUpgrade', base_type='SwinTransformer', targets='last:1')
+    cfg.model.neck.in_channels = [8, 16, 32, 64]
+    model = build(copy.deepcopy(cfg))
+    verdicts = judge(model, None)
+    assert [verdict.revert for verdict in verdicts] == [True]
+    result = reverted_checkpoint({'state_dict': model.state_dict()}, verdicts)
+    assert reverted_config(cfg, model, verdicts, result['state_dict']).model.backbone.type == 'SwinTransformer'
 
 
 def test_a_baseline_has_nothing_to_revert():

@@ -9,8 +9,7 @@ import argparse
 from mmdeform_upgrade.analysis.look import load_network
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.release.contents import refuse_existing
-from mmdeform_upgrade.release.onnx import OPSETS, export_onnx
-from mmdeform_upgrade.release.parts import PARTS
+from mmdeform_upgrade.release.onnx import OPSETS, PARTS, export_onnx
 
 
 def parse_args(argv):
