@@ -200,7 +200,25 @@ MISTAKES = {
         [*TRAIN, '--launcher', 'pytorch'],
         (
             'ConfigError: --launcher pytorch: torchrun has not started this process (RANK is not set); run '
-            'tools/dist_train.sh CONFIG GPUS, or leave --launcher out'
+            'tools/dist_train.sh CONFIG GPUS or tools/slurm_train.sh, or leave --launcher out'
+        ),
+    ),
+    'another launcher that has not launched': (
+        [*TRAIN, '--launcher', 'slurm'],
+        'ConfigError: --launcher slurm: srun has not started this process (SLURM_PROCID is not set); run ',
+    ),
+    'a key that the network does not have': (
+        [*TRAIN, '--cfg-options', 'model.backbone.dept=18'],
+        (
+            'ConfigError: the model of the config cannot be built: TypeError: ResNet.__init__() got an unexpected keyword '
+            "argument 'dept'"
+        ),
+    ),
+    'a file as the work directory': (
+        ['train.py', 'upgraded.py', '--work-dir', 'config.py'],
+        (
+            "OSError: [Errno 17] File exists: 'FOLDER/config.py': what was written before stays; name a place that can be "
+            'written to and start again'
         ),
     ),
 }

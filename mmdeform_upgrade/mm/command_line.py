@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from mmengine.config import Config
 
 
+_LAUNCHERS = {  # what starts the processes, and a variable that it sets in them
+    'pytorch': ('torchrun', 'RANK'),
+    'slurm': ('srun', 'SLURM_PROCID'),
+    'mpi': ('mpirun', 'OMPI_COMM_WORLD_LOCAL_RANK'),
+}
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags that every MM tool has."""
     from mmengine.config import DictAction
@@ -47,10 +56,11 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def load_config(args: argparse.Namespace) -> Config:
     """The config that the common flags ask for."""
-    if args.launcher == 'pytorch' and 'RANK' not in os.environ:
+    program, variable = _LAUNCHERS.get(args.launcher, ('', ''))
+    if variable and variable not in os.environ:
         raise ConfigError(
-            '--launcher pytorch: torchrun has not started this process (RANK is not set); run '
-            'tools/dist_train.sh CONFIG GPUS, or leave --launcher out'
+            f'--launcher {args.launcher}: {program} has not started this process ({variable} is not set); run '
+            'tools/dist_train.sh CONFIG GPUS or tools/slurm_train.sh, or leave --launcher out'
         )
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
@@ -161,8 +171,8 @@ def build_runner(cfg: Config) -> Any:
 
 
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> None:
-    """Call a tool's ``main``, in which all checkpoints are read safely; the package's own errors, and a full disk,
-    become one message and exit status 2."""
+    """Call a tool's ``main``, in which all checkpoints are read safely; the package's own errors, and a
+    full disk or a path that cannot be written, become one message and exit status 2."""
     from .loading import read_checkpoints_safely
 
     for stream in (sys.stdout, sys.stderr):
@@ -175,9 +185,10 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
         print(f'{type(error).__name__}: {printable(str(error))}', file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (*_NO_ROOM, *_NO_PLACE):
             raise
-        print(f'OSError: {error}: what was written before stays; make room and start again', file=sys.stderr)
+        hint = 'make room' if error.errno in _NO_ROOM else 'name a place that can be written to'
+        print(f'OSError: {error}: what was written before stays; {hint} and start again', file=sys.stderr)
         sys.exit(2)
 
 

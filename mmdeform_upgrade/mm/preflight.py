@@ -16,7 +16,7 @@ from torch import nn
 
 from ..checkpoint import import_baseline
 from ..config import GUARD_HOOK, HOOK
-from ..errors import ConfigError
+from ..errors import ConfigError, UpgradeError
 from ..importers import OWN_NAMES, Imported
 from ..layers import upgraded_layers
 from ..schedule import describe_schedule, type_name
@@ -49,7 +49,11 @@ class UpgradePlan:
 
 
 def build_network(cfg: Config) -> nn.Module:
-    """The network of ``cfg.model`` on the CPU, without reading any weights."""
+    """The network of ``cfg.model`` on the CPU, without reading any weights.
+
+    Raises:
+        ConfigError: it cannot be built.
+    """
     scope = cfg.get('default_scope', 'mmengine')
     if scope is not None:  # configs of classes have none: each registry is then asked for what it holds itself
         if scope.isidentifier() and find_spec(scope) is None:
@@ -60,6 +64,10 @@ def build_network(cfg: Config) -> nn.Module:
     logger.setLevel(logging.WARNING)  # the builder logs the report that a plan prints
     try:
         return MODELS.build(copy.deepcopy(cfg.model))
+    except UpgradeError:
+        raise
+    except Exception as error:  # of any framework's module
+        raise ConfigError(f'the model of the config cannot be built: {type(error).__name__}: {error}') from error
     finally:
         logger.setLevel(level)
 
