@@ -37,7 +37,8 @@ def make_delta(baseline: str, upgraded: str, out: str) -> tuple[list[str], int]:
             f'the second file is no upgrade of the first: it lacks {len(missing)} of its tensors ({listed(missing, 5)}); '
             'give the baseline that it was upgraded from'
         )
-    changed = {key: tensor for key, tensor in new.items() if key not in old or not _same(old[key], tensor)}
+    cast = {key: tensor.to(new[key].dtype) for key, tensor in old.items() if _same(tensor.to(new[key].dtype), new[key])}
+    changed = {key: tensor for key, tensor in new.items() if key not in cast}
     if not changed:
         raise CheckpointError(
             f'{upgraded} holds the tensors of {baseline}, bit for bit: there is no difference to write'
@@ -50,6 +51,7 @@ def make_delta(baseline: str, upgraded: str, out: str) -> tuple[list[str], int]:
         'baseline_tensors_sha256': baseline_sha256(old),
         'upgraded_tensors_sha256': tensors_sha256(new),
         'names': json.dumps(list(new)),
+        'cast': json.dumps({k: str(v.dtype).partition('.')[2] for k, v in cast.items() if v.dtype != old[k].dtype}),
     }
     write_safetensors(out, changed, {**metadata, 'contents_sha256': contents_sha256(changed, metadata)})
     return list(changed), len(new)
@@ -68,7 +70,12 @@ def apply_delta(baseline: str, delta: str, out: str) -> StateDict:
     """
     read, old = read_delta(delta), load_baseline(baseline)
     found, expected = baseline_sha256(old), read.metadata['baseline_tensors_sha256']
-    whole = {**old, **read.tensors}
+    cast = json.loads(read.metadata.get('cast', '{}'))  # of a baseline in half precision
+    whole = {
+        **old,
+        **{key: old[key].to(getattr(torch, name)) for key, name in cast.items() if key in old},
+        **read.tensors,
+    }
     if found != expected:
         raise CheckpointError(
             f'{baseline} is not the baseline of {delta}, nothing was written:\n'

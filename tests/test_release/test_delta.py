@@ -27,6 +27,21 @@ def test_a_fine_tune_with_everything_else_frozen_gives_its_offset_branches_alone
     assert loaded['meta']['deform_upgrade']['layers'] == files.layers
 
 
+def test_a_baseline_in_half_precision_has_adapters(files, tmp_path):
+    half, single = tmp_path / 'half.pth', tmp_path / 'single.pth'
+    held = torch.load(files.baseline, weights_only=False)['state_dict']
+    rounded = {key: value.half() if value.is_floating_point() else value for key, value in held.items()}
+    trained = {
+        key: rounded[key].to(value.dtype) if key in rounded else value for key, value in files.state_dict.items()
+    }
+    torch.save(rounded, half)
+    torch.save({'state_dict': trained}, single)  # a network computes in single precision
+    changed, _ = make_delta(str(half), str(single), str(tmp_path / 'd.safetensors'))
+    assert len(changed) == 6 and all(is_offset_key(key) for key in changed)
+    result = apply_delta(str(half), str(tmp_path / 'd.safetensors'), str(tmp_path / 'o.pth'))
+    assert all(result[key].dtype == value.dtype and torch.equal(result[key], value) for key, value in trained.items())
+
+
 def test_changed_weights_and_statistics_come_back_bit_for_bit(files, tmp_path):
     changed = {key: value.clone() for key, value in files.state_dict.items()}
     for key in ('backbone.bn1.running_mean', 'backbone.layer4.0.conv1.weight'):
