@@ -4,18 +4,19 @@
 ``mmcv._ext`` takes a compiler and 15 minutes, and no wheel of it exists for recent releases of PyTorch. Where it is
 missing, this module stands in for it: torchvision's operators where torchvision loads, plain PyTorch else, with the
 results of the compiled ones. Every other operator can be imported and says when it is called what it needs. A compiled
-mmcv is never replaced: the finder comes last, after those that look for files.
+mmcv is never replaced.
 
 Shapes: N boxes or images; R regions; C, H, W of a feature map; P, Q = bins of a region (height, width).
 """
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.abc import Loader, MetaPathFinder
-from importlib.util import spec_from_loader
-from types import ModuleType
-from typing import Any, Callable, Iterator
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,6 @@ from torch import Tensor
 
 from ..errors import OperatorError
 
-_NAME = 'mmcv._ext'
 _BLOCK = 64  # boxes that nms decides on at once
 
 
@@ -261,13 +261,9 @@ def _focal(input: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple
 
 # ---- the stand-in
 
-_VERSIONS = (get_compiler_version, get_compiling_cuda_version)
-_BOXES = (nms, softnms, nms_match)
-_REGIONS = (roi_align_forward, roi_align_backward)
-_LOSSES = (sigmoid_focal_loss_forward, sigmoid_focal_loss_backward)
 
-
-def _missing(name: str) -> Callable[..., Any]:
+def __getattr__(name: str) -> Callable[..., Any]:
+    """Any other operator of ``mmcv._ext``."""
     if name.startswith('__'):
         raise AttributeError(name)
 
@@ -282,13 +278,8 @@ def _missing(name: str) -> Callable[..., Any]:
     return operator
 
 
-class MissingOperators(MetaPathFinder, Loader):
-    """Finds ``mmcv._ext`` where no other finder does."""
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
-        return spec_from_loader(fullname, self, origin=__file__) if fullname == _NAME else None
-
-    def exec_module(self, module: ModuleType) -> None:
-        for function in (*_VERSIONS, *_BOXES, *_REGIONS, *_LOSSES):
-            setattr(module, function.__name__, function)
-        module.__getattr__ = _missing  # type: ignore[method-assign]
+def stand_in() -> None:
+    """Have this module imported as ``mmcv._ext`` where mmcv has none; mmcv itself is not imported."""
+    mmcv = find_spec('mmcv')
+    if mmcv is not None and PathFinder.find_spec('mmcv._ext', mmcv.submodule_search_locations) is None:
+        sys.modules.setdefault('mmcv._ext', sys.modules[__name__])

@@ -7,7 +7,6 @@ imported when a config names it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
@@ -25,11 +24,11 @@ from ..layers import ZeroOffsetDCN
 from ..offsets_only import train_offsets_
 from ..targets import Targets
 from ..upgrade import upgrade_
+from . import mmcv_ops
 from .bfloat16 import BFloat16Hook
 from .guard import BACKEND, RunGuardHook, WholeFiles
 from .hook import DeformUpgradeHook
 from .loading import load_from_safe_reader
-from .mmcv_ops import MissingOperators
 from .offset_logger import OffsetLoggerHook
 from .offset_optimizer import OffsetOptimizerConstructor, offsets_apart
 
@@ -139,4 +138,4 @@ FUNCTIONS.register_module(module=offsets_apart)
 CheckpointLoader.register_scheme(SCHEME, load_from_safe_reader)
 register_backend(BACKEND, WholeFiles)
 register_handles()
-sys.meta_path.append(MissingOperators())  # last, so that a compiled mmcv._ext is found before it
+mmcv_ops.stand_in()
