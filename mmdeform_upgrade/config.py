@@ -176,6 +176,9 @@ def _own_run(cfg: Mapping[str, Any], work_dir: str | None) -> dict[str, Any]:
 def find_config(name: str) -> str:
     """File of a config: a path as it is, ``'mmseg::deeplabv3/NAME.py'`` among the configs of an installed package.
 
+    MMEngine looks for mmseg's under the name mmsegmentation, which onedl-mmsegmentation does not have. Configs that work
+    with both call this function in ``_base_``, where MMEngine takes an expression and no import: ``__import__``.
+
     Raises:
         ConfigError: there is no such file or package.
     """

@@ -2,7 +2,7 @@
 _base_ = [
     '../../../configs/_base_/datasets/composed_voc_seg.py',
     *(
-        __import__('mmseg').__path__[0] + f'/.mim/configs/_base_/{name}.py'
+        __import__('mmdeform_upgrade').config.find_config(f'mmseg::_base_/{name}.py')
         for name in ('models/deeplabv3_r50-d8', 'schedules/schedule_20k', 'default_runtime')
     ),
 ]

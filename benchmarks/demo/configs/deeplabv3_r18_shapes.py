@@ -1,10 +1,9 @@
 # A segmentor for the generated shapes (benchmarks/datasets/compose_shapes.py): mmseg's DeepLabV3 on a narrow
-# ResNet-18, from scratch, by iterations. 'mmseg::_base_/...' would be shorter, but MMEngine looks for it under the name
-# mmsegmentation, which onedl-mmsegmentation does not have.
+# ResNet-18, from scratch, by iterations.
 _base_ = [
     '../../../configs/_base_/datasets/composed_voc_seg.py',
     *(
-        __import__('mmseg').__path__[0] + f'/.mim/configs/_base_/{name}.py'
+        __import__('mmdeform_upgrade').config.find_config(f'mmseg::_base_/{name}.py')
         for name in ('models/deeplabv3_r50-d8', 'schedules/schedule_20k', 'default_runtime')
     ),
 ]
