@@ -1,20 +1,21 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""``OffsetLoggerHook``: what the offsets do while they train, and a stop where they are no numbers any more."""
+"""``OffsetLoggerHook``: what the offsets do while they train, and a stop where they are not finite."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Dict, Optional, Sequence, Set
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
 from torch import Tensor
 
 from ..analysis.offsets import OffsetRecorder, OffsetStatistics, statistics
-from ..errors import ConfigError, TrainingError
+from ..errors import ConfigError
 from ..layers import upgraded_layers
-from .messages import TAME_OFFSETS, what_is_left
-from .network import bare_network
+from .finite import TAME_OFFSETS, not_finite, stop, stop_for_weights
+from .network import bare_network, named_tensors
 
 
 class OffsetLoggerHook(Hook):
@@ -32,7 +33,7 @@ class OffsetLoggerHook(Hook):
 
     Raises (from the runner's calls):
         ConfigError: a setting makes no sense, or the network has no ``ZeroOffsetDCN``.
-        TrainingError: the loss, or a layer's offsets, are not finite. The run stops; the last checkpoint stays.
+        TrainingError: a layer's offsets are not finite, or weights after a loss that is not. The last checkpoint stays.
     """
 
     # After the optimizer's step and before LoggerHook.
@@ -43,10 +44,10 @@ class OffsetLoggerHook(Hook):
             if not value > 0:
                 raise ConfigError(f'OffsetLoggerHook: {name} is {value}; expected a number above 0')
         self.interval, self.warn_above, self.patience = interval, warn_above, patience
-        self._recorder: Optional[OffsetRecorder] = None
-        self._start: Dict[str, Sequence[Tensor]] = {}
+        self._recorder: OffsetRecorder | None = None
+        self._start: dict[str, Sequence[Tensor]] = {}
         self._first_iter = 0
-        self._warned: Set[str] = set()
+        self._warned: set[str] = set()
 
     def before_train(self, runner) -> None:
         """Remember the offset branches as they are now."""
@@ -67,10 +68,10 @@ class OffsetLoggerHook(Hook):
             self._recorder = OffsetRecorder(bare_network(runner))
             self._recorder.__enter__()
 
-    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None) -> None:
+    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None) -> None:
         """Check the loss, and log and judge what was recorded."""
         recorder, self._recorder = self._recorder, None
-        found: Dict[str, OffsetStatistics] = {}
+        found: dict[str, OffsetStatistics] = {}
         if recorder is not None:
             recorder.__exit__()
             found = {name: statistics(record) for name, record in recorder.records.items()}
@@ -82,13 +83,7 @@ class OffsetLoggerHook(Hook):
         if self._start and runner.iter + 1 - self._first_iter >= self.patience:
             self._warn_of_standstill(runner)
 
-    def after_train(self, runner) -> None:
-        """Leave nothing on the network."""
-        if self._recorder is not None:
-            self._recorder.__exit__()
-            self._recorder = None
-
-    def _log(self, runner, found: Dict[str, OffsetStatistics]) -> None:
+    def _log(self, runner, found: dict[str, OffsetStatistics]) -> None:
         values = {
             f'offsets/{name}/{key}': getattr(numbers, key)
             for name, numbers in found.items()
@@ -96,7 +91,7 @@ class OffsetLoggerHook(Hook):
         }
         runner.visualizer.add_scalars(values, step=runner.iter + 1)
 
-    def _warn_of_explosions(self, runner, found: Dict[str, OffsetStatistics]) -> None:
+    def _warn_of_explosions(self, runner, found: dict[str, OffsetStatistics]) -> None:
         for name, numbers in found.items():
             if numbers.percentile95 > self.warn_above and name not in self._warned:
                 self._warned.add(name)
@@ -136,31 +131,17 @@ def _why_still(branch: Sequence[Tensor], optim_wrapper: Any) -> str:
     )
 
 
-def _check_offsets(found: Dict[str, OffsetStatistics], runner) -> None:
+def _check_offsets(found: dict[str, OffsetStatistics], runner) -> None:
     for name, numbers in found.items():  # in the order of the forward pass: the first one is where it began
         if not math.isfinite(numbers.largest):
-            raise TrainingError(
-                f'iteration {runner.iter + 1}: offsets of {name} are not finite, the first of the '
-                f'layers in forward order. Expected finite numbers. {TAME_OFFSETS} {what_is_left(runner)}'
-            )
+            problem = f'offsets of {name} are not finite, the first of the layers in forward order.'
+            stop(runner, runner.iter + 1, f'{problem} {TAME_OFFSETS}')
 
 
-def _check_loss(outputs: Optional[dict], runner) -> None:
+def _check_loss(outputs: dict | None, runner) -> None:
     loss = (outputs or {}).get('loss')
-    if loss is None or bool(torch.isfinite(torch.as_tensor(loss)).all()):
-        return
-    broken = [
-        name
-        for name, layer in upgraded_layers(bare_network(runner)).items()
-        if not all(bool(torch.isfinite(p).all()) for p in layer.parameters())
-    ]
-    where = (
-        f'after this step weights of {", ".join(broken)} are not finite'
-        if broken
-        else ('the weights of all upgraded layers are finite')
-    )
-    raise TrainingError(
-        f'iteration {runner.iter + 1}: the loss is {float(loss)}; {where}. Expected finite numbers. '
-        f'{TAME_OFFSETS} OffsetLoggerHook(interval=1) names the layer whose offsets break first. '
-        f'{what_is_left(runner)}'
-    )
+    if isinstance(loss, Tensor) and not torch.isfinite(loss).all():
+        # Mixed precision leaves out the steps of losses that overflow.
+        weights = ((name, p) for name, p in named_tensors(bare_network(runner)) if p.requires_grad)
+        if broken := not_finite(weights):
+            stop_for_weights(runner, runner.iter + 1, broken)

@@ -138,14 +138,20 @@ def test_offsets_that_are_no_numbers_stop_the_run_and_name_the_first_layer(short
     assert not any(layer.conv_offset._forward_hooks for layer in upgraded_layers(runner.model).values())
 
 
-def test_a_loss_that_is_no_number_stops_the_run_between_records(short_cfg):
+def test_weights_that_are_not_finite_stop_the_run_between_records(short_cfg):
     hooks = [
         dict(type='Spoil', layer=LAYERS[2], value=math.nan, iteration=1, parameter='weight'),
         dict(type='OffsetLoggerHook', interval=50),
     ]
-    message = f'iteration 2: the loss is nan; after this step weights of .*{LAYERS[2]} are not finite'
+    message = f'iteration 2: weights are not finite: of the upgraded layers .*{LAYERS[2]}.*OffsetLoggerHook.interval=1'
     with pytest.raises(TrainingError, match=message):
         train(short_cfg, hooks)
+
+
+def test_a_loss_that_overflows_in_a_step_that_is_left_out_stops_nothing(short_cfg):
+    runner = build_runner(short_cfg, [dict(type='OffsetLoggerHook', interval=50)])
+    hook = next(hook for hook in runner.hooks if isinstance(hook, OffsetLoggerHook))
+    hook.after_train_iter(runner, 0, outputs=dict(loss=torch.tensor(math.inf)))
 
 
 def test_the_log_works_in_mixed_precision(short_cfg, monkeypatch):

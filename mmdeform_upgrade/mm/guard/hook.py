@@ -14,11 +14,11 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from ...errors import ConfigError
 from ...readers import remove_leftovers
+from ..finite import not_finite, stop_for_weights
 from ..loading import SCHEME, refuse_to_overwrite
 from ..network import bare_network, checkpoint_hooks, named_tensors
 from ..random_state import kept_random_state
 from .checkpoints import BACKEND, find_resumable
-from .finite import not_finite, stop
 from .lock import hold
 from .randomness import PlacedBatches, open_data_anew, place_samples, seed_step
 
@@ -144,7 +144,7 @@ class RunGuardHook(Hook):
         if self.finite_interval is not None:
             broken = [name for name in not_finite(tensors) if name not in self._never_finite]
             if broken:
-                stop(runner, iteration, broken)
+                stop_for_weights(runner, iteration, broken)
 
     def _begin(self, runner) -> None:
         """Once: remove what a killed run left half-written, and validate if that was due when it was killed."""
