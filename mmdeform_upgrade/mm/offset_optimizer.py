@@ -10,7 +10,6 @@ from typing import Any
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
-from torch.optim import Optimizer
 
 from ..errors import ConfigError
 from ..layers import OffsetBranch
@@ -30,14 +29,12 @@ class OffsetOptimizerConstructor:
         paramwise_cfg: goes to that constructor, whose rules then do not see the offsets.
 
     Raises:
-        ConfigError: the settings make no optimizer; when called: the network has no offsets that train.
+        ConfigError: there is no rate to multiply; when called: the network has no offsets that train.
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
         self._wrapper = dict(optim_wrapper_cfg)
-        optimizer = self._wrapper.pop('optimizer', None)
-        if not isinstance(optimizer, Mapping):
-            raise ConfigError(f'OffsetOptimizerConstructor: optim_wrapper.optimizer={optimizer!r}, expected a dict')
+        optimizer = self._wrapper.pop('optimizer')
         self._optimizer = dict(optimizer)
         self._offsets = _offset_settings(self._wrapper.pop('offset_optimizer', {}), optimizer, paramwise_cfg or {})
         base = self._wrapper.pop('base_constructor', 'DefaultOptimWrapperConstructor')
@@ -76,21 +73,13 @@ def offsets_apart(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bo
     return recurse or isinstance(module, OffsetBranch)
 
 
-def _offset_settings(given: Any, optimizer: Mapping[str, Any], paramwise: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"optim_wrapper.offset_optimizer={given!r}, expected dict(type='Adam', lr={OFFSET_LR})")
+def _offset_settings(
+    given: Mapping[str, Any], optimizer: Mapping[str, Any], paramwise: Mapping[str, Any]
+) -> dict[str, Any]:
+    if 'type' in given:
+        return {'lr': OFFSET_LR, **given}
+    if 'lr' not in optimizer:
+        raise ConfigError('optim_wrapper.optimizer has no lr that offset_optimizer.lr_mult could multiply: give it one')
     settings = dict(given)
-    if 'type' in settings:
-        settings.setdefault('lr', OFFSET_LR)
-    else:
-        lr_mult = settings.pop('lr_mult', paramwise.get('dcn_offset_lr_mult', 1.0))
-        if 'lr' not in optimizer:
-            raise ConfigError(
-                'optim_wrapper.optimizer has no lr that offset_optimizer.lr_mult could multiply: give it one'
-            )
-        settings = {**optimizer, 'lr': optimizer['lr'] * lr_mult, **settings}
-    kind = settings['type']
-    found = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
-    if not (isinstance(found, type) and issubclass(found, Optimizer)):
-        raise ConfigError(f"optim_wrapper.offset_optimizer.type={kind!r} is no optimizer; expected one such as 'Adam'")
-    return settings
+    lr_mult = settings.pop('lr_mult', paramwise.get('dcn_offset_lr_mult', 1.0))
+    return {**optimizer, 'lr': optimizer['lr'] * lr_mult, **settings}
