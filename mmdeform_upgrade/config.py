@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConfigError
 from .ops.geometry import is_whole
 from .rates import rate_changes
-from .schedule import schedule_changes, type_name
+from .schedule import schedule_changes, settings_of, type_name
 from .targets import Targets, check_kind
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def upgrade_changes(
     """
     if not isinstance(load_from, (str, os.PathLike)) or not os.fspath(load_from):
         raise ConfigError(f'load_from={load_from!r}: give the path of the trained baseline')
+    cfg = settings_of(cfg)
     changes = retrain_changes(
         cfg, targets=targets, part=part, exclude=exclude, deform_groups=deform_groups, work_dir=work_dir
     )
@@ -110,6 +111,7 @@ def retrain_changes(
     work_dir: str | None = None,
 ) -> dict[str, Any]:
     """The deformable network on the baseline's schedule and initial weights: what an upgrade is measured against."""
+    cfg = settings_of(cfg)
     check_kind(targets, 'targets')
     check_kind(exclude, 'exclude')
     if not is_whole(deform_groups, 1):
@@ -138,6 +140,7 @@ def control_changes(
 
     Under the guard it sees the very batches of an upgrade that has it, too.
     """
+    cfg = settings_of(cfg)
     changes = {'custom_imports': _imports(cfg), **_own_run(cfg, work_dir)}
     _drop_downloads({'model': cfg.get('model') or {}}, changes)
     changes.update(_fine_tune(cfg, load_from, epoch_ratio, max_iters, lr_mult=lr_mult))

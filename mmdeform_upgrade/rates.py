@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import ConfigError
 from .optim import OFFSET_LR
-from .schedule import is_number, listed_schedulers, type_name
+from .schedule import is_number, listed_schedulers, settings_of, type_name
 
 OFFSET_OPTIMIZER = 'adam'  # how an upgrade trains its offsets unless something else is said
 CONSTRUCTOR = 'OffsetOptimizerConstructor'
@@ -45,6 +45,7 @@ def rate_changes(
     for name, factor in {'lr_mult': lr_mult, 'offset_lr_mult': offset_lr_mult, 'offset_lr': offset_lr}.items():
         if factor is not None and not (is_number(factor) and 0 < factor < math.inf):
             raise ConfigError(f'{name}={factor!r} is not a positive number')
+    cfg = settings_of(cfg)
     wrapper = cfg.get('optim_wrapper') or {}
     optimizer = wrapper.get('optimizer') or {}
     if (lr_mult != 1 or offset_lr_mult is not None) and 'lr' not in optimizer:

@@ -8,6 +8,7 @@ and at 5/6 of them: 240 -> 60 epochs with decays at 40 and 50. Schedules of anot
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 DECAY_AT = (2 / 3, 5 / 6)
 DECAY_FACTOR = 0.1
 WARM_UP = 1 / 10  # of a training of so many steps, the most that a warm-up counted in steps takes
-PLATEAU = 'ReduceOnPlateau'
 
 _OF_RATES = ('max_epochs', 'total_epochs', 'warmup_epochs', 'warmup_mim_iter', 'warmup_min_iter')  # mmyolo's hooks
 # Arguments of hooks and schedulers that count epochs or iterations of the training.
@@ -59,8 +59,11 @@ def shorten_schedule(cfg: Config, epoch_ratio: float = 0.25, max_iters: int | No
 
 def schedule_changes(cfg: Mapping[str, Any], epoch_ratio: float = 0.25, max_iters: int | None = None) -> dict[str, Any]:
     """What :func:`shorten_schedule` changes, as a dict that merges into ``cfg``."""
+    cfg = settings_of(cfg)
     before = Length.of(cfg)
-    scale = Scale(before, before.scaled(epoch_ratio) if max_iters is None else Length.of_steps(max_iters))
+    if not (max_iters is None or is_whole(max_iters, 1)):
+        raise ConfigError(f'max_iters={max_iters!r}: expected a whole number of steps, at least 1')
+    scale = Scale(before, before.scaled(epoch_ratio) if max_iters is None else Length(max_iters, 'iters'))
     changes: dict[str, Any] = {'train_cfg': scale.loop(cfg['train_cfg'])}
     interval = cfg['train_cfg'].get('val_interval', 1)
     validations = scale.ratio * interval / changes['train_cfg'].get('val_interval', interval)  # new ones for an old one
@@ -101,7 +104,12 @@ def describe_schedule(cfg: Mapping[str, Any]) -> str:
 
 def type_name(type_: Any) -> str:
     """Last part of a config's ``type``, be it a string with a scope, a class or a lazily imported object."""
-    return (type_ if isinstance(type_, str) else getattr(type_, '__name__', str(type_))).rpartition('.')[2]
+    return (type_.__name__ if inspect.isclass(type_) or inspect.isroutine(type_) else str(type_)).rpartition('.')[2]
+
+
+def settings_of(cfg: Any) -> Any:
+    """A config as plain dicts, in which what is lazily imported stays so: MMEngine writes that by its name."""
+    return cfg._to_lazy_dict() if hasattr(cfg, '_to_lazy_dict') else cfg
 
 
 def is_number(value: Any) -> bool:
@@ -130,22 +138,14 @@ class Length:
     @classmethod
     def of(cls, cfg: Mapping[str, Any]) -> Length:
         """The length of a config's training."""
-        train_cfg = cfg.get('train_cfg') or {}
         for unit in ('epochs', 'iters'):
-            total = train_cfg.get(f'max_{unit}')
+            total = (cfg.get('train_cfg') or {}).get(f'max_{unit}')
             if isinstance(total, int) and total > 0:
                 return cls(total, unit)
         raise ConfigError(
-            'the config has neither train_cfg.max_epochs nor train_cfg.max_iters: there is no schedule '
-            'to shorten; give the config that the baseline was trained with'
+            'the config has neither train_cfg.max_epochs nor train_cfg.max_iters: there is no schedule to shorten; give '
+            'the config that the baseline was trained with'
         )
-
-    @classmethod
-    def of_steps(cls, steps: int) -> Length:
-        """So many iterations."""
-        if not is_whole(steps, 1):
-            raise ConfigError(f'max_iters={steps!r}: expected a whole number of steps, at least 1')
-        return cls(steps, 'iters')
 
     def scaled(self, ratio: float) -> Length:
         """So much of it."""
@@ -219,8 +219,8 @@ def _infinite_sampler(loader: Mapping[str, Any]) -> dict[str, Any]:
     sampler = loader.get('sampler') or {}
     if type_name(sampler.get('type', '')) != 'DefaultSampler':
         return {}
-    new = {'_delete_': True, 'type': 'InfiniteSampler', 'shuffle': sampler.get('shuffle', True)}
-    return {'train_dataloader': {'sampler': new}}
+    shuffle = sampler.get('shuffle', True)
+    return {'train_dataloader': {'sampler': {'_delete_': True, 'type': 'InfiniteSampler', 'shuffle': shuffle}}}
 
 
 def _schedulers(schedulers: Any, scale: Scale, validations: float) -> Any:
@@ -233,10 +233,8 @@ def _schedulers(schedulers: Any, scale: Scale, validations: float) -> Any:
         if kind in ('MultiStepLR', 'StepLR') and scale.before.counts(scheduler):
             shortened += [] if decays else _paper_steps(scheduler, scale)
             decays = True  # of the whole schedule, also where its steps are in several schedulers
-        elif kind.startswith(PLATEAU):  # whose steps are validations
-            shortened.append(
-                _converted(scheduler, lambda steps: max(1, _round(steps * validations)) if steps else steps)
-            )
+        elif kind.startswith('ReduceOnPlateau'):  # whose steps are validations
+            shortened.append(_converted(scheduler, lambda steps: steps and max(1, _round(steps * validations))))
         elif scaled := _scaled(scheduler, scale):
             shortened.append(scaled)
     return shortened

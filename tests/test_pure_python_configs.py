@@ -128,11 +128,20 @@ def test_classes_of_one_name_and_a_setting_called_like_a_class_stay_apart(tmp_pa
 
 
 def test_the_config_of_a_reverted_network_is_written_with_its_classes(pure, tmp_path):
-    out = pure['det'].with_name('to_revert.py')
-    run_tool('upgrade.py', pure['det'], pure['det'].with_suffix('.pth'), '--out', out)
-    run_tool('model_converters/revert.py', out, pure['det'].with_suffix('.pth'), tmp_path / 'plain.pth')
+    upgraded = upgrade_config(Config.fromfile(pure['det']), load_from='x.pth')
+    (tmp_path / 'plain.py').write_text(whole_text(with_layers(upgraded, {})))
+    assert 'mmdeform_upgrade' not in (tmp_path / 'plain.py').read_text()
     plain = Config.fromfile(tmp_path / 'plain.py')
     assert str(build_network(plain)) == str(build_network(Config.fromfile(pure['det'])))
+
+
+@pytest.mark.parametrize('change', [upgrade_config, shorten_schedule])
+def test_what_mmengine_dumps_of_a_changed_config_loads_again(pure, change):
+    """A Runner dumps its config into the work directory, and its text into every checkpoint."""
+    changed = change(Config.fromfile(pure['seg']), **(dict(load_from='x.pth') if change is upgrade_config else {}))
+    again = Config.fromstring(changed.pretty_text, '.py')
+    assert again.to_dict() == changed.to_dict() and again.param_scheduler[0].type.endswith('PolyLR')
+    assert str(build_network(again)) == str(build_network(changed))
 
 
 def test_kinds_that_are_mixed_are_one_clear_error(pure, tmp_path):

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import BUILDER, TRAIN_OFFSETS
 from ..mm.preflight import build_network
 from ..rates import CONSTRUCTOR, without_offset_optimizer
-from ..schedule import type_name
+from ..schedule import settings_of, type_name
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -103,7 +103,7 @@ def _without_import(cfg: Config) -> Config:
 
 def component_without_upgrade(component: Mapping[str, Any]) -> dict[str, Any]:
     """A component's settings as the baseline had them: neither builder nor ``ZeroOffsetDCN`` switch."""
-    plain = copy.deepcopy(dict(component))
+    plain = dict(settings_of(component))
     if type_name(plain.get('type', '')) == BUILDER:
         plain['type'] = plain['base_type']
         for key in _SETTINGS:
@@ -132,7 +132,7 @@ def _rewrite(node: Any, prefix: str, layers: Mapping[str, int]) -> None:
             continue
         _rewrite(value, f'{prefix}{key}.', layers)
         plain = component_without_upgrade(value)
-        if plain == dict(value):
+        if plain == settings_of(value):
             continue
         inside = {
             name[len(prefix) + len(key) + 1 :]: count
