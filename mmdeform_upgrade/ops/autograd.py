@@ -7,7 +7,6 @@ see one node, FLOP counters one formula. Only the arguments are kept for the bac
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UpgradeError
-from . import flops, matrices
+from . import eager, flops, matrices
 from .autocast import no_autocast
 from .geometry import Geometry
 from .passes import Passes, Wanted
@@ -29,16 +28,15 @@ _LIBRARY.define(
     'deform_conv2d_backward(Tensor grad_output, Tensor input, Tensor offset, Tensor weight, Tensor? mask,'
     ' SymInt[] sizes, str backend, bool[] wanted) -> (Tensor input, Tensor offset, Tensor weight, Tensor mask)'
 )
-# 'auto' that has not become 'triton' is 'eager', and the plain convolution while offsets are zero.
-_MODULES = {'auto': '.eager', 'eager': '.eager', 'triton': '.triton_backend'}
-_loaded: dict[str, Passes] = {}
 
 
 def passes(backend: str) -> Passes:
-    """A backend's module, imported when it is first asked for."""
-    if backend not in _loaded:
-        _loaded[backend] = import_module(_MODULES[backend], __package__)  # type: ignore[assignment]
-    return _loaded[backend]
+    """A backend's module; that of Triton is imported when it is first asked for."""
+    if backend != 'triton':  # 'auto' that has not become 'triton' is 'eager', and the plain convolution at zero offsets
+        return eager
+    from . import triton_backend
+
+    return triton_backend
 
 
 def deform_conv2d(

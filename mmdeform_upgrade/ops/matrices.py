@@ -1,8 +1,8 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Maps and kernels as matrices, and the products that a column-based convolution is made of.
 
-A column matrix is (p, k*C): ``p`` output positions, the channels of ``k`` taps. The kernel matrix of some taps
-is (groups, O/groups, k*C/groups), each row in the order of a column.
+A column matrix is (p, k*C): ``p`` output positions, the channels of ``k`` taps. The kernel of some taps is
+(groups, O/groups, k*C/groups), each row in the order of a column.
 """
 
 from __future__ import annotations
@@ -28,58 +28,55 @@ def product_dtype(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
-def dense(weight: Tensor) -> Tensor:
-    """The kernel, contiguous in one of the two memory formats."""
-    return weight if weight.is_contiguous(memory_format=torch.channels_last) else weight.contiguous()
+def kernel_matrix(weight: Tensor, geo: Geometry, dtype: torch.dtype) -> Tensor:
+    """The kernel (O, C/groups, kh, kw) as (groups, O/groups, K, C/groups); a view of a channels-last one."""
+    rows = weight.permute(0, 2, 3, 1).to(dtype)
+    return rows.reshape(geo.groups, geo.O // geo.groups, geo.K, -1).contiguous()
 
 
-def kernel_matrix(weight: Tensor, taps: slice, geo: Geometry, dtype: torch.dtype) -> Tensor:
-    """Some taps of the kernel (O, C/groups, kh, kw) as (groups, O/groups, k*C/groups)."""
-    if taps.stop - taps.start == geo.K:  # of a channels-last kernel, a view
-        return weight.permute(0, 2, 3, 1).to(dtype).reshape(geo.groups, geo.O // geo.groups, -1)
-    part = _taps(weight, taps, geo).transpose(2, 3).to(dtype)
-    return part.reshape(geo.groups, geo.O // geo.groups, -1)
+def some_taps(kernel: Tensor, taps: slice) -> Tensor:
+    """Some taps of a kernel matrix as (groups, O/groups, k*C/groups); a view of all of them."""
+    return kernel[:, :, taps].flatten(2).contiguous()
 
 
-def new_kernel_grad(weight: Tensor, geo: Geometry) -> Tensor:
-    """Room for the kernel's gradient, all of it written tap by tap; zeros if there is no position to sum over."""
-    return torch.empty_like(weight) if geo.N else torch.zeros_like(weight)
-
-
-def store_kernel(weight: Tensor, matrix: Tensor, taps: slice, geo: Geometry) -> None:
-    """Write a kernel matrix to where its taps are in ``weight``; the inverse of :func:`kernel_matrix`."""
-    if taps.stop - taps.start == geo.K:
-        weight.permute(0, 2, 3, 1).copy_(matrix.view(geo.O, geo.kh, geo.kw, -1))
-        return
-    part = _taps(weight, taps, geo).transpose(2, 3)
-    part.copy_(matrix.view(part.shape))
-
-
-def _taps(weight: Tensor, taps: slice, geo: Geometry) -> Tensor:
-    """(groups, O/groups, C/groups, k); a view, whatever the memory format."""
-    if weight.is_contiguous():
-        flat = weight.flatten(2)
-    else:
-        flat = weight.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2)
-    return flat.unflatten(0, (geo.groups, -1))[..., taps]
+def join_taps(parts: list[Tensor], weight: Tensor, geo: Geometry) -> Tensor:
+    """The kernel's gradient (O, C/groups, kh, kw) from those of some taps each, shaped as by :func:`some_taps`."""
+    if not parts:  # there is no position to sum over
+        return torch.zeros_like(weight)
+    split = [part.unflatten(2, (-1, weight.shape[1])) for part in parts]
+    whole = split[0] if len(split) == 1 else torch.cat(split, dim=2)
+    return whole.reshape(geo.O, geo.kh, geo.kw, -1).permute(0, 3, 1, 2)
 
 
 def map_to_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A map (N, C, H, W) as (N*H*W, C); no copy if it is channels-last already."""
-    by_image = tensor.device.type == 'cpu' and tensor.numel() >= LARGE_IMAGE * len(tensor)
-    if not by_image or not tensor.is_contiguous() or torch.jit.is_tracing():
-        return tensor.permute(0, 2, 3, 1).to(dtype).flatten(0, 2).contiguous()  # of one image it may be a view
+    if tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor.permute(0, 2, 3, 1).to(dtype).flatten(0, 2)
     N, C, H, W = tensor.shape
-    rows = torch.empty((N, H * W, C), dtype=dtype)
-    for image, target in zip(tensor.flatten(2).unbind(0), rows.unbind(0), strict=True):
-        target.copy_(image.t())  # two dimensions: PyTorch copies these in blocks, three times as fast
-    return rows.flatten(0, 1)
+    rows = torch.empty((N * H * W, C), dtype=dtype, device=tensor.device)
+    _transpose_into(rows.view(N, H * W, C), tensor.flatten(2))
+    return rows
 
 
-def rows_to_map(rows: Tensor, geo: Geometry, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
-    """Rows (N*L, O) as a map."""
-    output = rows.view(geo.N, geo.Ho, geo.Wo, geo.O).permute(0, 3, 1, 2)
-    return output.to(dtype).contiguous(memory_format=memory_format)
+def in_format(tensor: Tensor, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
+    """A map whose strides are channels-last, in a memory format; a copy unless it is that already."""
+    if memory_format is torch.channels_last:
+        return tensor.to(dtype).contiguous(memory_format=memory_format)
+    output = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
+    _transpose_into(output.flatten(2), tensor.permute(0, 2, 3, 1).flatten(1, 2))
+    return output
+
+
+def _transpose_into(targets: Tensor, matrices: Tensor) -> None:
+    """Copy a batch of matrices (N, A, B) to (N, B, A)."""
+    large = matrices.device.type == 'cpu' and matrices.numel() >= LARGE_IMAGE * len(matrices)
+    if (
+        large and not torch.jit.is_tracing()
+    ):  # two dimensions: PyTorch copies these in blocks, up to three times as fast
+        for target, matrix in zip(targets.unbind(0), matrices.unbind(0), strict=True):
+            target.copy_(matrix.t())
+    else:
+        targets.copy_(matrices.transpose(1, 2))
 
 
 def format_of(tensor: Tensor) -> torch.memory_format:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .geometry import Geometry
-from .matrices import map_to_rows
+from .matrices import in_format, map_to_rows
 
 BORDER = 2  # zero rows (columns) shared by neighbouring images (image rows)
 LEAD = BORDER + 1  # zero rows before the first image, so that corner (-2, -2) exists
@@ -42,14 +42,6 @@ def index_dtype(geo: Geometry) -> torch.dtype:
     return torch.int32 if rows * cols * geo.G < 2**31 else torch.int64
 
 
-def table_span(images: slice, geo: Geometry) -> slice:
-    """The table rows that samples of some images can touch, the borders included."""
-    _, cols = table_size(geo)
-    first = images.start * (geo.H + BORDER)
-    last = LEAD + images.stop * (geo.H + BORDER)
-    return slice(first * cols * geo.G, last * cols * geo.G)
-
-
 def to_table(input: Tensor, geo: Geometry, dtype: torch.dtype) -> Tensor:
     """The padded channels-last copy of the map, (rows * cols * G, C // G)."""
     rows, cols = table_size(geo)
@@ -58,10 +50,10 @@ def to_table(input: Tensor, geo: Geometry, dtype: torch.dtype) -> Tensor:
     return table.view(rows * cols * geo.G, geo.C // geo.G)
 
 
-def from_table(table: Tensor, geo: Geometry) -> Tensor:
-    """The map (N, C, H, W) in a padded table; a channels-last view."""
+def from_table(table: Tensor, geo: Geometry, memory_format: torch.memory_format) -> Tensor:
+    """The map (N, C, H, W) in a padded table."""
     rows, cols = table_size(geo)
-    return _interior(table.view(rows, cols, geo.C), geo).permute(0, 3, 1, 2)
+    return in_format(_interior(table.view(rows, cols, geo.C), geo).permute(0, 3, 1, 2), table.dtype, memory_format)
 
 
 def _interior(table: Tensor, geo: Geometry) -> Tensor:
@@ -104,9 +96,9 @@ def _tap_grid(geo: Geometry, axis: int, dtype: torch.dtype, device: torch.device
     size, stride = (geo.Ho, geo.Wo)[axis], (geo.stride_h, geo.stride_w)[axis]
     taps, dilation = (geo.kh, geo.kw)[axis], (geo.dil_h, geo.dil_w)[axis]
     start = torch.arange(size, device=device, dtype=dtype) * stride - (geo.pad_h, geo.pad_w)[axis]
-    grid = start.unsqueeze(1) + torch.arange(taps, device=device, dtype=dtype) * dilation
-    shape = (size, 1, taps, 1) if axis == 0 else (1, size, 1, taps)
-    return grid.view(shape).expand(geo.Ho, geo.Wo, geo.kh, geo.kw).reshape(geo.L, geo.K, 1)
+    grid = start + (torch.arange(taps, device=device, dtype=dtype) * dilation).unsqueeze(1)  # (taps, size)
+    shape = (taps, 1, size, 1) if axis == 0 else (1, taps, 1, size)
+    return grid.view(shape).expand(geo.kh, geo.kw, geo.Ho, geo.Wo).reshape(geo.K, geo.L).t().unsqueeze(2)
 
 
 class Corners(NamedTuple):
@@ -127,7 +119,10 @@ def corners(plan: Plan, geo: Geometry) -> Corners:
     if mask:
         upper, lower = upper * mask[0], lower * mask[0]
     left = 1 - lx
-    return Corners(rows, torch.stack((upper * left, upper * lx, lower * left, lower * lx), dim=1))
+    weights = torch.empty_like(rows, dtype=ly.dtype)
+    for i, (by_y, by_x) in enumerate(((upper, left), (upper, lx), (lower, left), (lower, lx))):
+        weights[:, i] = by_y * by_x  # stacking them takes twice as long
+    return Corners(rows, weights)
 
 
 def plan_gradients(plan: Plan, dots: Tensor, geo: Geometry) -> tuple[Tensor, Tensor | None]:
@@ -135,11 +130,11 @@ def plan_gradients(plan: Plan, dots: Tensor, geo: Geometry) -> tuple[Tensor, Ten
 
     Args:
         plan: The whole plan.
-        dots: (N*L, K, G, 4), the gradient of each sample's column times each of its corner rows.
+        dots: (4, N*L, K, G), the gradient of each sample's column times each of its corner rows.
         geo: The sizes.
     """
     ly, lx, *mask = plan.interp.unbind(0)
-    d00, d01, d10, d11 = dots.unbind(-1)
+    d00, d01, d10, d11 = dots
     left, right = d01 - d00, d11 - d10
     top = d00 + left * lx
     grad_y, grad_x = d10 + right * lx - top, left + (right - left) * ly  # (N*L, K, G)

@@ -72,16 +72,13 @@ def forward(
 ) -> Tensor:
     """See :class:`.passes.Passes`."""
     read, memory_format = _read(input, offset, mask), matrices.format_of(input)
-    if not FUSED or geo.groups > 1:
-        return matrices.rows_to_map(
-            _convolve_columns(read, matrices.dense(weight), bias, geo), geo, input.dtype, memory_format
-        )
+    fused = FUSED and geo.groups == 1
     # Stores to a contiguous map are as wide as its rows are aligned.
-    direct = memory_format if geo.L % 16 == 0 else torch.channels_last
+    direct = memory_format if fused and geo.L % 16 == 0 else torch.channels_last
     shape = (geo.N, geo.O, geo.Ho, geo.Wo)
     output = torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=direct)
     if output.numel():
-        _convolve(output, read, weight, bias, geo)
+        (_convolve if fused else _convolve_columns)(output, read, weight, bias, geo)
     return output.contiguous(memory_format=memory_format)
 
 
@@ -95,31 +92,31 @@ def backward(
     wanted: Wanted,
 ) -> Grads:
     """See :class:`.passes.Passes`."""
-    read, weight = _read(input, offset, mask), matrices.dense(weight)
+    read = _read(input, offset, mask)
     grad_rows = matrices.map_to_rows(grad_output, weight.dtype)
     cuts = cut(geo, input.itemsize, input.device.type)
     whole = len(cuts.taps) == len(cuts.positions) == 1
     grads = Grads(
         torch.empty_like(read.rows, dtype=input.dtype if whole else torch.float32) if wanted.input else None,
         torch.empty_like(read.offset) if wanted.plan else None,
-        matrices.new_kernel_grad(weight, geo) if wanted.weight else None,
+        None,
         torch.empty_like(read.mask) if wanted.plan and read.mask is not None else None,
     )
+    kernel, grad_kernels = matrices.kernel_matrix(weight, geo, weight.dtype), []
     for taps in cuts.taps:
-        kernel = matrices.kernel_matrix(weight, taps, geo, weight.dtype)
-        grad_kernel = None
+        some, grad_kernel = matrices.some_taps(kernel, taps), None
         for positions in cuts.positions:
             part = Part(positions, taps)
-            columns = _differentiate(grads, read, grad_rows[positions], kernel, part, geo)
+            columns = _differentiate(grads, read, grad_rows[positions], some, part, wanted.weight, geo)
             if columns is not None:
                 grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, grad_rows[positions].t(), geo, last=whole)
             del columns  # before those of the next piece are made
-        if grads.weight is not None and grad_kernel is not None:
-            matrices.store_kernel(grads.weight, grad_kernel, taps, geo)
+        grad_kernels += [] if grad_kernel is None else [grad_kernel]
     grad_input = grads.input
     if grad_input is not None:
         grad_input = grad_input.view(geo.N, geo.H, geo.W, geo.C).permute(0, 3, 1, 2)
-    return grads._replace(input=grad_input)
+    grad_weight = matrices.join_taps(grad_kernels, weight, geo) if wanted.weight else None
+    return grads._replace(input=grad_input, weight=grad_weight)
 
 
 class Part(NamedTuple):
@@ -136,7 +133,7 @@ class Part(NamedTuple):
 
 
 def _differentiate(
-    grads: Grads, read: Read, grad_rows: Tensor, kernel: Tensor, part: Part, geo: Geometry
+    grads: Grads, read: Read, grad_rows: Tensor, kernel: Tensor, part: Part, with_columns: bool, geo: Geometry
 ) -> Tensor | None:
     """Bring the gradient of some columns to input, offset and mask; the columns, if the kernel's gradient needs them."""
     _, positions, _, taps = part.sizes
@@ -144,7 +141,7 @@ def _differentiate(
     grad_columns = columns = keys = weights = None
     if grads.input is not None or grads.offset is not None:
         grad_columns = matrices.grad_columns(grad_rows, kernel, geo)
-    if grads.weight is not None:
+    if with_columns:
         columns = _new_columns(read, part, geo)
     if grads.input is not None:
         keys = torch.empty(samples, dtype=torch.int32 if _cells(geo) < 2**31 else torch.int64, device=read.rows.device)
@@ -169,7 +166,7 @@ def _cells(geo: Geometry) -> int:
 
 def _convolve(output: Tensor, read: Read, weight: Tensor, bias: Tensor | None, geo: Geometry) -> None:
     """Sample and multiply in one kernel, with the largest tile that the device has the memory for."""
-    kernel = matrices.kernel_matrix(weight, slice(0, geo.K), geo, weight.dtype)
+    kernel = matrices.kernel_matrix(weight, geo, weight.dtype)
     tf32 = kernel.dtype == torch.float32 and matrices.tf32_allowed()
     if tf32:
         kernel = ((kernel.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)  # see _rounded in the kernels
@@ -211,18 +208,18 @@ def _launch_convolve(
     )
 
 
-def _convolve_columns(read: Read, weight: Tensor, bias: Tensor | None, geo: Geometry) -> Tensor:
-    """Output rows (N*L, O): sample some columns, multiply, forget them."""
-    cuts = cut(geo, read.rows.itemsize, read.rows.device.type)
-    total = read.rows.new_empty((geo.N * geo.L, geo.O), dtype=torch.float32 if len(cuts.taps) > 1 else None)
+def _convolve_columns(output: Tensor, read: Read, weight: Tensor, bias: Tensor | None, geo: Geometry) -> None:
+    """Sample some columns, multiply, forget them."""
+    rows, cuts = matrices.map_to_rows(output, output.dtype), cut(geo, read.rows.itemsize, read.rows.device.type)
+    total = rows if len(cuts.taps) == 1 else torch.empty_like(rows, dtype=torch.float32)
+    kernel = matrices.kernel_matrix(weight, geo, weight.dtype)
     for taps in cuts.taps:
-        kernel = matrices.kernel_matrix(weight, taps, geo, weight.dtype)
+        some = matrices.some_taps(kernel, taps)
         for positions in cuts.positions:
             columns = _new_columns(read, Part(positions, taps), geo)
-            if columns.numel():
-                _sample(read, Part(positions, taps), geo, columns)
-            matrices.project(total[positions], columns, kernel, geo, first=taps.start == 0)
-    return total if bias is None else total + bias
+            _sample(read, Part(positions, taps), geo, columns)
+            matrices.project(total[positions], columns, some, geo, first=taps.start == 0)
+    rows.copy_(total if bias is None else total + bias)
 
 
 def _sample(

@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmdeform_upgrade.ops import chunks, deform_conv2d, sampling
-from mmdeform_upgrade.ops.geometry import describe
+from mmdeform_upgrade.ops import chunks, deform_conv2d
 
 from .cases import CASES, TOLERANCE, Case, assert_close, error, grad_like_output, results
 
@@ -62,20 +61,6 @@ def test_columns_stay_within_the_byte_budget(name, monkeypatch):
     results(backend('eager'), case, case.tensors(torch.float32), grad_like_output(case, torch.float32))
     assert len(made) > 4
     assert max(columns.numel() * 4 for columns in made) <= 2000
-
-
-@pytest.mark.parametrize('name', ['plain', 'deform groups', 'far offsets'])
-def test_the_span_of_some_positions_holds_all_their_pixels(name):
-    case = CASES[name]
-    inputs, offset, weight, _, mask = case.tensors(requires_grad=False)
-    geo = describe(inputs, offset, weight, None, mask, case.stride, case.padding, case.dilation)
-    plan = sampling.make_plan(offset, mask, geo, torch.float64)
-    assert sampling.table_span(slice(0, geo.N), geo) == slice(0, len(sampling.to_table(inputs, geo, torch.float64)))
-    for first, last in [(0, 1), (3, geo.L), (geo.L - 2, geo.L + 2), (geo.L, 2 * geo.L), (2 * geo.L - 1, 2 * geo.L)]:
-        positions = slice(first, last)
-        rows = sampling.corners(plan.part(positions, slice(0, geo.K)), geo).rows
-        span = sampling.table_span(chunks.images(positions, geo), geo)
-        assert span.start <= rows.min() and rows.max() < span.stop
 
 
 @pytest.mark.parametrize('wanted', [(0,), (1,), (2,), (3,), (4,), (1, 4), (0, 2), (1, 2, 3)])
@@ -167,6 +152,21 @@ def test_the_memory_format_of_the_input_is_kept():
     assert grads.is_contiguous(memory_format=torch.channels_last)
     plain = deform_conv2d(tensors[0].detach().contiguous(), *tensors[1:4], **case.hyper, backend='eager')
     assert plain.is_contiguous()
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('zero', [False, True])
+def test_the_output_may_be_changed_in_place(memory_format, zero):
+    """By an activation behind the layer, as in VGG."""
+    case = Case(bias=False, channels=8)
+    inputs, offset, weight, _, _ = case.tensors()
+    inputs = inputs.detach().contiguous(memory_format=memory_format).requires_grad_()
+    offset = (offset * (not zero)).detach().requires_grad_()
+    found, expected = (
+        torch.autograd.grad(function(deform_conv2d(inputs, offset, weight, **case.hyper)).sum(), (inputs, weight))
+        for function in (torch.relu_, torch.relu)
+    )
+    assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
 
 
 def test_no_uninitialised_memory_is_read(monkeypatch):

@@ -225,8 +225,7 @@ def test_channels_last_is_read_and_written_in_place(dtype, monkeypatch):
     assert dict(forward.launches) == {'convolve_kernel': 1}
     assert dict(backward.launches) == {'sample_kernel': 1, 'gather_kernel': 1}
     copies = {'clone', 'copy_', '_to_copy', 'contiguous'}
-    assert not copies & set(forward.operations)
-    assert {name: n for name, n in backward.operations.items() if name in copies} == {'copy_': 1}  # weight's gradient
+    assert not copies & (set(forward.operations) | set(backward.operations))
 
 
 def test_deterministic_algorithms_are_possible():
