@@ -33,7 +33,6 @@ def forward(
 ) -> Tensor:
     """See :class:`.passes.Passes`."""
     work = torch.promote_types(input.dtype, torch.float32)
-    kernel = matrices.kernel_matrix(weight, geo, matrices.product_dtype(weight))
     table = sampling.to_table(input, geo, work)
     plan = sampling.make_plan(offset, mask, geo, work)
     shape = (geo.N, geo.O, geo.Ho, geo.Wo)
@@ -41,10 +40,10 @@ def forward(
     rows = matrices.map_to_rows(output, work)
     cuts = cut(geo, work.itemsize, input.device.type, summed=True)
     for taps in cuts.taps:
-        part = matrices.some_taps(kernel, taps)
+        kernel = matrices.kernel_matrix(weight, taps, geo, matrices.product_dtype(weight))
         for positions in cuts.positions:
             columns = _sample(table, sampling.corners(plan.part(positions, taps), geo), taps, geo)
-            matrices.project(rows[positions], columns, part, geo, first=taps.start == 0)
+            matrices.project(rows[positions], columns, kernel, geo, first=taps.start == 0)
             del columns  # before the next ones are made
     if bias is not None:
         output += bias.view(-1, 1, 1)
@@ -69,11 +68,10 @@ def backward(
     turned = grad_output.to(product).transpose(0, 1).reshape(geo.O, -1)  # as contiguous as products like it
     grad_table = torch.zeros_like(table) if wanted.input else None
     dots = table.new_empty((4, *plan.base.shape)) if wanted.plan else None
-    kernel = matrices.kernel_matrix(weight, geo, product) if wanted.input or wanted.plan else None
     grad_kernels = []
     cuts = cut(geo, table.itemsize, table.device.type)
     for taps in cuts.taps:
-        part = None if kernel is None else matrices.some_taps(kernel, taps)
+        kernel = matrices.kernel_matrix(weight, taps, geo, product) if wanted.input or wanted.plan else None
         grad_kernel = None
         for positions in cuts.positions:
             corners = sampling.corners(plan.part(positions, taps), geo)
@@ -81,9 +79,9 @@ def backward(
                 columns = _sample(table, corners, taps, geo)
                 grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, turned[:, positions], geo)
                 del columns  # before the gradients of the columns are made
-            if part is None:
+            if kernel is None:
                 continue
-            grads = matrices.grad_columns(rows[positions], part, geo).to(work).reshape(-1, geo.C // geo.G)
+            grads = matrices.grad_columns(rows[positions], kernel, geo).to(work).reshape(-1, geo.C // geo.G)
             if dots is not None:
                 found = _corner_dots(table, corners, grads).view(-1, taps.stop - taps.start, geo.G, 4)
                 dots[:, positions, taps].copy_(found.permute(3, 0, 1, 2))

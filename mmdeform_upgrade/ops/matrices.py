@@ -28,19 +28,14 @@ def product_dtype(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
-def kernel_matrix(weight: Tensor, geo: Geometry, dtype: torch.dtype) -> Tensor:
-    """The kernel (O, C/groups, kh, kw) as (groups, O/groups, K, C/groups); a view of a channels-last one."""
-    rows = weight.permute(0, 2, 3, 1).to(dtype)
-    return rows.reshape(geo.groups, geo.O // geo.groups, geo.K, -1).contiguous()
-
-
-def some_taps(kernel: Tensor, taps: slice) -> Tensor:
-    """Some taps of a kernel matrix as (groups, O/groups, k*C/groups); a view of all of them."""
-    return kernel[:, :, taps].flatten(2).contiguous()
+def kernel_matrix(weight: Tensor, taps: slice, geo: Geometry, dtype: torch.dtype) -> Tensor:
+    """Some taps of the kernel (O, C/groups, kh, kw) as (groups, O/groups, k*C/groups); a view of all of channels-last."""
+    rows = weight.permute(0, 2, 3, 1).reshape(geo.groups, geo.O // geo.groups, geo.K, -1)
+    return rows[:, :, taps].to(dtype).flatten(2).contiguous()
 
 
 def join_taps(parts: list[Tensor], weight: Tensor, geo: Geometry) -> Tensor:
-    """The kernel's gradient (O, C/groups, kh, kw) from those of some taps each, shaped as by :func:`some_taps`."""
+    """The kernel's gradient (O, C/groups, kh, kw) from those of some taps each, shaped as by :func:`kernel_matrix`."""
     if not parts:  # there is no position to sum over
         return torch.zeros_like(weight)
     split = [part.unflatten(2, (-1, weight.shape[1])) for part in parts]

@@ -102,12 +102,12 @@ def backward(
         None,
         torch.empty_like(read.mask) if wanted.plan and read.mask is not None else None,
     )
-    kernel, grad_kernels = matrices.kernel_matrix(weight, geo, weight.dtype), []
+    grad_kernels = []
     for taps in cuts.taps:
-        some, grad_kernel = matrices.some_taps(kernel, taps), None
+        kernel, grad_kernel = matrices.kernel_matrix(weight, taps, geo, weight.dtype), None
         for positions in cuts.positions:
             part = Part(positions, taps)
-            columns = _differentiate(grads, read, grad_rows[positions], some, part, wanted.weight, geo)
+            columns = _differentiate(grads, read, grad_rows[positions], kernel, part, wanted.weight, geo)
             if columns is not None:
                 grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, grad_rows[positions].t(), geo, last=whole)
             del columns  # before those of the next piece are made
@@ -166,7 +166,7 @@ def _cells(geo: Geometry) -> int:
 
 def _convolve(output: Tensor, read: Read, weight: Tensor, bias: Tensor | None, geo: Geometry) -> None:
     """Sample and multiply in one kernel, with the largest tile that the device has the memory for."""
-    kernel = matrices.kernel_matrix(weight, geo, weight.dtype)
+    kernel = matrices.kernel_matrix(weight, slice(0, geo.K), geo, weight.dtype)
     tf32 = kernel.dtype == torch.float32 and matrices.tf32_allowed()
     if tf32:
         kernel = ((kernel.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)  # see _rounded in the kernels
@@ -212,13 +212,12 @@ def _convolve_columns(output: Tensor, read: Read, weight: Tensor, bias: Tensor |
     """Sample some columns, multiply, forget them."""
     rows, cuts = matrices.map_to_rows(output, output.dtype), cut(geo, read.rows.itemsize, read.rows.device.type)
     total = rows if len(cuts.taps) == 1 else torch.empty_like(rows, dtype=torch.float32)
-    kernel = matrices.kernel_matrix(weight, geo, weight.dtype)
     for taps in cuts.taps:
-        some = matrices.some_taps(kernel, taps)
+        kernel = matrices.kernel_matrix(weight, taps, geo, weight.dtype)
         for positions in cuts.positions:
             columns = _new_columns(read, Part(positions, taps), geo)
             _sample(read, Part(positions, taps), geo, columns)
-            matrices.project(total[positions], columns, some, geo, first=taps.start == 0)
+            matrices.project(total[positions], columns, kernel, geo, first=taps.start == 0)
     rows.copy_(total if bias is None else total + bias)
 
 
