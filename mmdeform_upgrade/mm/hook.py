@@ -18,7 +18,7 @@ from ..errors import CheckpointError, ConfigError
 from ..importers import OWN_NAMES, Imported
 from ..layers import merging_method, upgraded_layers
 from ..rates import check_offset_rates
-from .loading import local_path, read_checkpoints_safely, refuse_to_overwrite
+from .loading import lacking_for_resume, local_path, read_checkpoints_safely, refuse_to_overwrite
 from .network import bare_network, checkpoint_hooks, whole_state_dict
 from .random_state import kept_random_state
 
@@ -151,9 +151,7 @@ def _fitted(runner, checkpoint: Mapping[str, Any]) -> Imported:
             'resume: the checkpoint has no offsets for every upgraded layer, so it is a baseline and not an '
             'interrupted upgrade; give it as load_from, with resume=False'
         )
-    missing = [key for key in ('epoch', 'iter') if key not in _meta(checkpoint)]
-    missing += [] if 'message_hub' in checkpoint else ['message_hub']
-    if missing:
+    if missing := lacking_for_resume(checkpoint):
         raise CheckpointError(
             f'resume: the checkpoint has no {", ".join(missing)}, so it is a finished network and '
             'not an interrupted run; give it as load_from, with resume=False'

@@ -64,6 +64,13 @@ def refuse_to_overwrite(load_from: str, work_dir: str, checkpoint_hooks: Iterabl
             )
 
 
+def lacking_for_resume(checkpoint: Mapping[str, Any]) -> list[str]:
+    """What a checkpoint would need to be one of an interrupted run."""
+    meta = checkpoint.get('meta')
+    lacking = [key for key in ('epoch', 'iter') if not isinstance(meta, Mapping) or key not in meta]
+    return [*lacking, *(() if 'message_hub' in checkpoint else ('message_hub',))]
+
+
 def read_imported(path: str) -> tuple[dict[str, Any], Imported]:
     """A checkpoint under mmdet's or mmseg's names, for loaders that know no network; and the import's report.
 

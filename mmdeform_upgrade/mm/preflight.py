@@ -4,25 +4,23 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from ..checkpoint import import_baseline
 from ..config import GUARD_HOOK, HOOK
-from ..errors import ConfigError, UpgradeError
+from ..errors import ConfigError
 from ..importers import OWN_NAMES, Imported
 from ..layers import upgraded_layers
 from ..schedule import describe_schedule, type_name
 from ..upgrade import LayerChange, UpgradeReport, count_parameters
 from .loading import local_path, refuse_to_overwrite
-from .rates import describe_rates
+from .rates import building, describe_rates
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -59,17 +57,8 @@ def build_network(cfg: Config) -> nn.Module:
         if scope.isidentifier() and find_spec(scope) is None:
             raise ConfigError(f'the config has default_scope={scope!r}, and the package {scope} is not installed')
         init_default_scope(scope)
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.WARNING)  # the builder logs the report that a plan prints
-    try:
+    with building('model'):  # quietly: the builder logs the report that a plan prints
         return MODELS.build(copy.deepcopy(cfg.model))
-    except UpgradeError:
-        raise
-    except Exception as error:  # of any framework's module
-        raise ConfigError(f'the model of the config cannot be built: {type(error).__name__}: {error}') from error
-    finally:
-        logger.setLevel(level)
 
 
 def plan_upgrade(before: Config, after: Config, checkpoint: str) -> UpgradePlan:

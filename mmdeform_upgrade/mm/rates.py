@@ -40,7 +40,7 @@ def describe_rates(network: nn.Module, cfg: Mapping[str, Any]) -> str:
         kinds = {id(parameter) in offsets for parameter in group['params']}
         groups.setdefault((str(group.get('lr')), *sorted(kinds)), group)
     wrapper.optimizer.param_groups = list(groups.values())
-    with _building('schedule'):
+    with building('schedule'):
         history = list(_history(wrapper, cfg))
     name = type(getattr(wrapper.optimizer, 'base', wrapper.optimizer)).__name__
     own = type(wrapper.optimizer.offsets).__name__ if isinstance(wrapper.optimizer, OffsetOptimizer) else name
@@ -67,7 +67,7 @@ def build_optimizer(network: nn.Module, cfg: Mapping[str, Any]) -> OptimWrapper:
     kind = settings['optimizer'].get('type')
     if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
         raise ConfigError(f'optim_wrapper.optimizer.type={kind!r} is no registered optimizer')
-    with _building('optimizer'):
+    with building('optimizer'):
         given = {key: settings[key] for key in _OF_THE_OPTIMIZER if key in settings}
         return build_optim_wrapper(network, copy.deepcopy({'type': 'OptimWrapper', **given}))
 
@@ -114,8 +114,8 @@ def _range(rates: list[float]) -> str:
 
 
 @contextlib.contextmanager
-def _building(what: str) -> Iterator[None]:
-    """Frameworks log and print each parameter's options; a failure becomes the package's own error."""
+def building(what: str) -> Iterator[None]:
+    """Build a part of a config quietly; a failure becomes the package's own error."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -125,7 +125,7 @@ def _building(what: str) -> Iterator[None]:
             yield
     except UpgradeError:
         raise
-    except Exception as error:  # of any framework's optimizer
-        raise ConfigError(f'the {what} of the config cannot be built: {type(error).__name__} {error}') from error
+    except Exception as error:  # of any framework's part
+        raise ConfigError(f'the {what} of the config cannot be built: {type(error).__name__}: {error}') from error
     finally:
         logger.setLevel(level)

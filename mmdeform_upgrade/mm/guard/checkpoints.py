@@ -18,6 +18,7 @@ from mmengine.runner import find_latest_checkpoint
 
 from ...errors import CheckpointError, TrainingError
 from ...readers import read_checkpoint, written_whole
+from ..loading import lacking_for_resume
 
 BACKEND = 'WholeFiles'  # as in CheckpointHook(backend_args=dict(backend='WholeFiles'))
 
@@ -103,7 +104,5 @@ def why_not_resumable(path: str) -> str | None:
         checkpoint = read_checkpoint(path)
     except CheckpointError as error:
         return str(error).removeprefix(f'{path} ')
-    meta = checkpoint.get('meta')
-    lacking = [key for key in ('epoch', 'iter') if not isinstance(meta, dict) or key not in meta]
-    lacking += [key for key in ('message_hub',) if key not in checkpoint]
+    lacking = lacking_for_resume(checkpoint)
     return f'it is no checkpoint of an interrupted run: it has no {" and no ".join(lacking)}' if lacking else None
