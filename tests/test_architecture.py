@@ -10,6 +10,7 @@ PACKAGE = ROOT / 'mmdeform_upgrade'
 # A module may import those further left; modules of one place do not import each other except as listed.
 ORDER = [
     'errors',
+    'files',
     'ops',
     'layers',
     'optim',

@@ -98,16 +98,13 @@ def extra_levels(weight: Tensor | None) -> list[Check]:
     return [setting('neck.add_extra_convs', source), setting('neck.relu_before_extra_convs', True)]
 
 
-def roi_align(aligned: bool, sampling_ratio: int) -> list[Check]:
-    """RoIAlign samples like this, for boxes and for masks."""
+def roi_align(**wanted: Any) -> list[Check]:
+    """RoIAlign has these settings, for boxes and for masks."""
+    extractors = [f'roi_head.{kind}_roi_extractor' for kind in ('bbox', 'mask')]
     return [
-        setting(
-            f'roi_head.{kind}_roi_extractor.roi_layers.0.{name}',
-            value,
-            f'roi_head.{kind}_roi_extractor.roi_layer.{name}',
-        )
-        for kind in ('bbox', 'mask')
-        for name, value in (('aligned', aligned), ('sampling_ratio', sampling_ratio))
+        setting(f'{extractor}.roi_layers.0.{name}', value, f'{extractor}.roi_layer.{name}')
+        for extractor in extractors
+        for name, value in wanted.items()
     ]
 
 
@@ -144,7 +141,9 @@ def cell_anchors(sizes: Sequence[Sequence[float]]) -> list[Tensor]:
     ]
 
 
-RPN_ANCHORS = cell_anchors([[32], [64], [128], [256], [512]])
+def rpn_anchors(tolerance: float) -> Check:
+    """An RPN with FPN has one size a level, as in the papers."""
+    return anchors('rpn_head', cell_anchors([[32], [64], [128], [256], [512]]), tolerance)
 
 
 def _corners(boxes: Tensor) -> list[list[float]]:

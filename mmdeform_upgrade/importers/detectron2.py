@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from .checks import (
-    RPN_ANCHORS,
     anchors,
     box_stds,
     cell_anchors,
@@ -19,6 +18,7 @@ from .checks import (
     norm_eps,
     preprocessing,
     roi_align,
+    rpn_anchors,
     style,
 )
 from .imported import Check, Imported
@@ -26,16 +26,15 @@ from .rules import FOLD, Format, KeyMap, Rule, Source, names_with, respelled
 
 _PREFIXES = ('', 'backbone.', 'backbone.bottom_up.')
 _BACKBONE = r'(?:backbone\.(?:bottom_up\.)?)?'
-_NORM = r'(weight|bias|running_mean|running_var|num_batches_tracked)'
 _EPS = 1e-5
 
 _RESNET = (
     Rule(rf'{_BACKBONE}stem\.conv1\.weight', 'backbone.conv1.weight'),
-    Rule(rf'{_BACKBONE}stem\.conv1\.norm\.{_NORM}', 'backbone.bn1.{1}'),
+    Rule(rf'{_BACKBONE}stem\.conv1\.norm\.(\w+)', 'backbone.bn1.{1}'),
     Rule(rf'{_BACKBONE}res([2-5])\.(\d+)\.conv([123])\.weight', 'backbone.layer{1-1}.{2}.conv{3}.weight'),
-    Rule(rf'{_BACKBONE}res([2-5])\.(\d+)\.conv([123])\.norm\.{_NORM}', 'backbone.layer{1-1}.{2}.bn{3}.{4}'),
+    Rule(rf'{_BACKBONE}res([2-5])\.(\d+)\.conv([123])\.norm\.(\w+)', 'backbone.layer{1-1}.{2}.bn{3}.{4}'),
     Rule(rf'{_BACKBONE}res([2-5])\.(\d+)\.shortcut\.weight', 'backbone.layer{1-1}.{2}.downsample.0.weight'),
-    Rule(rf'{_BACKBONE}res([2-5])\.(\d+)\.shortcut\.norm\.{_NORM}', 'backbone.layer{1-1}.{2}.downsample.1.{3}'),
+    Rule(rf'{_BACKBONE}res([2-5])\.(\d+)\.shortcut\.norm\.(\w+)', 'backbone.layer{1-1}.{2}.downsample.1.{3}'),
     Rule(r'(?:stem\.)?(?:linear|fc|fc1000|pred)\.(?:weight|bias)', None, "the classifier of ImageNet's classes"),
     Rule(r'pixel_(?:mean|std)', None, 'a setting of data_preprocessor (compared with it)'),
     Rule(r'.*anchor_generator\.cell_anchors\.\d', None, "a setting of the head's anchor_generator (compared with it)"),
@@ -81,7 +80,9 @@ def _fpn(source: Source) -> tuple[Rule, ...]:
 def _detectron2(source: Source) -> KeyMap:
     retina = 'head.cls_score.weight' in source
     rules = (*_RESNET, *_fpn(source), *(_RETINA if retina else _RCNN))
-    return KeyMap(rules, [*_pixels(source), *roi_align(True, 0), *_heads(source)], complete=_add_statistics)
+    return KeyMap(
+        rules, [*_pixels(source), *roi_align(aligned=True, sampling_ratio=0), *_heads(source)], complete=_add_statistics
+    )
 
 
 def _pixels(source: Source) -> list[Check]:
@@ -100,7 +101,7 @@ def _heads(source: Source) -> list[Check]:
         levels = extra_levels(source.get('backbone.top_block.p6.weight'))
         return [eps, anchors('bbox_head', cell_anchors(sizes), 0.5), *levels]
     if 'proposal_generator.rpn_head.conv.weight' in source:
-        return [eps, anchors('rpn_head', RPN_ANCHORS, 0.5), box_stds('roi_head.bbox_head')]
+        return [eps, rpn_anchors(0.5), box_stds('roi_head.bbox_head')]
     return [eps]
 
 
@@ -164,7 +165,7 @@ def _caffe2(source: Source) -> KeyMap:
     if rows == columns:  # no grouped convolutions, so not ResNeXt
         checks += [style('caffe'), preprocessing([103.53, 116.28, 123.675], [1.0] * 3, False)]
     if detector:
-        checks += roi_align(False, 2)
+        checks += roi_align(aligned=False, sampling_ratio=2)
     return KeyMap((*[_UNUSED] * detector, *_CAFFE2, *_RESNET, *_fpn(source), *_RCNN), checks, complete=_add_statistics)
 
 

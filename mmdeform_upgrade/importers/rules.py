@@ -94,10 +94,8 @@ class Format:
         """
         try:
             key_map = self.key_map({self.spelling(name): tensor for name, tensor in source.items()})
-        except KeyError as error:
-            raise CheckpointError(f'it looks like {self.name}, and lacks {error.args[0]}') from error
-        except (IndexError, RuntimeError) as error:
-            raise CheckpointError(f'it looks like {self.name}, and its outputs or anchors do not: {error}') from error
+        except (LookupError, RuntimeError) as error:
+            raise CheckpointError(f'it looks like {self.name}, but for its outputs or anchors: {error}') from error
         result = Imported(self.name, {}, checks=tuple(key_map.checks), classes=key_map.classes)
         if problems := self._take(result, key_map.rules, source):
             raise CheckpointError(
@@ -111,10 +109,14 @@ class Format:
         problems: list[str] = []
         folds: dict[str, str] = {}
         for name, tensor in source.items():
-            rule, target = _matching(rules, self.spelling(name))
-            if rule is None:
+            spelled = self.spelling(name)
+            found = next(((rule, match) for rule in rules if (match := re.fullmatch(rule.source, spelled))), None)
+            if found is None:
                 unknown.append(name)
-            elif target is None:
+                continue
+            rule, match = found
+            target = rule.name(match)
+            if target is None:
                 result.dropped[name] = rule.why
             elif rule.fold:
                 folds[name], result.dropped[name] = target, rule.why
@@ -149,13 +151,6 @@ def select_rows(order: Sequence[int], groups: int = 1, width: int = 1) -> Callab
     """
     sizes = (groups, max(order, default=0) + 1, width)
     return lambda tensor: tensor.unflatten(0, sizes)[:, list(order)].flatten(0, 2)
-
-
-def _matching(rules: Sequence[Rule], name: str) -> tuple[Rule | None, str | None]:
-    for rule in rules:
-        if match := re.fullmatch(rule.source, name):
-            return rule, rule.name(match)
-    return None, None
 
 
 def _rename(result: Imported, name: str, tensor: Tensor, target: str, rule: Rule) -> list[str]:

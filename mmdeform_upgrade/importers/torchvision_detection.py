@@ -15,7 +15,6 @@ from torch import Tensor
 
 from .checks import (
     IMAGENET_RGB,
-    RPN_ANCHORS,
     anchors,
     box_stds,
     boxes_of,
@@ -24,6 +23,7 @@ from .checks import (
     norm_eps,
     preprocessing,
     roi_align,
+    rpn_anchors,
     style,
 )
 from .imported import Check
@@ -170,8 +170,8 @@ def _rcnn(source: Source) -> KeyMap:
     )
     checks = [
         *_resnet_checks(outputs),
-        *roi_align(False, 2),
-        anchors('rpn_head', RPN_ANCHORS, 1.0),  # torchvision rounds corners, half a pixel at most
+        *roi_align(aligned=False, sampling_ratio=2),
+        rpn_anchors(1.0),  # torchvision rounds corners, half a pixel at most
         box_stds('rpn_head', (1.0,) * 4),
         box_stds('roi_head.bbox_head'),
     ]

@@ -2,9 +2,8 @@
 """Files to plain tensors, one module a container, without running anything that they hold."""
 
 from .contents import drop_inert, read_checkpoint
-from .files import remove_leftovers, written_whole
 from .kinds import kind_of, split_key
-from .safetensors import META, write_safetensors
+from .safetensors import META
 from .unpickle import Inert
 
 __all__ = [
@@ -13,8 +12,5 @@ __all__ = [
     'drop_inert',
     'kind_of',
     'read_checkpoint',
-    'remove_leftovers',
     'split_key',
-    'write_safetensors',
-    'written_whole',
 ]

@@ -85,7 +85,7 @@ def _checkpoint(loaded: Any, key: str | None) -> dict[str, Any]:
     if not isinstance(weights, Mapping) or not weights:
         found = 'empty' if isinstance(weights, Mapping) else _described(weights)
         raise CheckpointError(f'the state dict is {found}, expected names and tensors')
-    others = {name: value for name, value in weights.items() if not _is_array(value)}
+    others = {name: value for name, value in weights.items() if not (_is_array(value) and isinstance(name, str))}
     # An epoch, an author, settings. What has the name of a weight is none, nor is an unknown thing in a state dict.
     beside = {n: v for n, v in others.items() if '.' not in str(n) and not (key and isinstance(v, Inert))}
     if len(others) == len(weights):

@@ -14,8 +14,7 @@ from torch import Tensor
 from ..errors import CheckpointError
 from .unpickle import DTYPES, FUNCTIONS, Unpickler, call
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # which the older container begins with, pickled
-MAGIC = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # its bytes
+MAGIC = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # a number, pickled, which the older container begins with
 _OTHER_END = 'it was written on a big-endian machine; save it again on a little-endian one'
 
 
@@ -54,9 +53,7 @@ def read_older(path: str) -> Any:
 
 
 def _read_older(file: IO[bytes]) -> Any:
-    magic, _protocol, system = (Unpickler(file).load() for _ in range(3))
-    if magic != _MAGIC:
-        raise TypeError
+    _magic, _protocol, system = (Unpickler(file).load() for _ in range(3))
     if not system.get('little_endian', True):
         raise CheckpointError(_OTHER_END)
     storages: dict[str, tuple[Tensor, int]] = {}

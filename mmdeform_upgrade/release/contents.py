@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
-from ..readers import META, Inert, split_key, written_whole
+from ..files import written_whole
+from ..readers import META, Inert, split_key
 
 # What tells where a checkpoint is from; times, seeds and paths of a run stay behind.
 KEPT_META = (

@@ -12,7 +12,8 @@ from torch import Tensor
 from ..adapters import DELTA, as_bytes, baseline_sha256, contents_sha256, read_delta, tensors_sha256
 from ..checkpoint import StateDict, clean_state_dict, file_sha256, load_baseline
 from ..errors import CheckpointError, listed
-from ..readers import read_checkpoint, write_safetensors
+from ..files import write_safetensors
+from ..readers import read_checkpoint
 from .contents import meta_text, plain_meta, write_checkpoint
 
 

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError
+from ..files import written_whole
 from ..layers import upgraded_layers
 from ..ops.autograd import onnx_attributes
 from ..ops.geometry import Geometry
-from ..readers import written_whole
 from ..upgrade import revert_
 
 PARTS = ('network', 'backbone')

@@ -15,7 +15,8 @@ from ..checkpoint import StateDict, clean_state_dict, file_sha256
 from ..config import read_config
 from ..config_text import whole_text
 from ..errors import CheckpointError, ConfigError
-from ..readers import read_checkpoint, write_safetensors
+from ..files import write_safetensors
+from ..readers import read_checkpoint
 from .contents import meta_text, plain_meta, refuse_existing, write_checkpoint
 from .stock import why_not_stock
 
@@ -37,7 +38,7 @@ def published_checkpoint(
         CheckpointError: there are no averaged weights, or what is there is no checkpoint.
     """
     meta = checkpoint.get('meta') or {}
-    state_dict = clean_state_dict(checkpoint.get('state_dict'))
+    state_dict = clean_state_dict(checkpoint['state_dict'])
     if ema:
         if not checkpoint.get('ema_state_dict'):
             raise CheckpointError(

@@ -17,8 +17,8 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmdeform_upgrade import load_baseline
 from mmdeform_upgrade.config import upgrade_config
 from mmdeform_upgrade.errors import CheckpointError
+from mmdeform_upgrade.files import write_safetensors
 from mmdeform_upgrade.mm import command_line
-from mmdeform_upgrade.readers import write_safetensors
 from mmdeform_upgrade.release import make_delta
 
 ROOT = Path(__file__).resolve().parents[2]

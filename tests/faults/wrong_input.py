@@ -34,7 +34,7 @@ from mmdeform_upgrade import (
     upgrade_,
     upgrade_config,
 )
-from mmdeform_upgrade.readers import write_safetensors
+from mmdeform_upgrade.files import write_safetensors
 
 register_all_modules(init_default_scope=False)  # what is built registers the rest of its package
 

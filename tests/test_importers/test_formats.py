@@ -11,10 +11,11 @@ from mmengine.runner import Runner
 from mmdeform_upgrade import load_baseline
 from mmdeform_upgrade.checkpoint import import_baseline
 from mmdeform_upgrade.errors import CheckpointError
+from mmdeform_upgrade.files import write_safetensors
 from mmdeform_upgrade.importers import OWN_NAMES, import_state_dict
 from mmdeform_upgrade.importers.formats import FORMATS
 from mmdeform_upgrade.importers.gluoncv import SSD
-from mmdeform_upgrade.readers import kind_of, read_checkpoint, write_safetensors
+from mmdeform_upgrade.readers import kind_of, read_checkpoint
 
 from ..conftest import ROOT, build
 from . import foreign, gluoncv_files

@@ -288,8 +288,8 @@ def test_all_problems_are_told_at_once(tensors):
 @pytest.mark.parametrize(
     'name,value,message',
     [
-        ('ssdanchorgenerator0_anchor_0', None, 'lacks anchor_generators.0.anchors'),
-        ('ssdanchorgenerator1_anchor_1', torch.zeros(6), 'its outputs or anchors do not: too many indices'),
+        ('ssdanchorgenerator0_anchor_0', None, "but for its outputs or anchors: 'anchor_generators.0.anchors'"),
+        ('ssdanchorgenerator1_anchor_1', torch.zeros(6), 'but for its outputs or anchors: too many indices'),
     ],
 )
 def test_a_file_without_what_tells_its_outputs_is_refused(tensors, name, value, message):

@@ -210,8 +210,8 @@ def test_all_problems_are_told_at_once(tensors):
 @pytest.mark.parametrize(
     'name,shape,message',
     [
-        ('yolo_outputs.0.anchors', (5,), 'its outputs or anchors do not: shape'),
-        ('yolo_outputs.1.anchors', None, 'lacks yolo_outputs.1.anchors'),
+        ('yolo_outputs.0.anchors', (5,), 'but for its outputs or anchors: shape'),
+        ('yolo_outputs.1.anchors', None, "but for its outputs or anchors: 'yolo_outputs.1.anchors'"),
     ],
 )
 def test_a_file_that_does_not_tell_its_classes_is_refused(tensors, name, shape, message):

@@ -9,7 +9,8 @@ import torch
 
 from mmdeform_upgrade import load_baseline
 from mmdeform_upgrade.errors import CheckpointError
-from mmdeform_upgrade.readers import read_checkpoint, write_safetensors
+from mmdeform_upgrade.files import write_safetensors
+from mmdeform_upgrade.readers import read_checkpoint
 
 from .test_pickled import survives
 

@@ -4,8 +4,6 @@
 import argparse
 import os
 
-import torch
-
 from mmdeform_upgrade.checkpoint import file_sha256, import_baseline
 from mmdeform_upgrade.config import read_config
 from mmdeform_upgrade.errors import CheckpointError
@@ -13,8 +11,8 @@ from mmdeform_upgrade.importers import OWN_NAMES
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.mm.loading import local_path, meta_of, read_imported
 from mmdeform_upgrade.mm.preflight import build_network
-from mmdeform_upgrade.readers import read_checkpoint, written_whole
-from mmdeform_upgrade.release.contents import refuse_existing
+from mmdeform_upgrade.readers import read_checkpoint
+from mmdeform_upgrade.release.contents import refuse_existing, write_checkpoint
 
 
 def parse_args(argv):
@@ -43,8 +41,7 @@ def main(argv=None):
             )
         state_dict, meta = imported.state_dict, meta_of(imported, checkpoint.get('meta'))
     meta['imported'].update(source=os.path.basename(args.src), source_sha256=file_sha256(args.src))
-    with written_whole(args.dst) as temporary:
-        torch.save({'meta': meta, 'state_dict': state_dict}, temporary)
+    write_checkpoint(args.dst, state_dict, meta)
     print(imported)
     print(f'written: {args.dst}')
 

@@ -17,7 +17,8 @@ from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 
 from ...errors import CheckpointError, TrainingError
-from ...readers import read_checkpoint, written_whole
+from ...files import written_whole
+from ...readers import read_checkpoint
 from ..loading import lacking_for_resume
 
 BACKEND = 'WholeFiles'  # as in CheckpointHook(backend_args=dict(backend='WholeFiles'))

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from ...errors import ConfigError
-from ...readers import remove_leftovers
+from ...files import remove_leftovers
 from ..finite import not_finite, stop_for_weights
 from ..loading import SCHEME, refuse_to_overwrite
 from ..network import bare_network, checkpoint_hooks, named_tensors
