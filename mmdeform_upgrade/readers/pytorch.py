@@ -83,6 +83,11 @@ def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *more: Any) ->
         raise CheckpointError(f'a tensor lies outside of its storage ({str(error).splitlines()[0]})') from error
 
 
+def _from_device(data: Any, dtype: torch.dtype, *more: Any) -> Tensor:
+    """Of devices without storages, such as TPUs."""
+    return torch.as_tensor(data).to(dtype)
+
+
 _TENSORS: dict[str, Callable[..., Any]] = {
     'torch.Size': torch.Size,
     'torch.device': torch.device,
@@ -92,6 +97,9 @@ _TENSORS: dict[str, Callable[..., Any]] = {
     'torch._utils._rebuild_tensor_v3': lambda storage, offset, size, stride, grad, hooks, dtype, *more: _tensor(
         storage.view(dtype), offset, size, stride, grad, hooks, *more
     ),
+    'torch._utils._rebuild_device_tensor_from_cpu_tensor': _from_device,
+    'torch._utils._rebuild_device_tensor_from_numpy': _from_device,
+    'torch._utils._rebuild_xla_tensor': _from_device,  # its older name
     'torch._utils._rebuild_parameter': lambda data, *more: data,
     'torch._utils._rebuild_parameter_with_state': lambda data, *more: data,
     'torch._tensor._rebuild_from_type_v2': lambda function, kind, arguments, state: call(function, arguments),

@@ -116,6 +116,17 @@ def test_what_would_run_code_is_inert_and_never_a_weight(tmp_path, name, zipped,
     assert not marker.exists()
 
 
+@pytest.mark.parametrize('name', ['_rebuild_device_tensor_from_numpy', '_rebuild_device_tensor_from_cpu_tensor'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_tensors_of_devices_without_storages_are_read(tmp_path, name, dtype):
+    data = torch.tensor([1.0, 2.0])
+    data = data.numpy() if name.endswith('numpy') else data
+    weight = Payload(getattr(torch._utils, name), data, dtype, 'mps:0', True)
+    torch.save({'state_dict': {'a.weight': weight}}, tmp_path / 'a.pth')
+    loaded = load_baseline(tmp_path / 'a.pth')['a.weight']
+    assert loaded.tolist() == [1, 2] and loaded.dtype == dtype and loaded.device.type == 'cpu'
+
+
 def _raw(path, pickled):
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('archive/data.pkl', pickled)
