@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, List, Optional, Sequence, Tuple
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from .complexity import hooked
 from .offsets import OffsetRecorder, Record
 from .receptive_field import offsets_at_zero, receptive_field
 
-Point = Tuple[float, float]
+Point = tuple[float, float]
+_APIS = {'mmdet': ('init_detector', 'inference_detector'), 'mmseg': ('init_model', 'inference_model')}
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Look:
 
     picture: np.ndarray
     input: Tensor
-    records: List[Record]
+    records: list[Record]
     prediction: Any
 
 
@@ -52,7 +54,7 @@ def look(model: nn.Module, image: str) -> Look:
     """
     if not upgraded_layers(model):
         raise ConfigError('the network has no ZeroOffsetDCN: give the config and the checkpoint of an upgrade')
-    seen: List[Tensor] = []
+    seen: list[Tensor] = []
     backbone: nn.Module = model.backbone  # type: ignore[assignment]
     keep = backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     with hooked([keep]), OffsetRecorder(model) as recorder:
@@ -62,16 +64,16 @@ def look(model: nn.Module, image: str) -> Look:
 
 def predict(model: nn.Module, image: str) -> Any:
     """The framework's own inference on the file of a picture."""
-    family = {c.__module__.split('.')[0] for c in type(model).__mro__}
-    if 'mmdet' in family:
-        from mmdet.apis import inference_detector
+    families = [c.__module__.split('.')[0] for c in type(model).__mro__]
+    framework = next((family for family in families if family in _APIS), None)
+    if framework is None:
+        raise ConfigError(f'{type(model).__name__} is neither of mmdet nor of mmseg')
+    return _api(framework)[1](model, image)
 
-        return inference_detector(model, image)
-    if 'mmseg' in family:
-        from mmseg.apis import inference_model
 
-        return inference_model(model, image)
-    raise ConfigError(f'{type(model).__name__} is neither of mmdet nor of mmseg')
+def _api(framework: str) -> list[Any]:
+    """How a framework initialises a model, and infers with it."""
+    return [getattr(import_module(f'{framework}.apis'), name) for name in _APIS[framework]]
 
 
 def _as_picture(model: Any, input: Tensor) -> np.ndarray:
@@ -84,7 +86,7 @@ def _as_picture(model: Any, input: Tensor) -> np.ndarray:
     return picture.clamp(0, 255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
-def object_points(seen: Look, count: int) -> List[Point]:
+def object_points(seen: Look, count: int) -> list[Point]:
     """Centres of the surest detections, (y, x); where there are none, points on the diagonal."""
     found = getattr(seen.prediction, 'pred_instances', None)
     height, width = seen.picture.shape[:2]
@@ -97,7 +99,7 @@ def object_points(seen: Look, count: int) -> List[Point]:
     return [(float(y0 + y1) / 2 * scale[0], float(x0 + x1) / 2 * scale[1]) for x0, y0, x1, y1 in boxes]
 
 
-def records_up_to(seen: Look, layer: Optional[str] = None) -> List[Record]:
+def records_up_to(seen: Look, layer: str | None = None) -> list[Record]:
     """The layers that ran before one, and it; all of them without a name.
 
     Args:
@@ -126,12 +128,12 @@ def level_of(model: Any, seen: Look, record: Record) -> int:
     return sizes.index(own) if own in sizes else len(sizes) - 1
 
 
-def fields(model: Any, seen: Look, point: Point, level: Optional[int] = None) -> Tuple[np.ndarray, np.ndarray]:
+def fields(model: Any, seen: Look, point: Point, level: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Effective receptive fields of a backbone's last map (or another) at a point, offsets at zero and as learned."""
 
     def features(images: Tensor) -> Tensor:
-        maps: Sequence[Tensor] = model.backbone(images)
-        return maps[-1 if level is None else level]
+        output: Tensor = model.backbone(images)[-1 if level is None else level]
+        return output
 
     was_training = model.training
     model.eval()
@@ -152,15 +154,10 @@ def load_network(config: str, checkpoint: str, device: str = 'cpu') -> nn.Module
     cfg = read_config(config)
     check_device(device)
     scope = cfg.get('default_scope')
-    file = f'baseline://{checkpoint}'
+    if scope not in _APIS:
+        raise ConfigError(f'{config}: default_scope is {scope!r}, expected mmdet or mmseg')
     with torch.no_grad():
-        if scope == 'mmdet':
-            from mmdet.apis import init_detector as init
-        elif scope == 'mmseg':
-            from mmseg.apis import init_model as init
-        else:
-            raise ConfigError(f'{config}: default_scope is {scope!r}, expected mmdet or mmseg')
-        model = init(cfg, file, device=device)
+        model: nn.Module = _api(scope)[0](cfg, f'baseline://{checkpoint}', device=device)
     refuse_lost_offsets(checkpoint, read_checkpoint(checkpoint)['state_dict'], model.state_dict())
     return model
 

@@ -6,8 +6,9 @@ Vocabulary: N, C, H, W a layer's input; K = kh * kw taps; G deform groups; Ho, W
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class Record:
 
     layer: str
     offset: Tensor
-    size: Tuple[int, int]
+    size: tuple[int, int]
     grid: Tensor
 
     def positions(self) -> Tensor:
@@ -43,9 +44,9 @@ class OffsetRecorder:
     """
 
     def __init__(self, model: nn.Module):
-        self.records: Dict[str, Record] = {}
+        self.records: dict[str, Record] = {}
         self._layers = upgraded_layers(model)
-        self._hooks: List[Any] = []
+        self._hooks: list[Any] = []
 
     def __enter__(self) -> OffsetRecorder:
         for name, layer in self._layers.items():
@@ -58,8 +59,7 @@ class OffsetRecorder:
         self._hooks.clear()
 
     def _keeper(self, name: str, groups: int) -> Any:
-
-        def keep(branch: nn.Module, args: Tuple[Any, ...], output: Tensor) -> None:
+        def keep(branch: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             input, stride, padding, dilation = args
             kernel = tuple(branch.get_parameter('weight').shape[2:])
             N, _, Ho, Wo = output.shape
@@ -71,18 +71,14 @@ class OffsetRecorder:
         return keep
 
 
-def _tap_grid(kernel: Sequence[int], out: Tuple[int, int], stride: Any, padding: Any, dilation: Any) -> Tensor:
-    axes = []
-    for axis in (0, 1):
-        start = torch.arange(out[axis]) * _of(stride, axis) - _of(padding, axis)
-        axes.append(start + torch.arange(kernel[axis]).unsqueeze(1) * _of(dilation, axis))  # (k, size)
-    y = axes[0].view(kernel[0], 1, out[0], 1).expand(*kernel, *out)
-    x = axes[1].view(1, kernel[1], 1, out[1]).expand(*kernel, *out)
+def _tap_grid(kernel: Sequence[int], out: Sequence[int], stride: Any, padding: Any, dilation: Any) -> Tensor:
+    y, x = (  # (k, size)
+        torch.arange(out[axis]) * stride[axis] - padding[axis] + torch.arange(kernel[axis])[:, None] * dilation[axis]
+        for axis in (0, 1)
+    )
+    y = y.view(kernel[0], 1, out[0], 1).expand(*kernel, *out)
+    x = x.view(1, kernel[1], 1, out[1]).expand(*kernel, *out)
     return torch.stack((y, x), dim=2).flatten(0, 1)  # (K, 2, Ho, Wo)
-
-
-def _of(value: Any, axis: int) -> int:
-    return int(value) if isinstance(value, int) else int(value[axis])
 
 
 @dataclass(frozen=True)
@@ -121,7 +117,7 @@ def percentile95(length: Tensor) -> float:
 
 
 def sampling_points(
-    records: Sequence[Record], position: Tuple[float, float], image: Tuple[int, int], depth: int, group: int = 0
+    records: Sequence[Record], position: tuple[float, float], image: tuple[int, int], depth: int, group: int = 0
 ) -> Tensor:
     """Points of the picture that one output position reads through the last ``depth`` layers (Dai et al., figure 6).
 
@@ -150,7 +146,7 @@ def sampling_points(
     return _rescaled(points, size, image)
 
 
-def _rescaled(points: Tensor, size: Tuple[int, int], to: Tuple[int, int]) -> Tensor:
+def _rescaled(points: Tensor, size: tuple[int, int], to: tuple[int, int]) -> Tensor:
     """Centres of pixels stay centres: a map's pixel stands for the middle of what it covers."""
     scale = torch.tensor([to[axis] / size[axis] for axis in (0, 1)], dtype=points.dtype)
     return (points + 0.5) * scale - 0.5

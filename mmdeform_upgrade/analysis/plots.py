@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Mapping, Sequence, Tuple
 
 import matplotlib
 import numpy as np
@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from .signal import LayerSignal
 
-SamplingRow = Tuple[Tuple[float, float], Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
+SamplingRow = tuple[tuple[float, float], Mapping[str, np.ndarray], Mapping[str, np.ndarray]]
 
 # Okabe and Ito's colours, which most colour-blind readers can tell apart.
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000')
