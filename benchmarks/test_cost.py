@@ -76,6 +76,16 @@ def test_the_cost_of_upgrades_stands_beside_the_baselines(tiny_config, tmp_path)
     assert '| last:3 |' in out.with_suffix('.md').read_text()
 
 
+def test_offsets_alone_stand_beside_training_everything(tiny_config, tmp_path):
+    out = tmp_path / 'offsets'
+    text = run_tool('benchmarks/offsets_only.py', tiny_config, '--size', 96, '--repetitions', 1, '--out', out).stdout
+    (rows,) = json.loads(out.with_suffix('.json').read_text())['results'].values()
+    everything, offsets = rows['all'], rows['offsets']
+    assert 0 < offsets['saved'] < everything['saved'] / 2 and 0 < offsets['state'] < everything['state']
+    assert offsets['file'] < everything['file'] and offsets['step_ms']['fastest'] > 0
+    assert '| offsets alone |' in text
+
+
 def test_the_benchmark_of_the_operator_gates_every_candidate(tmp_path):
     out = tmp_path / 'op'
     run_tool(

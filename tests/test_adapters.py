@@ -107,6 +107,21 @@ def test_no_graph_is_built_before_the_first_upgraded_layer():
     assert seen == [False] * 7 + [True] * 3
 
 
+def test_an_upgraded_layer_keeps_its_input_and_its_offsets_alone():
+    layer = network()[3]
+    model = nn.Sequential(layer)
+    upgrade_(model, ['0'])
+    train_offsets_(model)
+    owned = {parameter.data_ptr() for parameter in model.parameters()}
+    kept = {}
+    pictures = torch.randn(2, 8, 16, 16)
+    nn.init.normal_(model[0].conv_offset.bias)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+        model(pictures).sum().backward()
+    shapes = sorted(tuple(tensor.shape) for pointer, tensor in kept.items() if pointer not in owned)
+    assert shapes == [(2, 8, 16, 16), (2, 18, 16, 16)]
+
+
 @pytest.mark.parametrize('frozen', [False, True])
 def test_a_network_whose_offsets_cannot_train_is_refused_untouched(frozen):
     model = network()
