@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.logging import MMLogger
-from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
 from benchmarks.cost import SIGMA, random_batch
@@ -30,6 +27,7 @@ from mmdeform_upgrade.config import read_config, upgrade_config
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.mm.cost import scatter_offsets_
 from mmdeform_upgrade.mm.preflight import build_network
+from mmdeform_upgrade.mm.rates import build_optimizer
 from mmdeform_upgrade.release import make_delta
 
 TRAINS = {'all': 'everything trains', 'offsets': 'offsets alone'}
@@ -64,7 +62,7 @@ def measure(config: str, targets: str, size: int, batch_size: int, repetitions: 
             read_config(config), load_from='unused.pth', targets=targets, train=train, offset_optimizer='adam'
         )
         networks[train] = network = build_network(cfg).train()
-        batch, wrapper = random_batch(network, size, batch_size), build_optim_wrapper(network, cfg.optim_wrapper)
+        batch, wrapper = random_batch(network, size, batch_size), build_optimizer(network, cfg)
         data = network.data_preprocessor(batch, training=True)
         scatter_offsets_(network, SIGMA, lambda network=network, data=data: network(**data, mode='loss'))
         saved: list[int] = []
@@ -120,7 +118,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--out', type=Path, help='where to write OUT.json')
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    MMLogger.get_current_instance().setLevel(logging.ERROR)  # a line for each parameter that has a rule of its own
     found = conditions('cpu')
     sizes = (args.targets, args.size, args.batch_size, args.repetitions)
     costs = {config: measure(config, *sizes) for config in args.configs}
