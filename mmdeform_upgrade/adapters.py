@@ -18,14 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import StateDict, is_offset_key
+from .checkpoint import DELTA, StateDict, is_offset_key
 from .errors import CheckpointError, UpgradeError
 from .layers import ZeroOffsetDCN, upgraded_layers
 from .readers import read_checkpoint
 from .targets import check_module
 from .upgrade import replace_modules
 
-DELTA = 'mmdeform_upgrade delta 2'
 COUNTER = 'num_batches_tracked'
 _ATTRIBUTE = '_offset_switch'
 

@@ -23,6 +23,7 @@ from .readers import read_checkpoint, split_key
 from .targets import check_module
 
 StateDict = dict[str, Tensor]
+DELTA = 'mmdeform_upgrade delta 2'  # the kind of file that holds only what an upgrade changed
 
 _OFFSET_KEY = re.compile(r'(?:.*\.)?conv_offset\.(?:weight|bias)')
 
@@ -69,7 +70,11 @@ def import_checkpoint(checkpoint: Mapping[str, Any], network: Iterable[str] | No
     Args:
         checkpoint: as :func:`read_checkpoint` gives it.
         network: names of the network that it is meant for, where that is known.
+
+    Raises:
+        CheckpointError: it cannot be imported, or is a delta.
     """
+    refuse_delta(checkpoint)
     return import_state_dict(clean_state_dict(checkpoint['state_dict']), checkpoint.get('meta'), network)
 
 
@@ -147,6 +152,24 @@ def clean_state_dict(state_dict: Mapping[str, Tensor]) -> StateDict:
     return {key.removeprefix('module.'): value for key, value in state_dict.items()}
 
 
+def is_delta(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a read checkpoint is a delta, or the adapter that a delta of offset branches is."""
+    return (checkpoint.get('metadata') or {}).get('kind') == DELTA
+
+
+def refuse_delta(checkpoint: Mapping[str, Any]) -> None:
+    """Refuse a delta where a whole checkpoint is needed.
+
+    Raises:
+        CheckpointError: it is one.
+    """
+    if is_delta(checkpoint):
+        raise CheckpointError(
+            'it is a delta, which holds only what an upgrade changed: make the whole checkpoint with '
+            'tools/model_converters/delta.py apply, or load an adapter with load_adapter'
+        )
+
+
 def refuse_lost_offsets(path: str, names: Iterable[str], network: Collection[str]) -> None:
     """Refuse a checkpoint whose offset branches a network lacks, where a loader would leave them out.
 
@@ -198,8 +221,8 @@ def _misfit(
         )
     if prefix := _prefix(missing, unexpected):
         lines.append(
-            f'Its names begin with {prefix!r}, which the names of the network do not: save it without, as in '
-            f'{{name.removeprefix({prefix!r}): value for name, value in state_dict.items()}}.'
+            f'Its names begin with {prefix!r}, which the names of the network do not: save those without it, as in '
+            f'{{name.partition({prefix!r})[2]: value for name, value in state_dict.items() if {prefix!r} in name}}.'
         )
     elif len(missing) > required // 2:
         lines.append(

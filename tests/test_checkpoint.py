@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -98,9 +100,15 @@ def test_other_widths_are_not_called_another_number_of_classes():
 @pytest.mark.parametrize('prefix', ['_orig_mod.', 'teacher.', 'model.', 'student.model.'])
 def test_a_prefix_too_many_is_named_with_the_way_to_take_it_off(prefix):
     baseline = {prefix + key: value for key, value in _baseline().items()}
-    with pytest.raises(CheckpointError, match=rf"names begin with '{prefix}'.*removeprefix\('{prefix}'\)") as error:
-        remap_state_dict({**baseline, f'{prefix}more': torch.ones(1)}, _network())
+    others = {f'zz.{key}': value + 1 for key, value in _baseline().items()}  # a second network in the file
+    with pytest.raises(CheckpointError, match=rf"names begin with '{prefix}'") as error:
+        remap_state_dict({**baseline, **others, f'{prefix}more': torch.ones(1)}, _network())
     assert 'another architecture' not in str(error.value)
+    way = re.search(r'as in ({.+})\.', str(error.value)).group(1)
+    for wrapper in ('', 'module.'):  # which was dropped when the file was read
+        state_dict = {wrapper + key: value for key, value in {**baseline, **others}.items()}
+        saved = eval(way, {'state_dict': state_dict})
+        assert saved == {key.removeprefix(prefix): value for key, value in baseline.items()}
 
 
 class _Another(torch.nn.Module):

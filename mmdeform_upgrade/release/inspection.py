@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..checkpoint import clean_state_dict, file_sha256, import_checkpoint, is_offset_key
+from ..checkpoint import DELTA, clean_state_dict, file_sha256, import_checkpoint, is_delta, is_offset_key
 from ..errors import CheckpointError
 from ..importers import OWN_NAMES
 from ..readers import kind_of, read_checkpoint, split_key
@@ -65,6 +65,8 @@ class Inspection:
         kind, count = 'a baseline, nothing in it is upgraded', len(self.layers)
         if count:
             kind = f'an upgrade of {count} layers' if self.provenance else f'a network with {count} deformable layers'
+        if self.format == DELTA:
+            kind = 'a delta, which holds only what an upgrade changed'
         trained = ', '.join(f'{key} {self.meta[key]}' for key in _PROGRESS if key in self.meta)
         lines = [
             f'{self.path}: {kind}',
@@ -95,7 +97,8 @@ def inspect_checkpoint(path: str) -> Inspection:
         imported = import_checkpoint({**checkpoint, 'meta': meta})
         tensors, format = imported.state_dict, imported.format
     except CheckpointError:  # of a known family, but damaged or unfinished: it can be looked at all the same
-        tensors, format = clean_state_dict(checkpoint['state_dict']), 'not importable'
+        tensors = clean_state_dict(checkpoint['state_dict'])
+        format = DELTA if is_delta(checkpoint) else 'not importable'
     provenance = meta.get('deform_upgrade')
     known = ('state_dict', 'meta', 'metadata', *_PROGRESS)
     statistics = sum(t.numel() for key, t in tensors.items() if _STATISTICS.fullmatch(key))

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import StateDict, clean_state_dict, file_sha256
+from ..checkpoint import StateDict, clean_state_dict, file_sha256, refuse_delta
 from ..config import read_config
 from ..config_text import whole_text
 from ..errors import CheckpointError, ConfigError
@@ -38,6 +38,7 @@ def published_checkpoint(
         CheckpointError: there are no averaged weights, or what is there is no checkpoint.
     """
     meta = checkpoint.get('meta') or {}
+    refuse_delta(checkpoint)
     state_dict = clean_state_dict(checkpoint['state_dict'])
     if ema:
         if not checkpoint.get('ema_state_dict'):

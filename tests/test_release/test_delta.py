@@ -5,10 +5,10 @@ import os
 import pytest
 import torch
 
-from mmdeform_upgrade.checkpoint import file_sha256, is_offset_key
+from mmdeform_upgrade.checkpoint import file_sha256, is_offset_key, load_baseline
 from mmdeform_upgrade.errors import CheckpointError
 from mmdeform_upgrade.readers import read_checkpoint
-from mmdeform_upgrade.release import apply_delta, make_delta
+from mmdeform_upgrade.release import apply_delta, inspect_checkpoint, make_delta, publish
 
 
 def test_a_fine_tune_with_everything_else_frozen_gives_its_offset_branches_alone(files, tmp_path):
@@ -53,6 +53,15 @@ def test_changed_weights_and_statistics_come_back_bit_for_bit(files, tmp_path):
     result = apply_delta(files.baseline, delta, str(tmp_path / 'o.pth'))
     for key, value in changed.items():
         assert torch.equal(result[key].view(-1).view(torch.uint8), value.view(-1).view(torch.uint8)), key
+
+
+def test_a_delta_is_no_checkpoint(files, tmp_path):
+    path = str(tmp_path / 'd.safetensors')
+    make_delta(files.baseline, files.checkpoint, path)
+    for call in (load_baseline, lambda path: publish(path, str(tmp_path / 'zoo'))):
+        with pytest.raises(CheckpointError, match='it is a delta, .*: make the whole checkpoint with .*delta.py apply'):
+            call(path)
+    assert 'd.safetensors: a delta, which holds only what' in str(inspect_checkpoint(path))
 
 
 def test_another_baseline_is_refused_with_both_hashes(files, tmp_path):

@@ -67,9 +67,8 @@ def rows(model, seen, args):
 
 def main(argv=None):
     args = parse_args(argv)
-    for file in (args.image, args.config, args.checkpoint):
-        if not os.path.isfile(file):
-            raise ConfigError(f'there is no file {file!r}')
+    if not os.path.isfile(args.image):
+        raise ConfigError(f'there is no file {args.image!r}')
     model = load_network(args.config, args.checkpoint, args.device)
     seen = look(model, args.image)
     for record in seen.records:
