@@ -106,8 +106,14 @@ _TENSORS: dict[str, Callable[..., Any]] = {
 }
 FUNCTIONS.update(_TENSORS)
 DTYPES.update({f'torch.{name}': value for name, value in vars(torch).items() if isinstance(value, torch.dtype)})
-# A storage is named by its class, and needs but the dtype; quantised numbers have scales beside them.
+# A storage is named by its class, and needs but the dtype; quantised tensors are not made, so theirs need but the size.
+_PLAIN = {
+    'UntypedStorage': torch.uint8,
+    'QUInt8Storage': torch.uint8,
+    'QInt8Storage': torch.int8,
+    'QInt32Storage': torch.int32,
+}
 for _name, _kind in vars(torch).items():
-    _dtype = torch.uint8 if _name == 'UntypedStorage' else getattr(_kind, '_dtype', None)
-    if _name.endswith('Storage') and not _name.startswith('Q') and isinstance(_dtype, torch.dtype):
+    _dtype = _PLAIN.get(_name, getattr(_kind, '_dtype', None))
+    if _name.endswith('Storage') and isinstance(_dtype, torch.dtype):
         DTYPES.update({f'{module}.{_name}': _dtype for module in ('torch', 'torch.cuda', 'torch.storage')})

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ..checkpoint import DELTA, clean_state_dict, file_sha256, import_checkpoint, is_delta, is_offset_key
@@ -91,14 +92,14 @@ def inspect_checkpoint(path: str) -> Inspection:
     path = os.path.expanduser(path)
     checkpoint = read_checkpoint(path)
     meta = checkpoint.get('meta')
-    beside = {key: checkpoint[key] for key in _PROGRESS if isinstance(checkpoint.get(key), int)}
+    beside = {key: int(value) for key, value in checkpoint.items() if key in _PROGRESS and _is_number(value)}
     meta = {**beside, **(meta if isinstance(meta, Mapping) else {})}
     try:
         imported = import_checkpoint({**checkpoint, 'meta': meta})
         tensors, format = imported.state_dict, imported.format
-    except CheckpointError:  # of a known family, but damaged or unfinished: it can be looked at all the same
+    except CheckpointError as error:  # of a known family, but damaged or unfinished: it can be looked at all the same
         tensors = clean_state_dict(checkpoint['state_dict'])
-        format = DELTA if is_delta(checkpoint) else 'not importable'
+        format = DELTA if is_delta(checkpoint) else f'not importable: {error}'
     provenance = meta.get('deform_upgrade')
     known = ('state_dict', 'meta', 'metadata', *_PROGRESS)
     statistics = sum(t.numel() for key, t in tensors.items() if _STATISTICS.fullmatch(key))
@@ -134,6 +135,10 @@ def _deform_groups(tensors: list[Tensor]) -> int | None:
         return None
     groups, rest = divmod(weight.shape[0], 2 * weight.shape[2] * weight.shape[3])  # (2GK, C, kh, kw)
     return None if rest else groups
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
 def _is_empty(value: Any) -> bool:

@@ -127,6 +127,18 @@ def test_tensors_of_devices_without_storages_are_read(tmp_path, name, dtype):
     assert loaded.tolist() == [1, 2] and loaded.dtype == dtype and loaded.device.type == 'cpu'
 
 
+@pytest.mark.parametrize('zipped', [True, False])
+@pytest.mark.filterwarnings('ignore')
+def test_quantised_weights_are_named_and_not_called_damaged(tmp_path, zipped):
+    weight = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+    saved = {'state_dict': {'a.weight': weight, 'b.weight': torch.ones(2)}}
+    torch.save(saved, tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
+    with pytest.raises(
+        CheckpointError, match=r'found others at a.weight \(<torch._utils._rebuild_qtensor, not loaded>'
+    ):
+        load_baseline(tmp_path / 'a.pth')
+
+
 def _raw(path, pickled):
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('archive/data.pkl', pickled)

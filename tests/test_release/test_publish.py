@@ -133,7 +133,7 @@ def test_inspect_says_which_layers_moved_and_what_else_is_in_the_file(files, rel
             ['trained: epoch 7, global_step 70', 'besides weights: optimizer_states'],
         ),
         (
-            {'net': {'a.weight': torch.ones(2)}, 'epoch': 3, 'best': None},
+            {'net': {'a.weight': torch.ones(2)}, 'epoch': torch.tensor(3), 'best': None},
             ['trained: epoch 3', 'besides weights: nothing'],
         ),
         (
