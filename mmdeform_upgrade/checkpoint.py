@@ -154,7 +154,8 @@ def clean_state_dict(state_dict: Mapping[str, Tensor]) -> StateDict:
 
 def is_delta(checkpoint: Mapping[str, Any]) -> bool:
     """Whether a read checkpoint is a delta, or the adapter that a delta of offset branches is."""
-    return (checkpoint.get('metadata') or {}).get('kind') == DELTA
+    metadata = checkpoint.get('metadata')
+    return isinstance(metadata, Mapping) and metadata.get('kind') == DELTA
 
 
 def refuse_delta(checkpoint: Mapping[str, Any]) -> None:

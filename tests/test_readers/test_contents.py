@@ -104,7 +104,7 @@ WEIGHTS = {'a.weight': torch.ones(2), 'a.bias': torch.zeros(1)}
             'optimizer_state_dict': {'state': {}, 'param_groups': []},
         },
         {'params_ema': WEIGHTS},
-        {'net': WEIGHTS, 'acc': 93.1, 'epoch': 3},
+        {'net': WEIGHTS, 'acc': 93.1, 'epoch': 3, 'metadata': 'of another library'},
         {'module': WEIGHTS, 'optimizer': None},
         {'model_state': WEIGHTS, 'rng': {'cpu': torch.zeros(9, dtype=torch.uint8)}},
         {'model': WEIGHTS, 'model_ema': WEIGHTS, 'args': argparse.Namespace(lr=0.1)},
