@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from .errors import ConfigError
 from .ops.geometry import is_whole
 from .rates import rate_changes
-from .schedule import schedule_changes, settings_of, type_name
+from .schedule import schedule_changes
+from .settings import settings_of, type_name
 from .targets import Targets, check_kind
 
 if TYPE_CHECKING:

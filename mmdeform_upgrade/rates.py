@@ -9,7 +9,7 @@ from typing import Any
 
 from .errors import ConfigError
 from .optim import OFFSET_LR
-from .schedule import is_number, listed_schedulers, settings_of, type_name
+from .settings import is_number, listed_schedulers, settings_of, type_name
 
 OFFSET_OPTIMIZER = 'adam'  # how an upgrade trains its offsets unless something else is said
 CONSTRUCTOR = 'OffsetOptimizerConstructor'

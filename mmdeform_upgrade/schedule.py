@@ -8,7 +8,6 @@ and at 5/6 of them: 240 -> 60 epochs with decays at 40 and 50. Schedules of anot
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
 from .ops.geometry import is_whole
+from .settings import is_number, last_iteration, listed_schedulers, settings_of, type_name
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -63,7 +63,10 @@ def schedule_changes(cfg: Mapping[str, Any], epoch_ratio: float = 0.25, max_iter
     before = Length.of(cfg)
     if not (max_iters is None or is_whole(max_iters, 1)):
         raise ConfigError(f'max_iters={max_iters!r}: expected a whole number of steps, at least 1')
-    scale = Scale(before, before.scaled(epoch_ratio) if max_iters is None else Length(max_iters, 'iters'))
+    after = before.scaled(epoch_ratio) if max_iters is None else Length(max_iters, 'iters')
+    schedulers = listed_schedulers(cfg.get('param_scheduler'))
+    warm_ups = any(scheduler.get('by_epoch', True) for scheduler in schedulers)
+    scale = Scale(before, after, 0 if warm_ups else last_iteration(schedulers))
     changes: dict[str, Any] = {'train_cfg': scale.loop(cfg['train_cfg'])}
     interval = cfg['train_cfg'].get('val_interval', 1)
     validations = scale.ratio * interval / changes['train_cfg'].get('val_interval', interval)  # new ones for an old one
@@ -102,32 +105,6 @@ def describe_schedule(cfg: Mapping[str, Any]) -> str:
     return '; '.join(parts)
 
 
-def type_name(type_: Any) -> str:
-    """Last part of a config's ``type``, be it a string with a scope, a class or a lazily imported object."""
-    return (type_.__name__ if inspect.isclass(type_) or inspect.isroutine(type_) else str(type_)).rpartition('.')[2]
-
-
-def settings_of(cfg: Any) -> Any:
-    """A config as plain dicts, in which what is lazily imported stays so: MMEngine writes that by its name."""
-    return cfg._to_lazy_dict() if hasattr(cfg, '_to_lazy_dict') else cfg
-
-
-def is_number(value: Any) -> bool:
-    """Whether a setting is a number, and not NaN."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
-
-
-def listed_schedulers(schedulers: Any) -> list[Mapping[str, Any]]:
-    """A config's schedulers in one list, be they one, a list, or a list for each of several optimizers."""
-    if not schedulers:
-        return []
-    if not isinstance(schedulers, Mapping):
-        return list(schedulers)
-    if 'type' in schedulers:
-        return [schedulers]
-    return [scheduler for part in schedulers.values() for scheduler in listed_schedulers(part)]
-
-
 @dataclass(frozen=True)
 class Length:
     """How long a config trains: ``total`` in ``unit`` ('epochs' or 'iters')."""
@@ -160,10 +137,15 @@ class Length:
 
 @dataclass(frozen=True)
 class Scale:
-    """From one length to another; calling it converts a number of steps in the old unit."""
+    """From one length to another; calling it converts a number of steps in the old unit.
+
+    ``iterations`` are those of a training of epochs, where all of its schedulers count them; where some count epochs,
+    the others are warm-ups.
+    """
 
     before: Length
     after: Length
+    iterations: int
 
     @property
     def ratio(self) -> float:
@@ -177,8 +159,10 @@ class Scale:
     def __call__(self, steps: float) -> int:
         return max(1, _round(steps * self.ratio)) if steps > 0 else int(steps)
 
-    def iterations(self, steps: float) -> int:
-        """A number of iterations in a training that counted epochs, whose share of it is not known."""
+    def of_iterations(self, steps: float) -> int:
+        """A number of iterations in a training that counted epochs."""
+        if self.iterations:
+            return max(1, _round(steps * self.after.total / self.iterations)) if steps > 0 else 0
         return min(int(steps), max(1, int(self.after.total * WARM_UP)))
 
     def loop(self, train_cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -234,7 +218,7 @@ def _schedulers(schedulers: Any, scale: Scale, validations: float) -> Any:
             shortened += [] if decays else _paper_steps(scheduler, scale)
             decays = True  # of the whole schedule, also where its steps are in several schedulers
         elif kind.startswith('ReduceOnPlateau'):  # whose steps are validations
-            shortened.append(_converted(scheduler, lambda steps: steps and max(1, _round(steps * validations))))
+            shortened.append(converted(scheduler, lambda steps: steps and max(1, _round(steps * validations))))
         elif scaled := _scaled(scheduler, scale):
             shortened.append(scaled)
     return shortened
@@ -244,7 +228,7 @@ def _scaled(scheduler: dict[str, Any], scale: Scale) -> dict[str, Any] | None:
     begin, end = scheduler.get('begin') or 0, scheduler.get('end')
     full_cycle = end is not None and scheduler.get('T_max') == end - begin
     in_iterations = scale.to_iters and not scale.before.counts(scheduler)
-    scheduler = _converted(scheduler, scale.iterations if in_iterations else scale)
+    scheduler = converted(scheduler, scale.of_iterations if in_iterations else scale)
     if isinstance(end, int) and _too_short(scheduler, end - begin):
         return None
     if full_cycle:
@@ -254,7 +238,8 @@ def _scaled(scheduler: dict[str, Any], scale: Scale) -> dict[str, Any] | None:
     return _by_iteration(scheduler) if scale.to_iters else scheduler
 
 
-def _converted(scheduler: dict[str, Any], convert: Any) -> dict[str, Any]:
+def converted(scheduler: dict[str, Any], convert: Any) -> dict[str, Any]:
+    """A scheduler's settings, in which every number of epochs or iterations is replaced by ``convert`` of it."""
     for key in ('begin', 'end', *_STEP_COUNTS):
         if is_number(scheduler.get(key)) and scheduler[key] < math.inf:
             scheduler[key] = convert(scheduler[key])
@@ -279,7 +264,7 @@ def _paper_steps(scheduler: dict[str, Any], scale: Scale) -> list[dict[str, Any]
     total = scale.after.total
     steps = sorted({_round(total * part) for part in DECAY_AT})
     kept = {key: value for key, value in scheduler.items() if key not in ('milestones', 'step_size')}
-    scheduler = {**_converted(kept, scale), 'gamma': DECAY_FACTOR}
+    scheduler = {**converted(kept, scale), 'gamma': DECAY_FACTOR}
     if type_name(scheduler['type']) == 'StepLR':
         scheduler['type'] = 'MultiStepLR'
     if scale.to_iters:

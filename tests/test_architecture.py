@@ -18,6 +18,7 @@ ORDER = [
     'targets',
     'upgrade',
     'offsets_only',
+    'settings',
     'schedule',
     'rates',
     'importers',

@@ -1,6 +1,7 @@
 """Rates as the optimizer has them that MMEngine builds of a written config, under its schedulers."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS, init_default_scope
 from torch import nn
 
-from mmdeform_upgrade import upgrade_
+from mmdeform_upgrade import shorten_schedule, upgrade_
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.mm.rates import describe_rates
 from mmdeform_upgrade.optim import OFFSET_LR
@@ -176,6 +177,32 @@ def test_a_plan_tells_the_rates_of_the_built_optimizer():
     assert said.startswith('SGD lr 0.5, at the end 2e-06') and '; offsets: Adam lr 0.002, at the end 8e-09' in said
     cfg['optim_wrapper'] = dict(optimizer=dict(type='SGD', lr=0.3))
     assert 'offsets: SGD lr 0.5' in describe_rates(Network(), Config(cfg))
+
+
+WARM_UP = dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=2000)
+
+
+@pytest.mark.parametrize(
+    'schedulers,last',
+    [
+        ([WARM_UP, dict(type='MultiStepLR', milestones=[8, 11], end=12)], 0.001),
+        ([WARM_UP, dict(type='PolyLR', by_epoch=False, begin=2000, end=50000, power=0.9, eta_min=1e-4)], 0.0001),
+        ([dict(type='CosineAnnealingLR', by_epoch=False, end=50000, T_max=50000, eta_min=0.002)], 0.002),
+        ([WARM_UP, dict(type='MultiStepLR', by_epoch=False, end=50000, milestones=[30000, 40000])], 0.001),
+    ],
+)
+@pytest.mark.parametrize('shorter', [dict(epoch_ratio=1.0), dict(epoch_ratio=0.5), dict(max_iters=400)])
+def test_schedules_by_iterations_of_a_training_by_epochs_keep_their_shape(schedulers, last, shorter):
+    cfg = Config(
+        dict(
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+            train_cfg=dict(max_epochs=12),
+            param_scheduler=schedulers,
+        )
+    )
+    said = describe_rates(Network(), shorten_schedule(cfg, **shorter))
+    rates = [float(rate) for rate in re.match('SGD lr (.*), at the end (.*); offsets', said).groups()]
+    assert rates == pytest.approx([0.1, last], rel=0.02)
 
 
 @pytest.mark.parametrize(

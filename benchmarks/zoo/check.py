@@ -16,7 +16,7 @@ from mmdeform_upgrade.config import upgrade_config
 from mmdeform_upgrade.errors import UpgradeError
 from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.mm.preflight import build_network
-from mmdeform_upgrade.schedule import type_name
+from mmdeform_upgrade.settings import type_name
 
 from . import network, reasons, weights
 from .configs import BACKBONES, NECKS, component, load_config, parts_called, repository_of

@@ -18,7 +18,7 @@ from mmengine.runner import Runner
 from ..checkpoint import is_offset_key, refuse_lost_offsets
 from ..config import read_config
 from ..errors import CheckpointError, ConfigError, UpgradeError
-from ..schedule import type_name
+from ..settings import type_name
 from .network import whole_state_dict
 
 if TYPE_CHECKING:

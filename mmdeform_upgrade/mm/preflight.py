@@ -17,7 +17,8 @@ from ..config import GUARD_HOOK, HOOK
 from ..errors import ConfigError
 from ..importers import OWN_NAMES, Imported
 from ..layers import upgraded_layers
-from ..schedule import describe_schedule, type_name
+from ..schedule import describe_schedule
+from ..settings import type_name
 from ..upgrade import LayerChange, UpgradeReport, count_parameters
 from .loading import local_path, refuse_to_overwrite
 from .rates import building, describe_rates

@@ -20,7 +20,8 @@ from torch import nn
 from ..errors import ConfigError, UpgradeError
 from ..optim import OffsetOptimizer, split_offsets
 from ..rates import check_offset_rates
-from ..schedule import Length, listed_schedulers, schedule_changes, type_name
+from ..schedule import Length, converted, schedule_changes
+from ..settings import last_iteration, listed_schedulers, type_name
 
 _OF_THE_OPTIMIZER = ('constructor', 'base_constructor', 'optimizer', 'offset_optimizer', 'paramwise_cfg')
 _MANY = 1000  # iterations that are looked at, of a longer schedule in proportion
@@ -79,9 +80,12 @@ def _history(wrapper: OptimWrapper, cfg: Mapping[str, Any]) -> Iterator[list[flo
             {key: cfg[key] for key in ('train_cfg', 'param_scheduler') if key in cfg}, max_iters=_MANY
         )
         length = Length.of(cfg)
-    schedulers = [_scheduler(dict(given), wrapper, length) for given in listed_schedulers(cfg.get('param_scheduler'))]
-    schedulers = [scheduler for scheduler in schedulers if not getattr(scheduler, 'need_val_args', False)]
     steps = length.total * (_EPOCH if length.unit == 'epochs' else 1)
+    given = listed_schedulers(cfg.get('param_scheduler'))
+    if length.unit == 'epochs':
+        given = _in_proportion(given, steps)
+    schedulers = [_scheduler(settings, wrapper, length, steps) for settings in map(dict, given)]
+    schedulers = [scheduler for scheduler in schedulers if not getattr(scheduler, 'need_val_args', False)]
     for step in range(1, steps + 1):
         yield [float(group['lr'] or 0) for group in wrapper.optimizer.param_groups]
         for scheduler in schedulers:
@@ -89,15 +93,21 @@ def _history(wrapper: OptimWrapper, cfg: Mapping[str, Any]) -> Iterator[list[flo
                 scheduler.step()
 
 
-def _scheduler(settings: dict[str, Any], wrapper: OptimWrapper, length: Length) -> Any:
-    total = (
-        {'epochs': length.total, 'iters': length.total * _EPOCH} if length.unit == 'epochs' else {'iters': length.total}
-    )
-    if length.unit == 'epochs' and not settings.get('by_epoch', True) and settings.get('end', math.inf) < math.inf:
-        for key in ('begin', 'end', 'T_max', 'total_steps'):  # a warm-up, within the first epoch
-            if settings.get(key):
-                settings[key] = max(1, settings[key] * _EPOCH // max(settings['end'], _EPOCH))
-    settings.setdefault('end', total.get('epochs' if settings.get('by_epoch', True) else 'iters', math.inf))
+def _in_proportion(given: list[Mapping[str, Any]], steps: int) -> list[Mapping[str, Any]]:
+    """Schedulers that count iterations of a training of epochs: warm-ups in its first epoch, or all of its schedule."""
+    span = _EPOCH if any(settings.get('by_epoch', True) for settings in given) else steps
+    factor = span / max(span, last_iteration(given))
+    return [
+        settings
+        if settings.get('by_epoch', True)
+        else converted(dict(settings), lambda mark: mark and max(1, round(mark * factor)))
+        for settings in given
+    ]
+
+
+def _scheduler(settings: dict[str, Any], wrapper: OptimWrapper, length: Length, steps: int) -> Any:
+    of_epochs = length.total if length.unit == 'epochs' else math.inf
+    settings.setdefault('end', of_epochs if settings.get('by_epoch', True) else steps)
     return PARAM_SCHEDULERS.build(settings, default_args=dict(optimizer=wrapper, epoch_length=_EPOCH))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import BUILDER, TRAIN_OFFSETS
 from ..mm.preflight import build_network
 from ..rates import CONSTRUCTOR, without_offset_optimizer
-from ..schedule import settings_of, type_name
+from ..settings import settings_of, type_name
 
 if TYPE_CHECKING:
     from mmengine.config import Config
