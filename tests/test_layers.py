@@ -4,15 +4,18 @@ import functools
 import pytest
 import torch
 from mmcv.cnn import ConvModule
+from mmengine.config import Config
 from mmengine.model import efficient_conv_bn_eval, initialize
 from mmengine.model.utils import convert_sync_batchnorm  # noqa: F401  (import must not disturb the layer)
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from mmdeform_upgrade import UpgradeError, ZeroOffsetDCN, deform_conv2d, layers
+from mmdeform_upgrade import UpgradeError, ZeroOffsetDCN, deform_conv2d, layers, upgrade_
 from mmdeform_upgrade.errors import TargetError
+from mmdeform_upgrade.layers import upgraded_layers
 
-from .conftest import relative_error
+from .conftest import ROOT, build, relative_error
 
 GEOMETRIES = [
     dict(kernel_size=3, padding=1),
@@ -224,6 +227,33 @@ def test_an_upgraded_network_compiles_without_a_graph_break():
             torch.testing.assert_close(compiled(x), model(x))
             compiled(x).float().sum().backward()
     assert model[2].conv_offset.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_an_upgraded_detector_compiles_whole(tiny_detector, training):
+    torch._dynamo.reset()
+    model, picture = tiny_detector.train(training), torch.randn(1, 3, 96, 96)
+    state = copy.deepcopy(model.state_dict())  # a step changes the statistics of batch normalisation
+    expected = model(picture, mode='tensor')
+    model.load_state_dict(state)
+    found = torch.compile(model, fullgraph=True, backend='aot_eager')(picture, mode='tensor')
+    torch.testing.assert_close(found, expected)
+    torch.cat([output.flatten() for output in tree_leaves(found)]).square().sum().backward()
+    assert all(layer.conv_offset.weight.grad.abs().sum() > 0 for layer in upgraded_layers(model).values())
+
+
+@pytest.fixture
+def tiny_detector():
+    """An upgraded SSD on a narrow ResNet-18, with trained offsets."""
+    cfg = Config.fromfile(ROOT / 'benchmarks/demo/configs/ssd96_r18_shapes.py')
+    cfg.model.backbone.base_channels = 4
+    cfg.model.neck.update(in_channels=(8, 16, 32), out_channels=(16,), min_channels=8)
+    cfg.model.bbox_head.in_channels = (8, 16, 32, 16)
+    model = build(cfg)
+    upgrade_(model.backbone, 'last:3')
+    for layer in upgraded_layers(model).values():
+        nn.init.normal_(layer.conv_offset.weight, std=0.1)
+    return model
 
 
 def test_autocast_casts_the_input_once():

@@ -1,9 +1,10 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """What the host spends on one call of the Triton backend, without a GPU.
 
-    python benchmarks/operator/host_path.py
+    python -m benchmarks.operator.host_path
+    python -m benchmarks.operator.host_path --capability 86 --channels 256 --dtype float32 --repetitions 5
 
-The kernels are compiled for compute capability 9.0 and launched by Triton's own launcher into a driver that does
+The kernels are compiled for a GPU's compute capability and launched by Triton's own launcher into a driver that does
 nothing; PyTorch's operations run on a CPU on a map so small that they take next to no time. What is left is Python,
 the dispatcher and autograd.
 """
@@ -28,19 +29,24 @@ from mmdeform_upgrade.ops import deform_conv2d, functional
 launches = 0
 
 
-class NullDriver:
-    """A GPU of compute capability 9.0 on which nothing runs."""
+# Bytes of shared memory that a program may have, by compute capability.
+SHARED_MEMORY = {80: 166912, 86: 101376, 89: 101376, 90: 232448}
 
-    def __init__(self):
+
+class NullDriver:
+    """A GPU on which nothing runs."""
+
+    def __init__(self, capability=90):
+        self.capability = capability
         self.utils = SimpleNamespace(
             load_binary=lambda *_: (None, None, 0, 0, 1024),
             unload_module=lambda *_: None,
-            get_device_properties=lambda *_: {'max_shared_mem': 232448, 'multiprocessor_count': 132},
+            get_device_properties=lambda *_: {'max_shared_mem': SHARED_MEMORY[capability], 'multiprocessor_count': 132},
         )
         self.launcher_cls = lambda source, metadata: _count
 
     def get_current_target(self):
-        return GPUTarget('cuda', 90, 32)
+        return GPUTarget('cuda', self.capability, 32)
 
     def get_current_device(self):
         return 0
@@ -79,15 +85,19 @@ def main(argv=None):
     global launches
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--repetitions', type=int, default=300)
+    parser.add_argument('--capability', type=int, default=90, choices=sorted(SHARED_MEMORY))
+    parser.add_argument('--channels', type=int, default=16)
+    parser.add_argument('--dtype', default='bfloat16', choices=['float32', 'float16', 'bfloat16'])
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    driver.set_active(NullDriver())
+    driver.set_active(NullDriver(args.capability))
     functional._check_triton = lambda input: None
     for channels_last in (True, False):
-        x, offset, weight, grad = torch.randn(1, 16, 4, 4), torch.randn(1, 18, 4, 4), torch.randn(16, 16, 3, 3), None
+        x, offset = torch.randn(1, args.channels, 4, 4), torch.randn(1, 18, 4, 4)
+        weight = torch.randn(args.channels, args.channels, 3, 3)
         if channels_last:
             x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
-        tensors = [t.bfloat16().requires_grad_() for t in (x, offset, weight)]
+        tensors = [t.to(getattr(torch, args.dtype)).requires_grad_() for t in (x, offset, weight)]
         grad = torch.randn_like(tensors[0])
 
         def forward(tensors=tensors):

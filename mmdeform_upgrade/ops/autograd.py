@@ -17,7 +17,7 @@ from ..errors import UpgradeError
 from . import eager, flops, matrices
 from .autocast import no_autocast
 from .geometry import Geometry
-from .passes import Passes, Wanted
+from .passes import Operands, Passes, Wanted
 
 _LIBRARY = torch.library.Library('mmdeform_upgrade', 'DEF')
 _LIBRARY.define(
@@ -39,19 +39,14 @@ def passes(backend: str) -> Passes:
     return triton_backend
 
 
-def deform_conv2d(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, geo: Geometry, backend: str
-) -> Tensor:
+def deform_conv2d(operands: Operands, geo: Geometry, backend: str) -> Tensor:
     """Deformable convolution; see :func:`mmdeform_upgrade.ops.deform_conv2d`."""
     if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
-        return passes(backend).forward(input, offset, weight, bias, mask, geo)  # a tracer records plain operations
-    needs_grad = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (input, offset, weight, bias, mask)
-    )
-    if needs_grad or torch.jit.is_tracing():  # ONNX's older exporter asks the function for its `symbolic`
-        output: Tensor = _DeformConv2d.apply(input, offset, weight, bias, mask, geo, backend)
-    else:
-        output = _FORWARD(input, offset, weight, bias, mask, geo, backend)
+        return passes(backend).forward(operands, geo)  # a tracer records plain operations
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
+    # ONNX's older exporter asks the function for its `symbolic`.
+    call = _DeformConv2d.apply if needs_grad or torch.jit.is_tracing() else _FORWARD
+    output: Tensor = call(*operands, geo, backend)
     return output
 
 
@@ -107,15 +102,14 @@ def onnx_attributes(geo: Geometry) -> dict[str, Any]:
     }
 
 
-def _forward(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Any, mask: Any, sizes: list[int], backend: str
-) -> Tensor:
+def _forward(*arguments: Any) -> Tensor:
+    *tensors, sizes, backend = arguments
     flops.register()
-    geo = Geometry(*sizes)
-    with no_autocast(input.device.type):
-        if backend == 'auto' and mask is None and _is_plain(offset):
-            return _plain(input, weight, bias, geo)
-        return passes(backend).forward(input, offset, weight, bias, mask, geo)
+    operands, geo = Operands(*tensors), Geometry(*sizes)
+    with no_autocast(operands.input.device.type):
+        if backend == 'auto' and operands.mask is None and _is_plain(operands.offset):
+            return _plain(operands, geo)
+        return passes(backend).forward(operands, geo)
 
 
 def _is_plain(offset: Tensor) -> bool:
@@ -123,33 +117,25 @@ def _is_plain(offset: Tensor) -> bool:
     return offset.device.type == 'cpu' and offset.numel() > 0 and not bool(offset.any())
 
 
-def _plain(input: Tensor, weight: Tensor, bias: Tensor | None, geo: Geometry) -> Tensor:
+def _plain(operands: Operands, geo: Geometry) -> Tensor:
     """What the layer computed before it was upgraded, to the bit."""
     stride, padding = (geo.stride_h, geo.stride_w), (geo.pad_h, geo.pad_w)
+    input, _, weight, bias, _ = operands
     output = F.conv2d(input, weight, bias, stride, padding, (geo.dil_h, geo.dil_w), geo.groups)
     return output.contiguous(memory_format=matrices.format_of(input))
 
 
-def _forward_meta(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Any, mask: Any, sizes: list[int], backend: str
-) -> Tensor:
-    geo = Geometry(*sizes)
+def _forward_meta(input: Tensor, *arguments: Any) -> Tensor:
+    geo = Geometry(*arguments[4])
     shape = (geo.N, geo.O, geo.Ho, geo.Wo)
     return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=matrices.format_of(input))
 
 
-def _backward(
-    grad_output: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    sizes: list[int],
-    backend: str,
-    wanted: list[bool],
-) -> tuple[Tensor, ...]:
+def _backward(grad_output: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Any, *rest: Any) -> Any:
+    sizes, backend, wanted = rest
+    operands = Operands(input, offset, weight, None, mask)
     with no_autocast(input.device.type):
-        grads = passes(backend).backward(grad_output, input, offset, weight, mask, Geometry(*sizes), Wanted(*wanted))
+        grads = passes(backend).backward(grad_output, operands, Geometry(*sizes), Wanted(*wanted))
     found = [
         input.new_empty(0)
         if grad is None or like is None
@@ -159,17 +145,8 @@ def _backward(
     return tuple(found)
 
 
-def _backward_meta(
-    grad_output: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    sizes: list[int],
-    backend: str,
-    wanted: list[bool],
-) -> tuple[Tensor, ...]:
-    need_input, need_plan, need_weight = wanted
+def _backward_meta(grad_output: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Any, *rest: Any) -> Any:
+    need_input, need_plan, need_weight = rest[2]
     needed = ((input, need_input), (offset, need_plan), (weight, need_weight), (mask, need_plan))
     return tuple(
         torch.empty_like(like, memory_format=matrices.format_of(like))

@@ -20,7 +20,7 @@ from torch import Tensor
 from . import matrices, sampling
 from .chunks import cut
 from .geometry import Geometry
-from .passes import Grads, Wanted
+from .passes import Grads, Operands, Wanted
 from .sampling import Corners
 
 with warnings.catch_warnings():  # PyTorch warns once that CSR tensors are in beta
@@ -28,10 +28,9 @@ with warnings.catch_warnings():  # PyTorch warns once that CSR tensors are in be
     torch.sparse_csr_tensor([0], [], [], (0, 0), device='cpu', check_invariants=False)
 
 
-def forward(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, geo: Geometry
-) -> Tensor:
+def forward(operands: Operands, geo: Geometry) -> Tensor:
     """See :class:`.passes.Passes`."""
+    input, offset, weight, bias, mask = operands
     work = torch.promote_types(input.dtype, torch.float32)
     table = sampling.to_table(input, geo, work)
     plan = sampling.make_plan(offset, mask, geo, work)
@@ -50,16 +49,9 @@ def forward(
     return matrices.in_format(output, input.dtype, matrices.format_of(input))
 
 
-def backward(
-    grad_output: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    geo: Geometry,
-    wanted: Wanted,
-) -> Grads:
+def backward(grad_output: Tensor, operands: Operands, geo: Geometry, wanted: Wanted) -> Grads:
     """See :class:`.passes.Passes`."""
+    input, offset, weight, _, mask = operands
     work = torch.promote_types(input.dtype, torch.float32)
     product = matrices.product_dtype(weight)
     table = sampling.to_table(input, geo, work)

@@ -13,6 +13,7 @@ from ..errors import UpgradeError
 from . import autograd, reference
 from .autocast import autocast, no_autocast
 from .geometry import IntPair, describe
+from .passes import Operands
 
 BACKENDS = ('auto', 'reference', 'eager', 'triton')
 _LEAST_TRITON = 3
@@ -76,17 +77,18 @@ def deform_conv2d(
     """
     geo = describe(input, offset, weight, bias, mask, stride, padding, dilation)
     input, weight, bias = autocast(input, weight, bias)
-    _check_types(input, offset, weight, bias, mask)
+    operands = Operands(input, offset, weight, bias, mask)
+    _check_types(operands)
     chosen = _choose(backend, input)
     if chosen != 'reference':
-        return autograd.deform_conv2d(input, offset, weight, bias, mask, geo, chosen)
+        return autograd.deform_conv2d(operands, geo, chosen)
     with no_autocast(input.device.type):
-        return reference.deform_conv2d(input, offset, weight, bias, mask, geo)
+        return reference.deform_conv2d(*operands, geo)
 
 
-def _check_types(input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None) -> None:
-    named = {'input': input, 'offset': offset, 'weight': weight, 'bias': bias, 'mask': mask}
-    for name, tensor in named.items():
+def _check_types(operands: Operands) -> None:
+    input = operands.input
+    for name, tensor in zip(Operands._fields, operands, strict=True):
         if tensor is None:
             continue
         if tensor.dtype not in _FLOATS:

@@ -30,8 +30,10 @@ def product_dtype(weight: Tensor) -> torch.dtype:
 
 def kernel_matrix(weight: Tensor, taps: slice, geo: Geometry, dtype: torch.dtype) -> Tensor:
     """Some taps of the kernel (O, C/groups, kh, kw) as (groups, O/groups, k*C/groups); a view of all of channels-last."""
-    rows = weight.permute(0, 2, 3, 1).reshape(geo.groups, geo.O // geo.groups, geo.K, -1)
-    return rows[:, :, taps].to(dtype).flatten(2).contiguous()
+    rows = weight.permute(0, 2, 3, 1)
+    if taps.stop - taps.start < geo.K:
+        rows = rows.flatten(1, 2)[:, taps]
+    return rows.to(dtype).reshape(geo.groups, geo.O // geo.groups, -1).contiguous()
 
 
 def join_taps(parts: list[Tensor], weight: Tensor, geo: Geometry) -> Tensor:

@@ -10,6 +10,16 @@ from torch import Tensor
 from .geometry import Geometry
 
 
+class Operands(NamedTuple):
+    """The tensors of one call."""
+
+    input: Tensor
+    offset: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    mask: Tensor | None
+
+
 class Wanted(NamedTuple):
     """Which gradients the backward pass has to make."""
 
@@ -30,19 +40,8 @@ class Grads(NamedTuple):
 class Passes(Protocol):
     """The functions of a backend's module."""
 
-    def forward(
-        self, input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, geo: Geometry
-    ) -> Tensor:
+    def forward(self, operands: Operands, geo: Geometry) -> Tensor:
         """The output map, in the dtype and memory format of the input."""
 
-    def backward(
-        self,
-        grad_output: Tensor,
-        input: Tensor,
-        offset: Tensor,
-        weight: Tensor,
-        mask: Tensor | None,
-        geo: Geometry,
-        wanted: Wanted,
-    ) -> Grads:
-        """The gradients that are ``wanted``, in any floating dtype; that of the weight in its own."""
+    def backward(self, grad_output: Tensor, operands: Operands, geo: Geometry, wanted: Wanted) -> Grads:
+        """The gradients that are ``wanted``, in any floating dtype; the bias plays no part."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from . import matrices
 from .chunks import cut
 from .geometry import Geometry
-from .passes import Grads, Wanted
+from .passes import Grads, Operands, Wanted
 from .triton_kernels import convolve_kernel, gather_kernel, sample_kernel
 
 FUSED = True  # whether the forward pass samples and multiplies in one kernel, where it can
@@ -60,18 +60,18 @@ class Read(NamedTuple):
         return matrices.format_of(self.offset) is torch.channels_last
 
 
-def _read(input: Tensor, offset: Tensor, mask: Tensor | None) -> Read:
+def _read(operands: Operands) -> Read:
+    input, offset, _, _, mask = operands
     rows = matrices.map_to_rows(input, input.dtype)
     memory_format = matrices.format_of(offset)
     offset = offset.contiguous(memory_format=memory_format)
     return Read(rows, offset, None if mask is None else mask.contiguous(memory_format=memory_format))
 
 
-def forward(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, geo: Geometry
-) -> Tensor:
+def forward(operands: Operands, geo: Geometry) -> Tensor:
     """See :class:`.passes.Passes`."""
-    read, memory_format = _read(input, offset, mask), matrices.format_of(input)
+    input, _, weight, bias, _ = operands
+    read, memory_format = _read(operands), matrices.format_of(input)
     fused = FUSED and geo.groups == 1
     # Stores to a contiguous map are as wide as its rows are aligned.
     direct = memory_format if fused and geo.L % 16 == 0 else torch.channels_last
@@ -82,17 +82,9 @@ def forward(
     return output.contiguous(memory_format=memory_format)
 
 
-def backward(
-    grad_output: Tensor,
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    mask: Tensor | None,
-    geo: Geometry,
-    wanted: Wanted,
-) -> Grads:
+def backward(grad_output: Tensor, operands: Operands, geo: Geometry, wanted: Wanted) -> Grads:
     """See :class:`.passes.Passes`."""
-    read = _read(input, offset, mask)
+    read, input, weight = _read(operands), operands.input, operands.weight
     grad_rows = matrices.map_to_rows(grad_output, weight.dtype)
     cuts = cut(geo, input.itemsize, input.device.type)
     whole = len(cuts.taps) == len(cuts.positions) == 1

@@ -16,7 +16,7 @@ from mmdeform_upgrade.errors import UpgradeError
 from mmdeform_upgrade.ops import chunks, deform_conv2d, triton_backend
 from mmdeform_upgrade.ops.geometry import describe
 from mmdeform_upgrade.ops.matrices import format_of
-from mmdeform_upgrade.ops.passes import Wanted
+from mmdeform_upgrade.ops.passes import Operands, Wanted
 
 from .cases import CASES, TOLERANCE, Case, assert_close, grad_like_output, results
 from .extremes import WIDE, agree, only_own_memory, planted
@@ -217,11 +217,11 @@ class Counted(TorchDispatchMode):
 def test_channels_last_is_read_and_written_in_place(dtype, monkeypatch):
     tensors = Case(channels=16, out_channels=16, bias=False).tensors(dtype, requires_grad=False)
     inputs, offset, weight = (t.contiguous(memory_format=torch.channels_last) for t in tensors[:3])
-    geo = describe(inputs, offset, weight, None, None, 1, 1, 1)
+    geo, operands = describe(inputs, offset, weight, None, None, 1, 1, 1), Operands(inputs, offset, weight, None, None)
     with Counted(monkeypatch) as forward:
-        output = triton_backend.forward(inputs, offset, weight, None, None, geo)
+        output = triton_backend.forward(operands, geo)
     with Counted(monkeypatch) as backward:
-        triton_backend.backward(output, inputs, offset, weight, None, geo, Wanted(True, True, True))
+        triton_backend.backward(output, operands, geo, Wanted(True, True, True))
     assert dict(forward.launches) == {'convolve_kernel': 1}
     assert dict(backward.launches) == {'sample_kernel': 1, 'gather_kernel': 1}
     copies = {'clone', 'copy_', '_to_copy', 'contiguous'}
