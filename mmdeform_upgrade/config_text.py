@@ -53,7 +53,9 @@ def inheriting_text(base: str, out: str, changes: Mapping[str, Any]) -> str:
 
 
 def _beside(base: str, out: str) -> str:
-    return os.path.relpath(base, os.path.dirname(os.path.abspath(out)))
+    """The path from a file to another, as the system goes it: ``..`` of a linked folder is not where the link stands."""
+    folder, name = os.path.split(base)
+    return os.path.relpath(os.path.join(os.path.realpath(folder), name), os.path.realpath(os.path.dirname(out)))
 
 
 def _is_an_address(base: str) -> bool:

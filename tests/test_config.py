@@ -134,6 +134,16 @@ def test_the_short_file_says_the_same(tmp_path):
         assert Config.fromfile(out).to_dict() == upgrade_config(cfg, **settings).to_dict()
 
 
+def test_a_config_in_a_linked_folder_finds_its_base(tmp_path):
+    for folder in ('project', 'elsewhere/configs'):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / 'project/configs').symlink_to(tmp_path / 'elsewhere/configs')
+    base, out = tmp_path / 'project/base.py', tmp_path / 'project/configs/up.py'
+    base.write_text('a = 1\n')
+    out.write_text(inheriting_text(str(base), str(out), dict(b=2)))
+    assert Config.fromfile(out).to_dict() == dict(a=1, b=2)
+
+
 def test_what_belongs_to_the_baselines_run_does_not_come_along():
     cfg = Config.fromfile(BASELINE)
     cfg.merge_from_dict(
