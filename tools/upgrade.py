@@ -220,7 +220,7 @@ def main(argv=None):
     if args.signal:
         print(measure_signal(baseline, args.checkpoint, **layers, lr=args.offset_lr or OFFSET_LR))
     if args.dry_run:
-        print(describe_cost(baseline, upgraded))
+        print(describe_cost(baseline, plan.network))
         print(f'would write: {", ".join(outputs)}')
         print('dry run: nothing was written\n' + next_commands(outputs[0], upgraded))
         return

@@ -54,7 +54,7 @@ class Cost:
         )
 
 
-def describe_cost(before: Config, after: Config) -> str:
+def describe_cost(before: Config, after: nn.Module) -> str:
     """:func:`measure_cost` as text; why not, where a network cannot be run on random pictures."""
     try:
         return str(measure_cost(before, after))
@@ -62,14 +62,14 @@ def describe_cost(before: Config, after: Config) -> str:
         return f'cost: not measured ({type(error).__name__}: {error})'
 
 
-def measure_cost(before: Config, after: Config) -> Cost:
-    """Build baseline and upgrade, and run their backbone and neck on random pictures.
+def measure_cost(before: Config, after: nn.Module) -> Cost:
+    """Build the baseline, and run its backbone and neck and the upgrade's on random pictures.
 
     Args:
         before: the baseline's config.
-        after: the upgrade's.
+        after: the upgraded network; its offsets are random afterwards.
     """
-    networks: list[Any] = [build_network(before).train(), build_network(after).train()]
+    networks: list[Any] = [build_network(before).train(), after.train()]
     size = picture_size(before)
     timed = (min(size[0], _TIMED), min(size[1], _TIMED))
     flops, maps = _flops(networks[1], size)

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class UpgradePlan:
-    """What an upgraded config will do to a baseline, for a person to check."""
+    """What an upgraded config will do to a baseline, for a person to check; and the upgraded network."""
 
+    network: nn.Module
     report: UpgradeReport
     imported: Imported
     schedule_before: str
@@ -71,11 +72,14 @@ def plan_upgrade(before: Config, after: Config, checkpoint: str) -> UpgradePlan:
     network = build_network(after)
     imported = import_baseline(local_path(checkpoint), network)
     schedules = describe_schedule(before), describe_schedule(after)
-    return UpgradePlan(report_of(network), imported, *schedules, describe_rates(network, after))
+    return UpgradePlan(network, report_of(network), imported, *schedules, describe_rates(network, after))
 
 
 def check_before_training(cfg: Config) -> None:
     """Refuse what the run of an upgrade would stumble over, before its runner writes anything or reads any data.
+
+    A runner makes its folder before it builds its network, so this builds one more, and reads the baseline once more: a
+    second, for Faster R-CNN on a ResNet-50.
 
     Raises:
         UpgradeError: targets, the checkpoint, or a folder whose checkpoints the run would write over.
