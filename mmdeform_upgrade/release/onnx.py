@@ -68,7 +68,7 @@ def export_onnx(
         ExportError: a package is missing or too old, the opset has no ``DeformConv`` or was not tried, the network is
             not supported, or what was exported is not what was asked for. Nothing is written then.
     """
-    _check_request(path, size, opset)
+    _check_request(size, opset)
     stages, prefixes = _stages(model, part)
     module = _FlatMaps(*copy.deepcopy(stages)).eval().requires_grad_(False)
     if revert_zero and upgraded_layers(module):
@@ -126,15 +126,11 @@ def _stages(model: nn.Module, part: str) -> tuple[list[nn.Module], tuple[str, ..
     return [stage for stage in parts if stage is not None], known[0]
 
 
-def _check_request(path: str | Path, size: Sequence[int], opset: int) -> None:
-    if opset < 19:
-        raise ExportError(f'opset {opset} has no {_DEFORM_CONV}: it is in ONNX since opset 19; use one of {OPSETS}')
+def _check_request(size: Sequence[int], opset: int) -> None:
     if opset not in OPSETS:
-        raise ExportError(f'opset {opset} was not tried; expected one of {OPSETS}, where {_DEFORM_CONV} is defined')
+        raise ExportError(f'opset {opset}: expected one of {OPSETS}, which define {_DEFORM_CONV}')
     if len(size) != 2 or min(size) < 1:
         raise ExportError(f'size is {tuple(size)}; expected height and width in pixels')
-    if not Path(path).absolute().parent.is_dir():
-        raise ExportError(f'there is no folder {str(Path(path).absolute().parent)!r} to write to')
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise ExportError(

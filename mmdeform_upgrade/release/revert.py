@@ -19,7 +19,7 @@ from ..errors import CheckpointError, listed
 from ..layers import ZeroOffsetDCN, upgraded_layers
 from ..mm.hook import META_KEY
 from .onnx import flat_tensors
-from .rewrite import differing, network_shapes, shapes_of, with_layers, without_upgrade_hooks
+from .rewrite import differing, with_layers, without_upgrade_hooks
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -112,7 +112,7 @@ def reverted_config(cfg: Config, model: nn.Module, verdicts: Sequence[LayerVerdi
     """
     layers = upgraded_layers(model)
     result = with_layers(cfg, {v.name: layers[v.name].deform_groups for v in verdicts if not v.revert})
-    if odd := differing(network_shapes(result), shapes_of(state_dict)):
+    if odd := differing(result, state_dict):
         raise CheckpointError(
             'no config could be made for what is left, nothing was written; it would differ at '
             f'{listed(odd, 5)}: revert whole components, or write the config by hand'

@@ -50,19 +50,11 @@ def own_types(node: Any) -> list[str]:
     return sorted({*_types(node)} & {*OWN_TYPES})
 
 
-def network_shapes(cfg: Config) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in the state dict of the network that a config builds."""
-    return shapes_of(build_network(cfg).state_dict())
-
-
-def shapes_of(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a state dict."""
-    return {key: tuple(value.shape) for key, value in state_dict.items()}
-
-
-def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Names that two networks do not have in the same shape."""
-    return sorted(key for key in {*first, *second} if first.get(key) != second.get(key))
+def differing(cfg: Config, state_dict: Mapping[str, Tensor]) -> list[str]:
+    """Names that the network of a config and a state dict do not both have, in the same shape."""
+    built = {key: value.shape for key, value in build_network(cfg).state_dict().items()}
+    given = {key: value.shape for key, value in state_dict.items()}
+    return sorted(key for key in {*built, *given} if built.get(key) != given.get(key))
 
 
 def _types(node: Any) -> Iterator[str]:

@@ -11,7 +11,7 @@ from ..checkpoint import StateDict, remap_state_dict
 from ..errors import UpgradeError, listed
 from ..layers import ZeroOffsetDCN, upgraded_layers
 from ..mm.preflight import build_network
-from .rewrite import component_without_upgrade, differing, network_shapes, own_types, shapes_of, without_plugin
+from .rewrite import component_without_upgrade, differing, own_types, without_plugin
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -61,10 +61,10 @@ def why_not_stock(cfg: Config, release: StateDict | None = None) -> tuple[Config
     if own := own_types(stock._cfg_dict.to_dict()):
         return None, f'the config needs {", ".join(own)} of mmdeform_upgrade'
     try:
-        built = network_shapes(stock)
+        odd = differing(stock, network.state_dict())
     except Exception as error:  # whatever a stock backbone says to settings that it does not know
         return None, f'the stock backbone refuses the switch: {type(error).__name__}: {error}'
-    if odd := differing(shapes_of(network.state_dict()), built):  # whole stages, Bottlenecks, groups
+    if odd:  # whole stages, Bottlenecks, groups
         return None, f'the switch changes whole stages, and the upgrade does not: they differ at {listed(odd, 4)}'
     return stock, ''
 
