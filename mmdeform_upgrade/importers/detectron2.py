@@ -7,6 +7,8 @@ and ``detectron2/checkpoint/c2_model_loading.py`` of https://github.com/facebook
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -178,5 +180,5 @@ CAFFE2 = Format(
     'Caffe2 or Detectron',
     names_with(('conv1_w', 'res2_0_branch2b_w')),
     _caffe2,
-    lambda name: respelled(name, _SPELLINGS),
+    partial(respelled, _SPELLINGS),
 )

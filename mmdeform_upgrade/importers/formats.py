@@ -46,10 +46,10 @@ def import_state_dict(source: Mapping[str, Tensor], meta: Any = None, network: I
     openmmlab.refuse_version_one(() if fits else source, meta)
     formats = [] if fits else matching_formats(source)
     if not formats:
-        name = VERSION_TWO if openmmlab.is_version_two(meta) else OWN_NAMES
+        older = isinstance(meta, Mapping) and 'CLASSES' in meta and 'dataset_meta' not in meta
         classes = openmmlab.dataset_meta(meta).get('classes')
         known = tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else ()
-        return Imported(name, dict(source), {key: key for key in source}, classes=known)
+        return Imported(VERSION_TWO if older else OWN_NAMES, dict(source), {key: key for key in source}, classes=known)
     if len(formats) > 1:
         names = ' and of '.join(found.name for found in formats)
         raise CheckpointError(f'its names are those of {names}: give a checkpoint of one network')

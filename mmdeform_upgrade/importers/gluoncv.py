@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ from ..errors import CheckpointError
 from .checks import IMAGENET_RGB, anchors, box_stds, boxes_of, norm_eps, setting, style
 from .rules import FOLD, Format, KeyMap, Rule, Source, respelled, select_rows
 
+# Names without what depends on how, when and on how many devices the network was made and saved: a dot stands before the
+# parameter, whose name is PyTorch's, and heads have their structural names.
 _SPELLINGS = (
     (r'^(?:arg|aux):', ''),
     (r'^features\.', ''),
@@ -42,16 +45,9 @@ _SPELLINGS = (
     (r'^yolooutputv3(\d)_conv0', r'yolo_outputs.\1.prediction'),
     (r'^yolooutputv3(\d)_(anchor|offset)_\1$', r'yolo_outputs.\1.\2s'),
 )
+_spelling = partial(respelled, _SPELLINGS)
 _ANCHORS = 'made by the anchor generator; compared with it'
 _FIXED = ('set to 1 (the norm has fix_gamma)', torch.ones_like)
-
-
-def _spelling(name: str) -> str:
-    """A name without what depends on how, when and on how many devices the network was made and saved.
-
-    A dot stands before the parameter, whose name is PyTorch's; heads have their structural names.
-    """
-    return respelled(name, _SPELLINGS)
 
 
 def _unit(conv: str, norm: str, our_conv: str, our_norm: str) -> tuple[Rule, ...]:
@@ -101,15 +97,8 @@ def _ssd(source: Source) -> KeyMap:
         )
     cells = [_first_cell(source[f'anchor_generators.{level}.anchors']) for level in range(6)]
     outputs = source['class_predictors.0.predictor.weight'].shape[0] // len(cells[0])
-    classes = [
-        Rule(
-            rf'class_predictors\.{level}\.predictor\.(\w+)',
-            f'bbox_head.cls_convs.{level}.0.{{1}}',
-            'the background moved from the first place to the last',
-            select_rows([*range(1, outputs), 0], len(cell)),
-        )
-        for level, cell in enumerate(cells)
-    ]
+    moved = 'the background moved from the first place to the last', select_rows([*range(1, outputs), 0])
+    classes = Rule(r'class_predictors\.([0-5])\.predictor\.(\w+)', 'bbox_head.cls_convs.{1}.0.{2}', *moved)
     checks = (
         setting('bbox_head.num_classes', outputs - 1),
         norm_eps([1e-5]),
@@ -120,7 +109,7 @@ def _ssd(source: Source) -> KeyMap:
         box_stds('bbox_head'),
         IMAGENET_RGB,
     )
-    return KeyMap((*_SSD, *classes), checks)
+    return KeyMap((*_SSD, classes), checks)
 
 
 def _first_cell(grid: Tensor) -> Tensor:

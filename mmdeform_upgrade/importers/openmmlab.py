@@ -59,8 +59,3 @@ def dataset_meta(meta: Any) -> dict[str, Any]:
     if isinstance(found.get('classes'), str):
         found['classes'] = (found['classes'],)
     return found
-
-
-def is_version_two(meta: Any) -> bool:
-    """Whether the meta is of mmdet 2 or mmseg 0."""
-    return isinstance(meta, Mapping) and 'dataset_meta' not in meta and 'CLASSES' in meta

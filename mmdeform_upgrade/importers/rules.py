@@ -134,22 +134,21 @@ def names_with(*alternatives: tuple[str, ...]) -> Callable[[Source], bool]:
     return lambda names: any(names.keys() >= set(needed) for needed in alternatives)
 
 
-def respelled(name: str, table: Sequence[tuple[str, str | Callable[[Match[str]], str]]]) -> str:
+def respelled(table: Sequence[tuple[str, str | Callable[[Match[str]], str]]], name: str) -> str:
     """A name after the replacements of a table of regular expressions, one after the other."""
     for pattern, replacement in table:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-def select_rows(order: Sequence[int], groups: int = 1, width: int = 1) -> Callable[[Tensor], Tensor]:
-    """Rows of an output layer by class, for a weight or a bias of (groups * classes * width, ...), group-major.
+def select_rows(order: Sequence[int], width: int = 1) -> Callable[[Tensor], Tensor]:
+    """Rows of an output layer by class, for a weight or a bias of (anchors * classes * width, ...), anchor-major.
 
     Args:
         order: the file's class indices, in the network's order; the greatest is the file's last class.
-        groups: anchors of a cell.
         width: rows of one class (4 for boxes of each class).
     """
-    sizes = (groups, max(order, default=0) + 1, width)
+    sizes = (-1, max(order, default=0) + 1, width)
     return lambda tensor: tensor.unflatten(0, sizes)[:, list(order)].flatten(0, 2)
 
 

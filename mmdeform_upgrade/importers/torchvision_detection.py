@@ -76,15 +76,13 @@ def _ssd_boxes(level: int) -> Tensor:
     return torch.tensor(sides, dtype=torch.float64)
 
 
-def _for_unclipped_boxes(sides: Tensor) -> Callable[[Tensor], Tensor] | None:
+def _for_unclipped_boxes(sides: Tensor) -> Callable[[Tensor], Tensor]:
     """The regression of boxes, (A, 2), that torchvision clips to 300 pixels, for boxes that are not clipped.
 
     x = dx * std * w + centre and w' = w * exp(dw * std): with w larger by 1 / r, dx shrinks by r, dw falls by
     ln(1 / r) / std.
     """
     ratio = (300 / sides).clamp(max=1)
-    if ratio.min() == 1:
-        return None
 
     def change(tensor: Tensor) -> Tensor:
         rows = tensor.unflatten(0, (-1, 4)).clone()  # (A, (x, y, w, h), ...)
@@ -100,17 +98,14 @@ def _ssd(source: Source) -> KeyMap:
     boxes = [_ssd_boxes(level) for level in range(len(_SSD_STEPS))]
     outputs = source['head.classification_head.module_list.0.weight'].shape[0] // len(boxes[0])
     kept, names, what = _classes(outputs)
-    rules = list(_SSD)
-    for level, sides in enumerate(boxes):
-        theirs, ours = rf'_head\.module_list\.{level}\.(.*)', f'_convs.{level}.0.{{1}}'
-        order = select_rows([*kept, 0], len(sides))
-        rescaled = 'rescaled for default boxes that are not clipped to the picture'
-        rules += [
-            Rule(
-                rf'head\.classification{theirs}', f'bbox_head.cls{ours}', f'{what}, background moved to the end', order
-            ),
-            Rule(rf'head\.regression{theirs}', f'bbox_head.reg{ours}', rescaled, _for_unclipped_boxes(sides)),
-        ]
+    moved, rescaled = f'{what}, background moved to the end', 'rescaled for default boxes that are not clipped'
+    scores, deltas = (rf'head\.{name}_head\.module_list\.' for name in ('classification', 'regression'))
+    rules = (
+        *_SSD,
+        Rule(rf'{scores}(\d)\.(.*)', 'bbox_head.cls_convs.{1}.0.{2}', moved, select_rows([*kept, 0])),
+        Rule(rf'{deltas}5\.(.*)', 'bbox_head.reg_convs.5.0.{1}', rescaled, _for_unclipped_boxes(boxes[5])),
+        Rule(rf'{deltas}(\d)\.(.*)', 'bbox_head.reg_convs.{1}.0.{2}'),  # whose boxes are smaller than the picture
+    )
     corners = [boxes_of(sides, step / 2) for sides, step in zip(boxes, _SSD_STEPS, strict=True)]
     checks = (
         preprocessing([123.0, 117.0, 104.0], [1.0] * 3, True),
@@ -156,16 +151,12 @@ def _resnet_checks(outputs: int) -> list[Check]:
 def _rcnn(source: Source) -> KeyMap:
     outputs = source['roi_heads.box_predictor.cls_score.weight'].shape[0]
     kept, names, what = _classes(outputs)
-    last, none, box = (
-        f'{what}, background moved to the end',
-        f'{what}, background dropped',
-        r'roi_heads\.box_predictor\.',
-    )
-    mask = r'roi_heads\.mask_predictor\.mask_fcn_logits\.(.*)'
+    last, none = f'{what}, background moved to the end', f'{what}, background dropped'
+    box, mask = r'roi_heads\.box_predictor\.', r'roi_heads\.mask_predictor\.mask_fcn_logits\.(.*)'
     rules = (
         *_RCNN,
         Rule(rf'{box}cls_score\.(.*)', 'roi_head.bbox_head.fc_cls.{1}', last, select_rows([*kept, 0])),
-        Rule(rf'{box}bbox_pred\.(.*)', 'roi_head.bbox_head.fc_reg.{1}', none, select_rows(kept, width=4)),
+        Rule(rf'{box}bbox_pred\.(.*)', 'roi_head.bbox_head.fc_reg.{1}', none, select_rows(kept, 4)),
         Rule(mask, 'roi_head.mask_head.conv_logits.{1}', none, select_rows(kept)),
     )
     checks = [
@@ -182,7 +173,7 @@ def _retinanet(source: Source) -> KeyMap:
     outputs = source['head.classification_head.cls_logits.weight'].shape[0] // 9
     kept, names, what = _classes(outputs)
     logits = r'head\.classification_head\.cls_logits\.(.*)'
-    classes = Rule(logits, 'bbox_head.retina_cls.{1}', f'{what}, background dropped', select_rows(kept, 9))
+    classes = Rule(logits, 'bbox_head.retina_cls.{1}', f'{what}, background dropped', select_rows(kept))
     sizes = [[int(base * 2 ** (octave / 3)) for octave in range(3)] for base in (32, 64, 128, 256, 512)]
     checks = [
         *_resnet_checks(outputs),

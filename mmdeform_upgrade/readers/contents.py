@@ -46,17 +46,14 @@ def read_checkpoint(path: str, *, key: str | None = None) -> dict[str, Any]:
         CheckpointError: no such file, another kind of file (says which), a damaged one, or one without weights.
     """
     path, chosen = existing_file(path)
-    size = os.path.getsize(path)
     try:
         return _checkpoint(_READERS[kind_of(path)](path), key or chosen)
-    except CheckpointError as error:
-        raise CheckpointError(f'{path} is no readable checkpoint ({size} bytes): {error}') from error
-    except Exception as error:  # zipfile, pickle, numpy and torch raise a dozen kinds for a damaged file
-        details = str(error).splitlines()[0] if str(error) else 'no details'
-        raise CheckpointError(
-            f'{path} is no readable checkpoint ({size} bytes): it is truncated or damaged ({type(error).__name__}: '
-            f'{details}); copy or download it again'
-        ) from error
+    except Exception as error:
+        why = str(error)
+        if not isinstance(error, CheckpointError):  # zipfile, pickle, numpy and torch raise a dozen kinds for damage
+            details = f'{type(error).__name__}: {why.splitlines()[0] if why else "no details"}'
+            why = f'it is truncated or damaged ({details}); copy or download it again'
+        raise CheckpointError(f'{path} is no readable checkpoint ({os.path.getsize(path)} bytes): {why}') from error
 
 
 def drop_inert(checkpoint: dict[str, Any]) -> dict[str, Any]:

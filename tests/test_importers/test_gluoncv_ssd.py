@@ -277,8 +277,8 @@ def test_all_problems_are_told_at_once(tensors):
     for words in (
         'does not know (1): surplus',
         'resnetv10_stage1_conv0_bias has the shape (3,)',
-        "convpredictor2_conv0_weight of shape (125, 2048, 3, 3): unflatten: Provided sizes [6, 21, 1] don't multiply up",
-        "convpredictor6_conv0_weight of shape (180, 512, 3, 3): unflatten: Provided sizes [6, 21, 1] don't multiply up",
+        "convpredictor2_conv0_weight of shape (125, 2048, 3, 3): unflatten: Provided sizes [-1, 21, 1] don't multiply up",
+        "convpredictor6_conv0_weight of shape (180, 512, 3, 3): unflatten: Provided sizes [-1, 21, 1] don't multiply up",
         'expand_bn0_beta and ssd1_expand_bn0_beta are the same',
         'expand_bn1_beta is torch.int8',
     ):
