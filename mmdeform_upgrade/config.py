@@ -203,16 +203,15 @@ def read_config(name: str) -> Config:
     """The config that :func:`find_config` finds.
 
     Raises:
-        ConfigError: also where it inherits from a file that is not there or of the other kind, imports a package that
-            is not installed, or is no Python.
+        ConfigError: also where it cannot be run, or merged with what it inherits.
     """
     from mmengine.config import Config
 
     path = find_config(name)
     try:
         return Config.fromfile(path)
-    except (ImportError, SyntaxError, OSError, RuntimeError) as error:
-        raise ConfigError(f'{name}: {error}') from error
+    except Exception as error:  # a config is a program
+        raise ConfigError(f'{name}: {type(error).__name__}: {error}') from error
 
 
 def _package_configs(package: str, name: str) -> str:

@@ -201,7 +201,7 @@ def test_runs_that_could_not_start_from_a_baseline_are_refused(tiny_upgrade_cfg,
 
 
 def test_resuming_from_a_baseline_is_refused(tiny_upgrade_cfg, tiny_baseline):
-    with pytest.raises(CheckpointError, match='it is a baseline and not an interrupted upgrade'):
+    with pytest.raises(CheckpointError, match='has no backbone.*conv_offset.*, so it is a baseline and not an interr'):
         _runner(tiny_upgrade_cfg, load_from=str(tiny_baseline), resume=True).train()
 
 

@@ -1,6 +1,7 @@
 """The likeliest mistakes on the command line, and every word of what is said to them; nothing is written."""
 
 import os
+import re
 
 import pytest
 import torch
@@ -241,7 +242,23 @@ def test_a_mistake_is_answered_before_anything_is_written(folder, mistake):
 
 def test_a_config_that_is_no_python_is_named_with_the_line(folder):
     status, said = call_tool('upgrade.py', 'broken.py', 'epoch_8.pth')
-    assert status == 2 and said.startswith('ConfigError: broken.py: ') and 'line 1' in said
+    assert status == 2 and said.startswith('ConfigError: broken.py: SyntaxError: ') and 'line 1' in said
+
+
+@pytest.mark.parametrize(
+    'line,error',
+    [
+        ('lr = rate', "NameError: name 'rate' is not defined"),
+        ("train_cfg = dict(type=dict(type='x'))", 'TypeError: type={.* cannot inherit from base'),
+        ('lr = {{_base_.nothing.lr}}', '.*nothing'),
+        ("_base_ = ['nowhere.py']", 'FileNotFoundError: .*nowhere.py'),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_one_message(folder, line, error):
+    (folder / 'child.py').write_text(line if '_base_ =' in line else f"_base_ = ['config.py']\n{line}\n")
+    status, said = call_tool('upgrade.py', 'child.py', 'epoch_8.pth')
+    (folder / 'child.py').unlink()
+    assert status == 2 and re.match(rf'ConfigError: child\.py: {error}', said), said
 
 
 def test_a_checkpoint_of_another_network_is_named_with_every_key(folder):

@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import find_latest_checkpoint
 
 from ..checkpoint import StateDict, clean_state_dict, file_sha256, fit_baseline, import_checkpoint
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, listed
 from ..importers import OWN_NAMES, Imported
 from ..layers import merging_method, upgraded_layers
 from ..rates import check_offset_rates
@@ -148,8 +148,8 @@ def _fitted(runner, checkpoint: Mapping[str, Any]) -> Imported:
     given = fit_baseline(given, bare_network(runner), network)
     if given.added:
         raise CheckpointError(
-            'resume: the checkpoint has no offsets for every upgraded layer, so it is a baseline and not an '
-            'interrupted upgrade; give it as load_from, with resume=False'
+            f'resume: the checkpoint has no {listed(given.added)}, so it is a baseline and not an interrupted upgrade, or '
+            'one of other targets; give it as load_from, with resume=False'
         )
     if missing := lacking_for_resume(checkpoint):
         raise CheckpointError(
