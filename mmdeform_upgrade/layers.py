@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from functools import cache
 from inspect import Parameter, isfunction, signature
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import LayerError, TargetError, UpgradeError
+from .errors import TargetError, UpgradeError
 from .ops import deform_conv2d, flops
 from .ops.autocast import autocast
 from .ops.geometry import is_whole
@@ -23,7 +23,7 @@ from .ops.geometry import is_whole
 _MERGING = re.compile(
     r'(?:switch|convert)_to_deploy|get_equivalent_\w+|merge_kernel|reparam(?:eteri[sz]e)?|local_inject|fuse'
 )
-_Size = Union[int, Tuple[int, int]]
+_Size = int | tuple[int, int]
 
 
 class OffsetBranch(nn.Module):
@@ -35,7 +35,7 @@ class OffsetBranch(nn.Module):
     Input (N, C, H, W), output (N, 2GK, Ho, Wo).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: Tuple[int, int], device=None, dtype=None):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int], device=None, dtype=None):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(out_channels, in_channels, *kernel_size, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
@@ -74,7 +74,6 @@ class ZeroOffsetDCN(nn.Conv2d):
     Shapes: input (N, C, H, W) or (C, H, W), output as ``nn.Conv2d``'s.
 
     Raises:
-        LayerError: a setting that no convolution has.
         UpgradeError: ``deform_groups`` does not divide ``in_channels``.
     """
 
@@ -84,7 +83,7 @@ class ZeroOffsetDCN(nn.Conv2d):
         out_channels: int,
         kernel_size: _Size,
         stride: _Size = 1,
-        padding: Union[str, _Size] = 0,
+        padding: str | _Size = 0,
         dilation: _Size = 1,
         groups: int = 1,
         bias: bool = True,
@@ -93,35 +92,23 @@ class ZeroOffsetDCN(nn.Conv2d):
         device=None,
         dtype=None,
     ):
-        _check_arguments(
-            in_channels=in_channels,
-            out_channels=out_channels,
-            groups=groups,
-            kernel_size=kernel_size,
-            stride=stride,
-            dilation=dilation,
-            padding=padding,
-        )
         if not divides(deform_groups, in_channels):
             raise UpgradeError(
                 f'deform_groups={deform_groups!r} does not divide in_channels={in_channels}: give a divisor, or 1'
             )
-        try:
-            super().__init__(
-                in_channels,
-                out_channels,
-                kernel_size,
-                stride,
-                padding,
-                dilation,
-                groups,
-                bias,
-                padding_mode,
-                device=device,
-                dtype=dtype,
-            )
-        except ValueError as error:
-            raise LayerError(f'ZeroOffsetDCN: {error}') from error
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device=device,
+            dtype=dtype,
+        )
         self.deform_groups = deform_groups
         flops.register(load=True)
         # torch.fx takes modules of torch.nn as leaves; a Conv2d is one, and efficient_conv_bn_eval looks for it.
@@ -173,7 +160,7 @@ class ZeroOffsetDCN(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         return self._conv_forward(input, self.weight, self.bias)
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # MMEngine's efficient_conv_bn_eval calls this with weights of its own.
         if input.dim() == 3:
             return self._conv_forward(input.unsqueeze(0), weight, bias).squeeze(0)
@@ -191,7 +178,7 @@ class ZeroOffsetDCN(nn.Conv2d):
         dilation: Any = self.dilation
         return deform_conv2d(input, offset, weight, bias, stride, padding, dilation)
 
-    def _pad_by_name(self, input: Tensor) -> Tuple[Tensor, Tuple[int, int]]:
+    def _pad_by_name(self, input: Tensor) -> tuple[Tensor, tuple[int, int]]:
         # 'same' pads an even kernel more on one side, which a symmetric padding argument cannot say.
         left, right, top, bottom = self._reversed_padding_repeated_twice
         if left == right and top == bottom:
@@ -203,7 +190,7 @@ class ZeroOffsetDCN(nn.Conv2d):
         return text if self.deform_groups == 1 else f'{text}, deform_groups={self.deform_groups}'
 
 
-def _arguments(conv: nn.Conv2d) -> Dict[str, Any]:
+def _arguments(conv: nn.Conv2d) -> dict[str, Any]:
     names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
     return {**{name: getattr(conv, name) for name in names}, 'bias': conv.bias is not None}
 
@@ -213,22 +200,7 @@ def divides(deform_groups: Any, channels: int) -> bool:
     return is_whole(deform_groups, 1) and channels % deform_groups == 0
 
 
-def _check_arguments(**arguments: Any) -> None:
-    for name, value in arguments.items():
-        if name == 'padding' and value in ('same', 'valid'):
-            continue
-        pairs = name in ('kernel_size', 'stride', 'dilation', 'padding')
-        least = 0 if name == 'padding' else 1
-        values = value if pairs and isinstance(value, (tuple, list)) and len(value) == 2 else [value]
-        if not all(is_whole(number, least) for number in values):
-            expected = 'one or two whole numbers' if pairs else 'a whole number'
-            raise LayerError(
-                f'ZeroOffsetDCN: {name}={value!r}; expected {expected} of at least {least}'
-                + (", 'same' or 'valid'" if name == 'padding' else '')
-            )
-
-
-def why_not_upgradable(module: nn.Module, deform_groups: int = 1) -> Optional[str]:
+def why_not_upgradable(module: nn.Module, deform_groups: int = 1) -> str | None:
     """Why ``module`` cannot become a ``ZeroOffsetDCN`` without a change of its meaning, or None if it can."""
     if isinstance(module, ZeroOffsetDCN):
         return 'it is deformable already'
@@ -270,7 +242,7 @@ def _merging_method(kind: Any) -> str:
     return ''
 
 
-def upgraded_layers(model: nn.Module) -> Dict[str, ZeroOffsetDCN]:
+def upgraded_layers(model: nn.Module) -> dict[str, ZeroOffsetDCN]:
     """The deformable layers of a network by dotted name, as in its state dict."""
     return {unwrapped_name(name): module for name, module in model.named_modules() if isinstance(module, ZeroOffsetDCN)}
 

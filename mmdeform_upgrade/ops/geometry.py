@@ -8,14 +8,14 @@ convolution. Offsets are in input pixels, ``(dy, dx)`` per tap.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Tuple, Union
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import ShapeError, UpgradeError
 
-IntPair = Union[int, Tuple[int, int]]
+IntPair = int | tuple[int, int]
 
 
 class Geometry(NamedTuple):
@@ -118,7 +118,7 @@ def _check_tensors(**tensors: object) -> None:
             raise UpgradeError(f'{name} is a {type(tensor).__name__}; expected a tensor{none}.')
 
 
-def _sizes(tensor: Tensor) -> Tuple[int, ...]:
+def _sizes(tensor: Tensor) -> tuple[int, ...]:
     """The shape; while a tracer runs, as plain integers, which it would otherwise record."""
     return tuple(int(size) for size in tensor.shape) if torch.jit.is_tracing() else tuple(tensor.shape)
 
