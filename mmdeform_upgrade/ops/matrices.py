@@ -30,19 +30,25 @@ def product_dtype(weight: Tensor) -> torch.dtype:
 
 def kernel_matrix(weight: Tensor, taps: slice, geo: Geometry, dtype: torch.dtype) -> Tensor:
     """Some taps of the kernel (O, C/groups, kh, kw) as (groups, O/groups, k*C/groups); a view of all of channels-last."""
-    rows = weight.permute(0, 2, 3, 1)
-    if taps.stop - taps.start < geo.K:
-        rows = rows.flatten(1, 2)[:, taps]
-    return rows.to(dtype).reshape(geo.groups, geo.O // geo.groups, -1).contiguous()
+    rows = _by_tap(weight)[:, taps].to(dtype)
+    return rows.reshape(geo.groups, geo.O // geo.groups, -1).contiguous()
 
 
 def join_taps(parts: list[Tensor], weight: Tensor, geo: Geometry) -> Tensor:
-    """The kernel's gradient (O, C/groups, kh, kw) from those of some taps each, shaped as by :func:`kernel_matrix`."""
+    """The kernel's gradient from those of some taps each, shaped as by :func:`kernel_matrix`."""
     if not parts:  # there is no position to sum over
         return torch.zeros_like(weight)
-    split = [part.unflatten(2, (-1, weight.shape[1])) for part in parts]
-    whole = split[0] if len(split) == 1 else torch.cat(split, dim=2)
-    return whole.reshape(geo.O, geo.kh, geo.kw, -1).permute(0, 3, 1, 2)
+    rows = [part.view(geo.O, -1, geo.C // geo.groups) for part in parts]
+    if len(rows) == 1:
+        return rows[0].unflatten(1, (geo.kh, geo.kw)).permute(0, 3, 1, 2)
+    grad = torch.empty_like(weight, memory_format=format_of(weight))
+    torch.cat(rows, dim=1, out=_by_tap(grad))
+    return grad
+
+
+def _by_tap(weight: Tensor) -> Tensor:
+    """The kernel as (O, K, C/groups); a view in either memory format."""
+    return weight.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def map_to_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
