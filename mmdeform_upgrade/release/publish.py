@@ -100,13 +100,13 @@ def publish(
         'source_sha256': file_sha256(source),
         'weights': 'averaged (EMA)' if ema else 'state_dict',
     }
+    stock, reason = why_not_stock(cfg, release['state_dict']) if cfg else (None, _NO_CONFIG)
     os.makedirs(out_dir, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir, prefix='.publish') as folder:
         temporary = os.path.join(folder, 'release.pth')
         write_checkpoint(temporary, release['state_dict'], release['meta'])
         name = f'{release_stem(source, raw["meta"] or {}, config)}_{date}-{file_sha256(temporary)[:8]}'
         stem = os.path.join(out_dir, name)
-        stock, reason = why_not_stock(cfg, release['state_dict']) if cfg else (None, _NO_CONFIG)
         written = [f'{stem}.pth', f'{stem}.safetensors'] + ([f'{stem}-stock.py'] if stock else [])
         refuse_existing(written, force)
         write_safetensors(written[1], release['state_dict'], meta_text(release['meta']))

@@ -70,7 +70,16 @@ def test_other_kinds_of_files_are_named(tmp_path, data, message):
         load_baseline(tmp_path / 'a.pth')
 
 
-def test_folders_and_programs_are_named(tmp_path):
+def test_folders_programs_and_files_without_weights_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match='there is no file'):
+        load_baseline(tmp_path / 'none.pth')
+    for content, message in (
+        ([torch.ones(1)], 'holds a list, expected a dict with a state_dict'),
+        ({'state_dict': {}}, 'empty'),
+    ):
+        torch.save(content, tmp_path / 'a.pth')
+        with pytest.raises(CheckpointError, match=message):
+            load_baseline(tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match='is a folder: give the path of a checkpoint in it$'):
         load_baseline(tmp_path)
     torch.jit.script(nn.Linear(1, 1)).save(tmp_path / 'a.pkl')

@@ -165,8 +165,6 @@ def _save(path):
     [
         (lambda data: data[: len(data) // 2], 'truncated'),
         (lambda data: data[:-7], 'truncated|readable'),
-        (lambda data: b'', 'no readable checkpoint .0 bytes.: it is empty'),
-        (lambda data: b'just some text, no checkpoint\n' * 9, 'it looks like plain text'),
         (lambda data: pickle.dumps([1, 2]), 'holds a list, expected a dict'),
     ],
 )
@@ -175,20 +173,6 @@ def test_damaged_files_get_one_clear_error(tmp_path, make, message):
     path.write_bytes(make(_save(path)))
     with pytest.raises(CheckpointError, match=message):
         load_baseline(path)
-
-
-def test_other_files_get_one_clear_error(tmp_path):
-    with pytest.raises(CheckpointError, match='there is no file'):
-        load_baseline(tmp_path / 'none.pth')
-    torch.save([torch.ones(1)], tmp_path / 'list.pth')
-    with pytest.raises(CheckpointError, match='holds a list, expected a dict with a state_dict'):
-        load_baseline(tmp_path / 'list.pth')
-    torch.jit.script(nn.Linear(1, 1)).save(tmp_path / 'script.pth')
-    with pytest.raises(CheckpointError, match='TorchScript program'):
-        load_baseline(tmp_path / 'script.pth')
-    torch.save({'state_dict': {}}, tmp_path / 'empty.pth')
-    with pytest.raises(CheckpointError, match='empty'):
-        load_baseline(tmp_path / 'empty.pth')
 
 
 @pytest.mark.parametrize('function', [torch.UntypedStorage, np.ndarray, np.empty, bytearray])
