@@ -87,16 +87,7 @@ def upgrade_changes(
     )
     model = changes['model']
     _drop_downloads(cfg['model'], model)
-    if train not in ('all', 'offsets'):
-        raise ConfigError(f"train={train!r}: expected 'all' or 'offsets'")
-    offsets_alone = type_name(cfg['model']['type']) == TRAIN_OFFSETS
-    if offsets_alone and train == 'all':
-        raise ConfigError(
-            f"the config trains the offsets alone (model.type='{TRAIN_OFFSETS}'): give train='offsets', or start from a "
-            'config that trains everything'
-        )
-    if train == 'offsets' and not offsets_alone:
-        model.update(type=TRAIN_OFFSETS, base_type=cfg['model']['type'])
+    model.update(_what_trains(cfg['model'], train))
     rates = dict(offset_lr_mult=offset_lr_mult, offset_optimizer=offset_optimizer, offset_lr=offset_lr)
     changes.update(_fine_tune(cfg, load_from, epoch_ratio, max_iters, lr_mult=lr_mult, **rates))
     return _with_hooks(cfg, changes, [*[GUARD_HOOK] * guard, HOOK])
@@ -146,6 +137,18 @@ def control_changes(
     _drop_downloads({'model': cfg.get('model') or {}}, changes)
     changes.update(_fine_tune(cfg, load_from, epoch_ratio, max_iters, lr_mult=lr_mult))
     return _with_hooks(cfg, changes, [GUARD_HOOK] * guard)
+
+
+def _what_trains(model: Mapping[str, Any], train: str) -> dict[str, Any]:
+    if train not in ('all', 'offsets'):
+        raise ConfigError(f"train={train!r}: expected 'all' or 'offsets'")
+    offsets_alone = type_name(model['type']) == TRAIN_OFFSETS
+    if offsets_alone and train == 'all':
+        raise ConfigError(
+            f"the config trains the offsets alone (model.type='{TRAIN_OFFSETS}'): give train='offsets', or start from a "
+            'config that trains everything'
+        )
+    return {} if train == 'all' or offsets_alone else {'type': TRAIN_OFFSETS, 'base_type': model['type']}
 
 
 def _fine_tune(

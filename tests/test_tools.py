@@ -249,6 +249,11 @@ def test_a_missing_config_is_named():
     assert "there is no config file 'nowhere.py'" in _fails('upgrade.py', 'nowhere.py', 'x.pth')
 
 
+def test_predictions_go_into_a_pickle_file_or_nothing_starts(tmp_path):
+    error = _fails('test.py', 'a.py', 'b.pth', '--out', 'p.json', cwd=tmp_path)
+    assert "'p.json': expected a name that ends in .pkl" in error and not list(tmp_path.iterdir())
+
+
 def test_shell_launchers_say_how_they_are_used():
     import subprocess
 

@@ -1,6 +1,8 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Evaluate a checkpoint: a baseline, an upgraded one, or a baseline under an upgraded config."""
 
+from mmengine.evaluator import DumpResults
+
 from mmdeform_upgrade.config import SCHEME
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.mm.loading import local_path
@@ -9,7 +11,7 @@ from mmdeform_upgrade.mm.loading import local_path
 def main(argv=None):
     parser = command_line.parser(__doc__)
     parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out', help='pickle file for the predictions')
+    parser.add_argument('--out', type=command_line.pickle_file, help='pickle file for the predictions')
     parser.add_argument('--show', action='store_true', help='show predictions')
     parser.add_argument('--show-dir', help="folder for pictures with predictions, inside the run's work directory")
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between shown pictures')
@@ -23,7 +25,7 @@ def main(argv=None):
         command_line.set_tta(cfg)
     runner = command_line.build_runner(cfg)
     if args.out:
-        command_line.dump_predictions(runner, args.out)
+        runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
     runner.test()
 
 

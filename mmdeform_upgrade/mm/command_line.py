@@ -144,13 +144,11 @@ def set_tta(cfg: Config) -> None:
     dataset.pipeline = cfg.tta_pipeline
 
 
-def dump_predictions(runner, path: str) -> None:
-    """``--out``: also write the predictions of the test to a pickle file."""
-    from mmengine.evaluator import DumpResults
-
+def pickle_file(path: str) -> str:
+    """An argument that names a pickle file."""
     if not path.endswith(('.pkl', '.pickle')):
-        raise ConfigError(f'--out {path!r}: a file of predictions ends in .pkl')
-    runner.test_evaluator.metrics.append(DumpResults(out_file_path=path))
+        raise argparse.ArgumentTypeError(f'{path!r}: expected a name that ends in .pkl')
+    return path
 
 
 class NoLostOffsets(Hook):
