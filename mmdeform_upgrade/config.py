@@ -212,9 +212,26 @@ def read_config(name: str) -> Config:
 
     path = find_config(name)
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program
         raise ConfigError(f'{name}: {type(error).__name__}: {error}') from error
+    _find_classes(cfg._cfg_dict)
+    return cfg
+
+
+def _find_classes(node: Any) -> None:
+    """MMEngine dumps a class of a pure Python config as the name of its place, by which registries miss some: mmcv's
+    operators, and what stands in a module that a function of the same name hides."""
+    from mmengine.config.lazy import LazyObject
+
+    if not isinstance(node, dict):
+        for item in node if isinstance(node, (list, tuple)) else ():
+            _find_classes(item)
+        return
+    for key, value in dict.items(node):
+        if str(key).endswith('type') and isinstance(value, str) and value.count('.') > 1:
+            node[key] = LazyObject(*value.rsplit('.', 1))
+        _find_classes(value)
 
 
 def _package_configs(package: str, name: str) -> str:

@@ -49,7 +49,7 @@ def whole_text(cfg: Config) -> str:
 def inheriting_text(base: str, out: str, changes: Mapping[str, Any]) -> str:
     """Text of a config file at ``out`` that inherits the one at ``base``, which is not pure Python."""
     base = base if '::' in base else _beside(base, out)
-    return f'_base_ = [{base!r}]\n' + _pretty(_ImportedNames({}).written(dict(changes)))
+    return f'_base_ = [{base!r}]\n' + _pretty(_ImportedNames(None).written(dict(changes)))
 
 
 def _beside(base: str, out: str) -> str:
@@ -118,11 +118,11 @@ class _ImportedNames:
     """Names for the classes and functions in settings, and the statements that import them.
 
     Args:
-        taken: names that the config needs for its settings.
+        taken: names that the config needs for its settings; None where it cannot import, and holds names alone.
     """
 
-    def __init__(self, taken: Mapping[str, Any]):
-        self._taken = set(taken)
+    def __init__(self, taken: Mapping[str, Any] | None):
+        self._taken = None if taken is None else set(taken)
         self._names: dict[tuple[str, str], str] = {}
 
     def written(self, value: Any) -> Any:
@@ -150,7 +150,9 @@ class _ImportedNames:
             for (module, name), alias in sorted(self._names.items())
         )
 
-    def _imported(self, module: str, path: str) -> _Code:
+    def _imported(self, module: str, path: str) -> _Code | str:
+        if self._taken is None:
+            return f'{module}.{path}'
         name, *rest = path.split('.')
         if (module, name) not in self._names:
             alias = name

@@ -144,6 +144,18 @@ def test_what_mmengine_dumps_of_a_changed_config_loads_again(pure, change):
     assert str(build_network(again)) == str(build_network(changed))
 
 
+def test_a_baseline_is_read_from_what_mmengine_dumped_of_it(pure, tmp_path):
+    dumped, out = tmp_path / 'dumped.py', tmp_path / 'up.py'
+    Config.fromfile(pure['det']).dump(dumped)
+    cfg = read_config(str(dumped))
+    assert str(build_network(cfg)) == str(build_network(Config.fromfile(pure['det'])))
+    settings = dict(load_from='x.pth', targets='last:2')
+    full = upgrade_config(cfg, **settings)
+    out.write_text(config_text(str(dumped), str(out), full, upgrade_changes(cfg, **settings)))
+    assert str(build_network(read_config(str(out)))) == str(build_network(full))
+    assert callable(full.model.test_cfg.rcnn.nms.type) and "type='mmcv.ops.nms'" in full.pretty_text
+
+
 def test_kinds_that_are_mixed_are_one_clear_error(pure, tmp_path):
     path = tmp_path / 'mixed.py'
     path.write_text(f'_base_ = [{os.path.relpath(pure["det"], tmp_path)!r}]\n')
