@@ -7,17 +7,21 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping
+from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
 import torch
 from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
+from tqdm import tqdm
 
 from ..checkpoint import import_checkpoint
 from ..config import SCHEME
 from ..errors import CheckpointError, ConfigError
+from ..files import written_whole
 from ..importers import OWN_NAMES, Imported, dataset_meta
 from ..readers import drop_inert, read_checkpoint, split_key
 
@@ -127,13 +131,27 @@ def _downloaded(address: str) -> str:
     """The file of an address in PyTorch's cache; addresses with one file name are different files."""
     folder = os.path.join(torch.hub.get_dir(), 'checkpoints', hashlib.sha256(address.encode()).hexdigest()[:16])
     target, problem = os.path.join(folder, os.path.basename(urlparse(address).path)), 'by the first process'
+    if os.path.basename(target) == '':
+        raise CheckpointError(f'{address} names no file: give the address of a checkpoint')
     if get_local_rank() == 0 and not os.path.isfile(target):
         try:
-            os.makedirs(folder, exist_ok=True)
-            torch.hub.download_url_to_file(address, target)
-        except (OSError, ValueError) as error:  # HTTPError and URLError are OSErrors
+            _download(address, target)
+        except (OSError, ValueError, HTTPException) as error:  # HTTPError and URLError are OSErrors
             problem = str(error)
     barrier()
     if not os.path.isfile(target):
         raise CheckpointError(f'{address} could not be downloaded ({problem}): open it in a browser, or give a file')
     return target
+
+
+def _download(address: str, target: str) -> None:
+    """All of a file or nothing; PyTorch's function keeps what it has when the connection ends early."""
+    request = Request(address, headers={'User-Agent': 'torch.hub'})
+    with urlopen(request) as answer, written_whole(target) as temporary:
+        length = int(answer.headers.get('Content-Length') or 0)
+        with open(temporary, 'wb') as file, tqdm(total=length or None, unit='B', unit_scale=True) as bar:
+            while block := answer.read(1 << 17):
+                file.write(block)
+                bar.update(len(block))
+        if length and os.path.getsize(temporary) != length:
+            raise OSError('the connection ended early; try again')

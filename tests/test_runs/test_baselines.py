@@ -117,6 +117,14 @@ def served(tmp_path, monkeypatch):
     asked = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self):
+            if not self.path.startswith('/half/'):
+                return super().do_GET()
+            self.send_response(200)
+            self.send_header('Content-Length', '1000')
+            self.end_headers()
+            self.wfile.write(b'x' * 500)
+
         def log_message(self, text, *values):
             asked.append(self.path)
 
@@ -150,6 +158,20 @@ def test_plan_training_and_inspection_take_an_address(served, tmp_path, capsys):
     _runner(cfg).train()
     assert read_checkpoint(tmp_path / 'work' / 'epoch_1.pth')['meta']['deform_upgrade']['baseline'] == 'epoch_1.pth'
     assert call_tool('upgrade.py', '--inspect', address) == (0, '')
+
+
+@pytest.mark.parametrize(
+    'name,problem',
+    [
+        ('half/epoch_1.pth', 'could not be downloaded .the connection ended early'),
+        ('a b/epoch_1.pth', 'could not be downloaded .URL can.t contain control'),
+        ('', 'names no file'),
+    ],
+)
+def test_an_address_that_gives_no_whole_file_leaves_nothing_behind(served, tmp_path, name, problem):
+    with pytest.raises(CheckpointError, match=problem):
+        local_path(f'{served[0]}/{name}')
+    assert not [path for path in (tmp_path / 'torch').rglob('*') if path.is_file()]
 
 
 def test_an_address_with_nothing_behind_it_is_an_error_of_one_message(served, tmp_path):
