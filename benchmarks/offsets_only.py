@@ -52,8 +52,9 @@ def measure(config: str, targets: str, size: int, batch_size: int, repetitions: 
     """Both ways of training an upgrade of a config, by the names of ``TRAINS``.
 
     Returns:
-        For each ``saved`` (bytes kept for the backward pass), ``state`` (bytes of gradients and optimizer state),
-        ``step_ms`` (a whole step through MMEngine, as a summary), and ``file`` (bytes of what has to be shipped).
+        For each ``size`` (height and width of the pictures), ``saved`` (bytes kept for the backward pass), ``state``
+        (bytes of gradients and optimizer state), ``step_ms`` (a whole step through MMEngine, as a summary), and
+        ``file`` (bytes of what has to be shipped).
     """
     networks, steps, results = {}, {}, {}
     for train in TRAINS:
@@ -69,7 +70,8 @@ def measure(config: str, targets: str, size: int, batch_size: int, repetitions: 
         with saved_bytes(network, saved):
             losses = network(**data, mode='loss')
         wrapper.update_params(network.parse_losses(losses)[0])
-        results[train] = {'saved': saved[0], 'state': _state_bytes(wrapper.optimizer)}
+        height, width = data['inputs'].shape[-2:]  # a preprocessor may pad to a size of its own
+        results[train] = {'size': (height, width), 'saved': saved[0], 'state': _state_bytes(wrapper.optimizer)}
         steps[train] = lambda network=network, batch=batch, wrapper=wrapper: network.train_step(batch, wrapper)
     times, files = race(steps, repetitions, warm_up=1), _file_bytes(networks['offsets'])
     return {train: {**results[train], 'step_ms': summary(times[train]), 'file': files[train]} for train in results}
@@ -104,7 +106,9 @@ def table(costs: dict[str, dict[str, dict[str, Any]]]) -> str:
             row = rows[train]
             sizes = [f'{row[key] / 2**20:.{int(row[key] < 10 * 2**20)}f} MiB' for key in ('saved', 'state', 'file')]
             step = f'{row["step_ms"]["fastest"] / 1e3:.2f} s ({row["step_ms"]["median"] / 1e3:.2f})'
-            lines.append(f'| {Path(config).stem} | {title} | {sizes[0]} | {sizes[1]} | {step} | {sizes[2]} |')
+            pictures = '{}x{}'.format(*row['size'])
+            cells = (f'{Path(config).stem}, {pictures}', title, *sizes[:2], step, sizes[2])
+            lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines)
 
 
@@ -122,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     sizes = (args.targets, args.size, args.batch_size, args.repetitions)
     costs = {config: measure(config, *sizes) for config in args.configs}
     print(
-        f'{args.targets}, {args.batch_size}x{args.size}x{args.size}, float32, {found["hardware"]}, one thread, '
+        f'{args.targets}, batch of {args.batch_size}, float32, {found["hardware"]}, one thread, '
         f'torch {found["versions"]["torch"]}, load average before {found["load_average_before"][0]:.1f}\n\n{table(costs)}'
     )
     if args.out:
