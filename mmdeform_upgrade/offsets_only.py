@@ -6,11 +6,14 @@ from __future__ import annotations
 from types import MethodType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from .errors import TargetError
 from .layers import upgraded_layers
 from .targets import check_module
+
+_NORMS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)  # of all kinds in PyTorch, which inherit the first
 
 
 def train_offsets_(model: nn.Module) -> list[str]:
@@ -47,6 +50,9 @@ def train_offsets_(model: nn.Module) -> list[str]:
         if _keeps_buffers(module) and not _has_statistics(module):
             module.register_forward_pre_hook(_note_buffers, prepend=True)
             module.register_forward_hook(_put_back_buffers)
+        if type(module).forward in _NORMS:
+            module.register_forward_pre_hook(_without_graph)
+            module.register_forward_hook(_with_gradient, prepend=True)
     model.train = MethodType(_train, model)  # type: ignore[method-assign]
     model.train(model.training)
     return names
@@ -59,6 +65,40 @@ def _train(model: nn.Module, mode: bool = True) -> nn.Module:
         if _has_statistics(module):
             module.eval()
     return model
+
+
+def _without_graph(norm: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """Of a batch norm in evaluation mode, PyTorch keeps the input for gradients of the weights, which nobody wants."""
+    fixed = not norm.training and norm.running_var is not None and not any(p.requires_grad for p in norm.parameters())
+    if not (fixed and args[0].requires_grad and torch.is_grad_enabled()) or torch.jit.is_tracing():
+        return None
+    norm.__dict__['_differentiated'] = args[0]
+    return (args[0].detach(),)
+
+
+def _with_gradient(norm: Any, args: Any, output: Tensor) -> Tensor | None:
+    input = norm.__dict__.pop('_differentiated', None)
+    if input is None:
+        return None
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    scale = scale if norm.weight is None else scale * norm.weight
+    scaled: Tensor = _Scaled.apply(input, output, scale.view(-1, *[1] * (input.dim() - 2)))
+    return scaled
+
+
+class _Scaled(torch.autograd.Function):
+    """``output``, as ``scale`` times ``input`` and a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, output: Tensor, scale: Tensor) -> Tensor:
+        ctx.mark_dirty(output)  # so that it may be changed in place, as a ReLU does
+        ctx.save_for_backward(scale)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
+        (scale,) = ctx.saved_tensors
+        return (grad_output * scale).to(grad_output.dtype), None, None
 
 
 def _has_statistics(module: nn.Module) -> bool:

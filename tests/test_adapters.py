@@ -122,6 +122,27 @@ def test_an_upgraded_layer_keeps_its_input_and_its_offsets_alone():
     assert shapes == [(2, 8, 16, 16), (2, 18, 16, 16)]
 
 
+def test_a_batch_norm_behind_it_computes_the_same_and_keeps_no_input():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+    nn.init.uniform_(model[1].weight, 0.5, 1.5)
+    model[1].running_mean.normal_()
+    model[1].running_var.uniform_(0.5, 2)
+    upgrade_(model, ['0'])
+    model.double()
+    nn.init.normal_(model[0].conv_offset.bias)
+    plain = copy.deepcopy(model).eval()
+    train_offsets_(model.train())
+    kept, results = [], []
+    for network in (plain, copy.deepcopy(model)):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+            output = network(PICTURES.double())
+        output.square().mean().backward()
+        results.append((output, network[0].conv_offset.bias.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.allclose(results[0][1], results[1][1], rtol=1e-12) and results[0][1].any()
+    assert kept.count((2, 8, 14, 14)) == 3, "ReLU's output of both, and the input of PyTorch's batch norm"
+
+
 @pytest.mark.parametrize('frozen', [False, True])
 def test_a_network_whose_offsets_cannot_train_is_refused_untouched(frozen):
     model = network()
