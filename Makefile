@@ -8,6 +8,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_OUT ?= demo_output
+TASK ?= segmentation
 ZOO_OUT ?= zoo_output
 JOBS ?= 1
 MMCV ?= $(if $(wildcard $(VENV)/.mmcv-compiled),compiled,pure)
@@ -49,7 +50,7 @@ $(VENV)/.installed: $(VENV)/.mmcv-$(MMCV) setup.py
 
 demo: $(VENV)/.installed
 	rm -rf $(DEMO_OUT)
-	$(BIN)/python -m benchmarks.demo.run --out $(DEMO_OUT)
+	$(BIN)/python -m benchmarks.demo.run --task $(TASK) --out $(DEMO_OUT)
 
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(TESTS)

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import cv2
@@ -17,10 +18,11 @@ from mmdeform_upgrade.analysis.offsets import OffsetRecorder, Record
 from ..camera.picture import stretch
 from ..camera.testbeds import Geometry
 
+Palette = Sequence[Sequence[int]]  # RGB
 BEFORE, AFTER = (255, 255, 255), (0, 94, 213)  # BGR
 
 
-def overlay(picture: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]]) -> np.ndarray:
+def overlay(picture: np.ndarray, labels: np.ndarray, palette: Palette) -> np.ndarray:
     """A picture (H, W, 3) BGR, its classes (H, W) in colour; grey where there is no label."""
     colours = np.zeros((256, 3), np.uint8)
     colours[: len(palette)] = np.array(palette, np.uint8)[:, ::-1]
@@ -29,9 +31,49 @@ def overlay(picture: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[
     return np.where(known, 0.25 * grey + 0.75 * colours[labels], grey).astype(np.uint8)
 
 
-def segment(model: nn.Module, file: Path) -> np.ndarray:
-    """Classes (H, W) of a picture's file."""
-    return predict(model, str(file)).pred_sem_seg.data.squeeze().cpu().numpy().astype(np.uint8)
+def labels_on(file: Path, models: Iterable[nn.Module], palette: Palette) -> list[np.ndarray]:
+    """A picture with its true classes, and with those that each segmentor sees."""
+    found = [predict(model, str(file)).pred_sem_seg.data.squeeze().cpu().numpy().astype(np.uint8) for model in models]
+    return [overlay(cv2.imread(str(file)), labels, palette) for labels in (true_labels(file), *found)]
+
+
+def true_labels(file: Path) -> np.ndarray:
+    return cv2.imread(str(file.parents[1] / 'labels' / f'{file.stem}.png'), cv2.IMREAD_UNCHANGED)
+
+
+def labelled(file: Path) -> int:
+    """How many pixels of a picture show objects."""
+    labels = true_labels(file)
+    return int(((labels > 0) & (labels < 255)).sum())
+
+
+def boxes_on(file: Path, models: Iterable[nn.Module], palette: Palette, least: float = 0.3) -> list[np.ndarray]:
+    """A picture with its true boxes, and with those of a score of ``least`` that each detector finds."""
+    drawn = [_boxed(file, true_boxes(file), palette)]
+    for model in models:
+        found = predict(model, str(file)).pred_instances.numpy()
+        sure = found.scores >= least
+        drawn.append(_boxed(file, list(zip(found.bboxes[sure], found.labels[sure], strict=True)), palette))
+    return drawn
+
+
+Boxes = Sequence[tuple[Sequence[float], int]]
+
+
+def true_boxes(file: Path) -> Boxes:
+    """((x0, y0, x1, y1), class) of the objects that count."""
+    held = json.loads(file.parents[2].joinpath(f'{file.parents[1].name}.json').read_text(encoding='utf8'))
+    index = next(image['id'] for image in held['images'] if image['file_name'] == file.name)
+    rows = [a for a in held['annotations'] if a['image_id'] == index and not a['iscrowd']]
+    return [((x, y, x + width, y + height), a['category_id'] - 1) for a in rows for x, y, width, height in [a['bbox']]]
+
+
+def _boxed(file: Path, boxes: Boxes, palette: Palette) -> np.ndarray:
+    picture = (cv2.imread(str(file)) * 0.75).astype(np.uint8)
+    for box, label in boxes:
+        x0, y0, x1, y1 = (round(float(value)) for value in box)
+        cv2.rectangle(picture, (x0, y0), (x1 - 1, y1 - 1), tuple(palette[int(label)][::-1]), 2)
+    return picture
 
 
 @torch.no_grad()
@@ -75,9 +117,11 @@ def draw_stretch(record: Record, side: int) -> np.ndarray:
     return cv2.applyColorMap(cv2.resize(shades, (side, side), interpolation=cv2.INTER_CUBIC), cv2.COLORMAP_VIRIDIS)
 
 
-def profiles(records: Sequence[Record], camera: str, size: tuple[int, int]) -> dict[str, list[tuple[float, float]]]:
+def profiles(
+    records: Sequence[Record], camera: Geometry, size: tuple[int, int]
+) -> dict[str, list[tuple[float, float]]]:
     """The map's magnification and each layer's stretch over the distance from the middle, 1 at the edge."""
-    jacobian = Geometry(camera).view(size, 'test', 0).jacobian(size)
+    jacobian = camera.view(size, 'test', 0).jacobian(size)
     magnification = 1 / np.sqrt(np.abs(np.linalg.det(jacobian)))
     lines = {'what the camera magnifies': _over_radius(magnification)}
     for record in records:

@@ -19,7 +19,8 @@ from mmdeform_upgrade.config import read_config
 from .. import plots
 from ..page import Page
 from . import look
-from .job import CAMERA, CHECKPOINT, Demo, Results
+from .job import Demo, Results
+from .tasks import TASKS
 
 NAMES = {
     'home': 'baseline, its own camera',
@@ -31,14 +32,13 @@ NAMES = {
     'upgraded': 'upgrade, everything trained',
 }
 TRAINED = ('control', 'offsets', 'upgraded')
-COMMAND = 'make demo'
 SHOWN = 4
 
 
 def rows(results: Results) -> list[tuple[str, str, str, str]]:
-    """The table: network, steps, test mIoU, difference to the control."""
+    """The table: network, steps, test score, difference to the control."""
     scores = {**results.scores, 'off': results.adapter['off']}
-    lines = [('network', 'steps', 'test mIoU', 'over the control')]
+    lines = [('network', 'steps', f'test {TASKS[results.task].score}', 'over the control')]
     for name, title in NAMES.items():
         over = f'{scores[name] - scores["control"]:+.2f}' if name in ('offsets', 'upgraded') else ''
         lines.append((title, str(results.sizes.steps if name in TRAINED else 0), f'{scores[name]:.2f}', over))
@@ -79,12 +79,12 @@ def summary(results: Results) -> str:
 
 def write(demo: Demo, results: Results) -> None:
     """``index.html``, ``table.md``, ``curves.png``, ``pictures.png`` and ``offsets.png`` in the demo's folder."""
-    out = demo.out
+    out, task = demo.out, demo.task
     (out / 'table.md').write_text(table(results) + '\n', encoding='utf8')
     start = results.curves['upgraded'][0]  # before the first step all of them are the baseline
     curves = {NAMES[name]: [start, *(p for p in results.curves[name] if p[0] > start[0])] for name in TRAINED}
     plots.draw_curves(
-        curves, out / 'curves.png', ylabel='validation mIoU', title='generated shapes, fisheye', xlabel='steps'
+        curves, out / 'curves.png', ylabel=f'validation {task.score}', title='generated shapes, fisheye', xlabel='steps'
     )
     with _quietly():
         heads, grid, palette, classes = _pictures(demo)
@@ -94,7 +94,7 @@ def write(demo: Demo, results: Results) -> None:
 
     page = Page(
         'A trained network, another camera',
-        f'A segmentor that was trained on ordinary pictures gets {results.sizes.train} labelled ones of a fisheye. '
+        f'A {"detector" if task.boxes else "segmentor"} that was trained on ordinary pictures gets {results.sizes.train} labelled ones of a fisheye. '
         'It is upgraded to deformable convolutions, which loses nothing, and trained on for a few hundred steps. '
         'All data are generated.',
     )
@@ -102,10 +102,11 @@ def write(demo: Demo, results: Results) -> None:
     for line in summary(results).splitlines():
         page.text(line)
     page.heading('While they train')
-    page.chart(curves, 'steps', 'validation mIoU')
+    page.chart(curves, 'steps', f'validation {task.score}')
     page.heading('What they see')
     page.text('Test pictures, those of the first 32 that show most of objects.', soft=True)
-    key = {name: 'rgb({}, {}, {})'.format(*colour) for name, colour in list(zip(classes, palette, strict=True))[1:]}
+    key = {name: 'rgb({}, {}, {})'.format(*colour) for name, colour in zip(classes, palette, strict=True)}
+    key.pop('background', None)
     page.grid(heads, grid, key)
     page.heading('Where the upgrade looks')
     page.text(
@@ -125,7 +126,7 @@ def write(demo: Demo, results: Results) -> None:
     page.heading('The upgrade')
     page.command(results.plan.strip())
     page.heading('Repeat it')
-    page.command(COMMAND)
+    page.command(task.command)
     page.text(f'{results.minutes:.1f} minutes on this machine; two threads. The numbers are in demo.json.', soft=True)
     page.write(out / 'index.html')
 
@@ -144,13 +145,13 @@ def _quietly() -> Iterator[None]:
 def _pictures(demo: Demo) -> tuple[list[str], list[list[np.ndarray]], list[list[int]], tuple[str, ...]]:
     """Headings, and rows of test pictures: the picture, the truth, and what each network says."""
     meta = read_config(str(demo.config('camera'))).metainfo
-    networks = {'baseline': _network(demo, 'camera', CHECKPOINT)}
+    networks = {'baseline': _network(demo, 'camera', demo.task.checkpoint)}
     networks |= {name: _network(demo, name, demo.checkpoint(name)) for name in TRAINED}
     grid = []
+    shown = look.boxes_on if demo.task.boxes else look.labels_on
     for file in _files(demo)[:SHOWN]:
-        picture = cv2.imread(str(file))
-        labels = [_truth(file), *(look.segment(network, file) for network in networks.values())]
-        grid.append([picture, *(look.overlay(picture, found, meta['palette']) for found in labels)])
+        drawn = shown(file, networks.values(), meta['palette'])
+        grid.append([cv2.imread(str(file)), *drawn])
     heads = ['picture', 'truth', 'baseline', 'control', 'offsets alone', 'upgrade']
     return heads, grid, meta['palette'], meta['classes']
 
@@ -158,18 +159,15 @@ def _pictures(demo: Demo) -> tuple[list[str], list[list[np.ndarray]], list[list[
 def _files(demo: Demo) -> list[Path]:
     """The first test pictures, those that show most of objects before the others."""
     files = sorted((demo.out / 'data' / 'test' / 'images').iterdir())[:32]
-    return sorted(files, key=lambda file: -int(((_truth(file) > 0) & (_truth(file) < 255)).sum()))
-
-
-def _truth(file: Path) -> np.ndarray:
-    return cv2.imread(str(file.parents[1] / 'labels' / f'{file.stem}.png'), cv2.IMREAD_UNCHANGED)
+    shown = (lambda file: len(look.true_boxes(file))) if demo.task.boxes else look.labelled
+    return sorted(files, key=lambda file: -shown(file))
 
 
 def _offsets(demo: Demo) -> tuple[np.ndarray, np.ndarray, dict[str, list[tuple[float, float]]]]:
     network = _network(demo, 'upgraded', demo.checkpoint('upgraded'))
     records, size = look.offsets_on(network, _files(demo))
     taps = look.draw_taps(cv2.imread(str(_files(demo)[0])), records[-1])
-    return taps, look.draw_stretch(records[-1], taps.shape[0]), look.profiles(records, CAMERA, size)
+    return taps, look.draw_stretch(records[-1], taps.shape[0]), look.profiles(records, demo.task.geometry, size)
 
 
 def _save(picture: np.ndarray, path: Path, width: int = 900) -> None:

@@ -6,15 +6,16 @@ import re
 import cv2
 import pytest
 
+from benchmarks.demo.tasks import TASKS
 from benchmarks.page import Page
 from tests.conftest import run_tool
 
 
-@pytest.fixture(scope='module')
-def demo(tmp_path_factory):
+@pytest.fixture(scope='module', params=sorted(TASKS))
+def demo(request, tmp_path_factory):
     out = tmp_path_factory.mktemp('demo') / 'out'
     sizes = ('--train', 8, '--val', 2, '--test', 4, '--steps', 4, '--batches', 12)
-    return out, run_tool('benchmarks/demo/run.py', '--out', out, *sizes, timeout=550).stdout
+    return out, run_tool('benchmarks/demo/run.py', '--task', request.param, '--out', out, *sizes, timeout=550).stdout
 
 
 def test_every_network_is_scored_and_nothing_is_lost(demo):
@@ -58,8 +59,15 @@ def test_the_signal_is_measured_for_both_cameras_beside_each_other(demo):
 def test_the_page_needs_nothing_else(demo):
     out = demo[0]
     page = (out / 'index.html').read_text()
+    task = TASKS[json.loads((out / 'demo.json').read_text())['task']]
     assert not re.search(r'(?:src|href)="(?!data:)', page) and 'url(' not in page and '<script' not in page
-    for words in ('prefers-color-scheme: dark', 'make demo', 'upgrade, everything trained', 'ZeroOffsetDCN'):
+    for words in (
+        'prefers-color-scheme: dark',
+        task.command,
+        f'validation {task.score}',
+        'upgrade, everything trained',
+        'ZeroOffsetDCN',
+    ):
         assert words in page
     assert len((out / 'index.html').read_bytes()) < 5e6
     for name in ('curves.png', 'pictures.png', 'offsets.png'):
