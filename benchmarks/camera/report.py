@@ -20,12 +20,29 @@ from typing import Any
 from scipy import stats
 
 from ..page import Page
+from .plans import TUNE_STEPS
 from .runs import SELECTION, read
+from .testbeds import TESTBEDS
 
 Row = dict[str, Any]
 COLUMNS = (
     *('bed', 'network', 'arm', 'source', 'geometry', 'targets', 'labels', 'label', 'steps', 'lr', 'offset_lr', 'batch'),
-    *('optimizer', 'decay', 'warmup', 'seed', 'val', 'test', 'offsets', 'seconds', 'loss', 'device', 'torch', 'commit'),
+    *(
+        'optimizer',
+        'decay',
+        'warmup',
+        'seed',
+        'val',
+        'test',
+        'ap50',
+        'ap75',
+        'offsets',
+        'seconds',
+        'loss',
+        'device',
+        'torch',
+        'commit',
+    ),
 )
 ORDER = ('untouched', 'bn', 'control', 'dilated', '5x5', 'offsets', 'upgraded', 'rectified', 'computed')
 NAMES = {
@@ -45,8 +62,8 @@ NAMES = {
 
 
 def flat(row: Row) -> Row:
-    """A row of a run as the report has it: the recipe's settings beside the rest, offsets as their mean."""
-    values = {**row, **row.get('recipe', {})}
+    """A row of a run as the report has it: settings and a detector's other test scores beside the rest, offsets' mean."""
+    values = {**row, **row.get('recipe', {}), **row.get('test_more', {})}
     offsets = values.get('offsets')
     if isinstance(offsets, dict):
         values['offsets'] = round(statistics.fmean(offsets.values()), 3) if offsets else None
@@ -59,7 +76,8 @@ def load(files: Iterable[Path]) -> list[Row]:
     for file in files:
         if file.suffix == '.json':
             held = json.loads(file.read_text(encoding='utf8'))
-            rows += [dict(zip(held['columns'], values, strict=True)) for values in held['rows']]
+            missing = dict.fromkeys(COLUMNS)
+            rows += [missing | dict(zip(held['columns'], values, strict=True)) for values in held['rows']]
         else:
             rows += map(flat, read(file).values())
     return rows
@@ -100,25 +118,28 @@ def _difference_text(first: dict[int, float], second: dict[int, float]) -> str:
     return f'{mean:+.1f} ± {half:.1f}' if count > 1 else f'{mean:+.1f}' if count else ''
 
 
+def score_name(bed: str) -> str:
+    return 'AP' if TESTBEDS[bed].boxes else 'mIoU'
+
+
 def arms_table(rows: Sequence[Row], bed: str, network: str, geometry: str) -> str:
     """Markdown: every arm of the standard length after one map."""
     own = select(rows, bed=bed, network=network, geometry=geometry, source='identity', labels=None)
-    steps = max((r['steps'] for r in own if r['arm'] == 'bn'), default=0)
-    own = [r for r in own if r['steps'] in (0, steps)]
-    control = by_seed(r for r in own if r['arm'] == 'control')
+    own = [r for r in own if r['steps'] in (0, TUNE_STEPS[bed]) and not r['arm'].startswith('scratch')]
+    control, score = by_seed(r for r in own if r['arm'] == 'control'), score_name(bed)
     lines = [
-        f'| {bed}, {network}, {geometry}, {steps} steps | mIoU, val | mIoU, test | over the control, test | offsets, px |',
+        f'| {bed}, {network}, {geometry}, {TUNE_STEPS[bed]} steps | {score}, val | {score}, test | over the control, test '
+        '| offsets, px |',
         '|---|---|---|---|---|',
     ]
-    for arm in ORDER:
-        group = [r for r in own if r['arm'] == arm]
-        if not group:
-            continue
-        test = by_seed(group)
+    groups = [(arm, targets) for arm in ORDER for targets in sorted({r['targets'] for r in own if r['arm'] == arm})]
+    for arm, targets in groups:
+        group = [r for r in own if r['arm'] == arm and r['targets'] == targets]
+        test, name = by_seed(group), NAMES[arm] + (f', {targets}' if targets != 'last:3' else '')
         over = '' if arm in ('control', 'untouched') else _difference_text(test, control)
         offsets = [r['offsets'] for r in group if r['offsets']]
         lines.append(
-            f'| {NAMES[arm]} | {statistics.fmean(r["val"] for r in group):.1f} | {statistics.fmean(test.values()):.1f} | '
+            f'| {name} | {statistics.fmean(r["val"] for r in group):.1f} | {statistics.fmean(test.values()):.1f} | '
             f'{over} | {f"{statistics.fmean(offsets):.2f}" if offsets else ""} |'
         )
     seeds = len({r['seed'] for r in own})
@@ -169,7 +190,7 @@ def _axis_table(rows: Sequence[Row], axis: str, title: str) -> str:
             scores = list(by_seed(r for r in rows if r['arm'] == arm and r[axis] == value).values())
             cells.append(f'{statistics.fmean(scores):.1f} ({len(scores)})' if scores else '')
         lines.append(f'| {NAMES[arm]} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines) + '\n\nMean test mIoU (baselines).\n'
+    return '\n'.join(lines) + '\n\nMean test scores (baselines).\n'
 
 
 def draw(rows: Sequence[Row], axis: str, file: Path, title: str, xlabel: str, arms: Sequence[str] = ORDER) -> None:
@@ -187,7 +208,7 @@ def draw(rows: Sequence[Row], axis: str, file: Path, title: str, xlabel: str, ar
         x, y, half = zip(*points, strict=True)
         name = NAMES[arm].replace('*', '')
         axes.errorbar(x, y, yerr=half, marker='o', capsize=3, label=name, color=COLOURS.get(arm))
-    axes.set(xlabel=xlabel, ylabel='test mIoU', title=title)
+    axes.set(xlabel=xlabel, ylabel='test score', title=title)
     if axis in ('steps', 'labels'):
         ticks = sorted({r[axis] for r in rows})
         axes.set_xscale('log')
@@ -228,7 +249,8 @@ def main(argv: list[str] | None = None) -> None:
 def report(rows: Sequence[Row], out: Path | None) -> str:
     """All tables that the rows have; pictures beside ``out``."""
     parts = []
-    settings = sorted({(r['bed'], r['network'], r['geometry']) for r in select(rows, arm='bn', labels=None)})
+    own = select(rows, arm='control', labels=None, source='identity')
+    settings = sorted({(r['bed'], r['network'], r['geometry']) for r in own if r['steps'] == TUNE_STEPS[r['bed']]})
     parts += [arms_table(rows, *setting) for setting in settings]
     for bed, network, geometry in settings:
         for source in ('identity', geometry):
