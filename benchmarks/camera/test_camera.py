@@ -121,7 +121,8 @@ def test_an_interval_is_students():
     assert report.difference({0: 2.0, 1: 4.0, 2: 9.0}, {0: 1.0, 1: 2.0})[::2] == (1.5, 2)
 
 
-def test_kept_rows_are_what_was_run(lab, tmp_path):
+def test_kept_rows_are_what_was_run(lab, tmp_path, monkeypatch):
+    monkeypatch.setitem(plans.TUNE_STEPS, 'shapes', 3)
     lab.run([an_arm('upgraded'), an_arm('control'), an_arm('bn')])
     rows = report.load([lab.file])
     report.keep(rows, tmp_path / 'rows.json')
