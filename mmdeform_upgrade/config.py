@@ -142,7 +142,7 @@ def control_changes(
 def _what_trains(model: Mapping[str, Any], train: str) -> dict[str, Any]:
     if train not in ('all', 'offsets'):
         raise ConfigError(f"train={train!r}: expected 'all' or 'offsets'")
-    offsets_alone = type_name(model['type']) == TRAIN_OFFSETS
+    offsets_alone = type_name(model.get('type', '')) == TRAIN_OFFSETS
     if offsets_alone and train == 'all':
         raise ConfigError(
             f"the config trains the offsets alone (model.type='{TRAIN_OFFSETS}'): give train='offsets', or start from a "

@@ -22,8 +22,17 @@ from . import pure_python
 from .conftest import run_tool
 
 
+@pytest.fixture(scope='module', autouse=True)
+def no_scope():
+    """These configs have no default scope, as a process has none that has not read another config before."""
+    before = DefaultScope._instance_dict.copy()
+    DefaultScope._instance_dict.clear()
+    yield
+    DefaultScope._instance_dict.update(before)
+
+
 @pytest.fixture(scope='module')
-def pure(shapes, tmp_path_factory):
+def pure(no_scope, shapes, tmp_path_factory):
     """Each kind of baseline: its config, and a checkpoint of its initial weights."""
     files = pure_python.write(tmp_path_factory.mktemp('pure'), shapes)
     for path in files.values():

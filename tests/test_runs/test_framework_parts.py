@@ -228,7 +228,10 @@ def test_every_part_of_the_frameworks_is_tried_or_has_its_reason():
     for name in ('mmdet.engine', 'mmdet.datasets', 'mmseg.engine', 'mmseg.datasets', 'mmengine._strategy'):
         import_module(name)
     families = (LOOPS, DATA_SAMPLERS, MODEL_WRAPPERS, RUNNERS, STRATEGIES)
-    names = {name for root in families for family in (root, *root.children.values()) for name in family.module_dict}
+    parts = [
+        part for root in families for family in (root, *root.children.values()) for part in family.module_dict.items()
+    ]
+    names = {name for name, kind in parts if kind.__module__.partition('.')[0] in ('mmengine', 'mmdet', 'mmseg')}
     names |= {
         name
         for family in (DATASETS, *DATASETS.children.values())

@@ -85,13 +85,13 @@ def test_the_test_tool_augments_with_exactly_the_trained_network(detector, monke
     cfg, path = detector
     cfg.dump(config := f'{path}.py')
     held, tool = [], _tool()
-    from_cfg = tool.Runner.from_cfg
+    build = tool.command_line.build_runner
 
     def remembered(cfg):
-        held.append(from_cfg(cfg))
+        held.append(build(cfg))
         return held[0]
 
-    monkeypatch.setattr(tool.Runner, 'from_cfg', remembered)
+    monkeypatch.setattr(tool.command_line, 'build_runner', remembered)
     tool.main([config, path, '--tta', '--work-dir', f'{path}.tta'])
     runner, saved = held[0], torch.load(path, weights_only=True)['state_dict']
     assert type(runner.model).__name__ == 'DetTTAModel'
