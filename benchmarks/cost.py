@@ -21,10 +21,10 @@ from torch import nn
 
 from benchmarks.timing import conditions, race, summary
 from mmdeform_upgrade.analysis.complexity import multiplications
+from mmdeform_upgrade.analysis.offsets import scatter_offsets_
 from mmdeform_upgrade.config import read_config, upgrade_config
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.mm import command_line
-from mmdeform_upgrade.mm.cost import scatter_offsets_
 from mmdeform_upgrade.mm.preflight import build_network
 
 SIGMA = 1.5  # of the offsets, in pixels

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from benchmarks.cost import SIGMA, random_batch
 from benchmarks.timing import conditions, race, summary
+from mmdeform_upgrade.analysis.offsets import scatter_offsets_
 from mmdeform_upgrade.checkpoint import is_offset_key
 from mmdeform_upgrade.config import read_config, upgrade_config
 from mmdeform_upgrade.mm import command_line
-from mmdeform_upgrade.mm.cost import scatter_offsets_
 from mmdeform_upgrade.mm.preflight import build_network
 from mmdeform_upgrade.mm.rates import build_optimizer
 from mmdeform_upgrade.release import make_delta

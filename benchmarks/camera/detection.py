@@ -116,10 +116,10 @@ class Detector(networks.Network):
     """mmdet's backbone, neck and head, from uint8 pictures (N, 3, H, W) to the head's maps."""
 
     def __init__(self, network: str, classes: int):
-        super().__init__(network, ConfigDict(config(network, classes), _scope_='mmdet'))
-        self.neck = self.built.neck if self.built.with_neck else nn.Identity()
-        self.bbox_head = self.built.bbox_head
-        del self.built
+        parts = networks.built(ConfigDict(config(network, classes), _scope_='mmdet'))
+        super().__init__(network, parts.backbone)
+        self.neck = parts.neck if parts.with_neck else nn.Identity()
+        self.bbox_head = parts.bbox_head
 
     def forward(self, pictures: Tensor) -> tuple:
         return self.bbox_head(self.neck(self.backbone(self.normalized(pictures))))

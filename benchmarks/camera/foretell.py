@@ -45,12 +45,10 @@ def settings(rows: list[Row]) -> Iterator[tuple[Setting, list[Row], list[Row]]]:
             yield setting, control, upgraded
 
 
-def measure(lab: Lab, setting: Setting, seed: int) -> dict[str, Any]:
+def measure(lab: Lab, run: Run, seed: int) -> dict[str, Any]:
     """Signal of each target at a baseline on pictures drawn as its fine-tune draws them."""
-    bed, network, source, geometry = setting
-    run = Run(bed, network, 'upgraded', geometry, Recipe(0, 0), (seed,), source=source)
-    model, data = lab._network(run, seed), lab.data(bed, geometry, 'train')
-    loss = detection_loss if TESTBEDS[bed].boxes else segmentation_loss
+    model, data = lab._network(run, seed), lab.data(run.bed, run.geometry, 'train')
+    loss = detection_loss if TESTBEDS[run.bed].boxes else segmentation_loss
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         rng = torch.Generator().manual_seed(seed)
@@ -111,29 +109,26 @@ def main(argv: list[str] | None = None) -> None:
     lab, file = Lab(args.lab, args.data, args.device), args.lab / 'signals.jsonl'
     known, points = read(file), []
     for setting, control, upgraded in settings(load([lab.file])):
-        signals = []
+        bed, network, source, geometry = setting
+        run, signals = Run(bed, network, 'upgraded', geometry, Recipe(0, 0), (), source=source), []
         for seed in sorted(by_seed(control)):
             key = ' '.join((*setting, str(seed)))
-            if key not in known and not lab._baseline(_of(setting), seed).is_file():
+            if key not in known and not lab._baseline(run, seed).is_file():
                 continue
             if key not in known:
-                known[key] = {'key': key, 'layers': measure(lab, setting, seed)}
+                known[key] = {'key': key, 'layers': measure(lab, run, seed)}
                 with file.open('a', encoding='utf8') as stream:
                     stream.write(json.dumps(known[key]) + '\n')
             signals += known[key]['layers'].values()
         if signals:
             gain, half, _ = difference(by_seed(upgraded), by_seed(control))
             snr, z, weights = (statistics.fmean(values) for values in zip(*signals, strict=True))
-            name = f'{setting[0]}, {setting[3]}, {upgraded[0]["steps"]} steps'
-            points.append(dict(bed=setting[0], name=name, snr=snr, z=z, weights=weights, gain=gain, half=half))
+            name = f'{bed}, {geometry}, {upgraded[0]["steps"]} steps'
+            points.append(dict(bed=bed, name=name, snr=snr, z=z, weights=weights, gain=gain, half=half))
     text = table(points)
     print(text)
     args.out.with_suffix('.md').write_text(text, encoding='utf8')
     draw(points, args.out.with_suffix('.png'))
-
-
-def _of(setting: Setting) -> Run:
-    return Run(setting[0], setting[1], 'upgraded', setting[3], Recipe(0, 0), (), source=setting[2])
 
 
 if __name__ == '__main__':

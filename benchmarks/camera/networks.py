@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,19 +58,24 @@ def config(network: str, classes: int) -> dict:
     )
 
 
+def built(settings: dict) -> Any:
+    """What a framework builds of its settings, initialised."""
+    logging.getLogger('mmengine').setLevel(logging.WARNING)  # a line for each parameter that is initialised
+    MMLogger.get_current_instance().setLevel(logging.WARNING)
+    network = MODELS.build(settings)
+    network.init_weights()
+    return network
+
+
 class Network(nn.Module):
-    """What a framework has built, ready for uint8 pictures; ``built`` are its parts."""
+    """A backbone for uint8 pictures, (N, 3, H, W); what follows it is the subclasses'."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: str, settings: dict):
+    def __init__(self, network: str, backbone: nn.Module):
         super().__init__()
-        logging.getLogger('mmengine').setLevel(logging.WARNING)  # a line for each parameter that is initialised
-        MMLogger.get_current_instance().setLevel(logging.WARNING)
-        self.built = MODELS.build(settings)
-        self.built.init_weights()
-        self.backbone = self.built.backbone
+        self.backbone = backbone
         std = (1.0, 1.0, 1.0) if 'r50' in network else STD
         self.register_buffer('mean', torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(1, 3, 1, 1), persistent=False)
@@ -82,9 +88,9 @@ class Segmentor(Network):
     """mmseg's backbone and head, from uint8 pictures (N, 3, H, W) to logits (N, classes, H, W)."""
 
     def __init__(self, network: str, classes: int):
-        super().__init__(network, dict(config(network, classes), _scope_='mmseg'))
-        self.decode_head = self.built.decode_head
-        del self.built
+        parts = built(dict(config(network, classes), _scope_='mmseg'))
+        super().__init__(network, parts.backbone)
+        self.decode_head = parts.decode_head
 
     def forward(self, pictures: Tensor) -> Tensor:
         logits = self.decode_head(self.backbone(self.normalized(pictures)))

@@ -189,7 +189,7 @@ def prepare(name: str, maps: Sequence[str], data: Path, cache: Path, workers: in
             rows = _mapped(partial(_composed, name, geometries, split), workers, range(count))
         else:
             scenes = list(archived_scenes(name, data, split))
-            rows = _mapped(partial(_taken, name, geometries, split), workers, range(len(scenes)), scenes)
+            rows = _mapped(partial(_archived, name, geometries, split), workers, range(len(scenes)), scenes)
         for text, column in zip(missing, zip(*rows, strict=True), strict=True):
             pictures, labels = zip(*column, strict=True)
             arrays = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), np.stack(labels)
@@ -205,14 +205,18 @@ def _mapped(function: Callable[..., list], workers: int, *values: Iterable) -> l
         return list(pool.map(function, *values, chunksize=8))
 
 
+Truth = Callable[[View, tuple[int, int]], np.ndarray]
+"""What a picture of a size through a view is to be called."""
+
+
 def _composed(name: str, geometries: Sequence[Geometry], split: str, index: int) -> list:
     scene, bed = shape_scene(split, index), TESTBEDS[name]
-    if not bed.boxes:
-        return _taken(name, geometries, split, index, (scene.image, classes_of(scene)))
-    pictures = _taken(name, geometries, split, index, (scene.image, None))
-    views = [(geometry.view(bed.size(geometry), split, index), bed.size(geometry)) for geometry in geometries]
-    found = [boxes_of(scene, view, size, bed.scale) for view, size in views]
-    return [(picture, _padded(boxes)) for (picture, _), boxes in zip(pictures, found, strict=True)]
+    if bed.boxes:
+        return _taken(
+            *(name, geometries, split, index, scene.image),
+            lambda view, size: _padded(boxes_of(scene, view, size, bed.scale)),
+        )
+    return _archived(name, geometries, split, index, (scene.image, classes_of(scene)))
 
 
 def _padded(boxes: np.ndarray, most: int = 8) -> np.ndarray:
@@ -222,16 +226,26 @@ def _padded(boxes: np.ndarray, most: int = 8) -> np.ndarray:
     return filled
 
 
-def _taken(
-    name: str, geometries: Sequence[Geometry], split: str, index: int, scene: tuple[np.ndarray, np.ndarray | None]
+def _archived(
+    name: str, geometries: Sequence[Geometry], split: str, index: int, scene: tuple[np.ndarray, np.ndarray]
 ) -> list:
+    picture, labels = scene
+    return _taken(
+        *(name, geometries, split, index, picture),
+        lambda view, size: warp_labels(labels, view, size, TESTBEDS[name].scale),
+    )
+
+
+def _taken(
+    name: str, geometries: Sequence[Geometry], split: str, index: int, picture: np.ndarray, truth: Truth
+) -> list:
+    """A scene's picture through each view, and its truth."""
     cv2.setNumThreads(1)
     bed, taken = TESTBEDS[name], []
     for geometry in geometries:
         size = bed.size(geometry)
         view = geometry.view(size, split, index)
-        labels = None if scene[1] is None else warp_labels(scene[1], view, size, bed.scale)
-        taken.append((warp_picture(scene[0], view, size, bed.scale), labels))
+        taken.append((warp_picture(picture, view, size, bed.scale), truth(view, size)))
     return taken
 
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 import mmdeform_upgrade.layers
 from mmdeform_upgrade import upgrade_
-from mmdeform_upgrade.analysis.complexity import hooked
-from mmdeform_upgrade.layers import upgraded_layers
+from mmdeform_upgrade.analysis.offsets import scatter_offsets_
 
 SIGMA = 1.5  # of the offsets, in pixels
 
@@ -89,24 +88,8 @@ def prepared(network: Network, targets: str | None, device: str, scale: float = 
     model = model.to(device, memory_format=torch.channels_last)
     steps = Steps(model, network, device, scale)
     if targets:
-        with torch.no_grad():
-            _spread_offsets_(upgraded, steps.pictures)
+        scatter_offsets_(upgraded, SIGMA, lambda: upgraded(steps.pictures))
     return steps
-
-
-def _spread_offsets_(backbone: nn.Module, pictures: Tensor) -> None:
-    """As ``mmdeform_upgrade.mm.cost`` does it, which needs MMEngine."""
-
-    def fit(branch: nn.Module, args: Any, output: Tensor) -> Tensor:
-        factor = SIGMA / output.std().clamp_min(1e-12)
-        branch.get_parameter('weight').mul_(factor)
-        return output * factor
-
-    branches = [layer.conv_offset for layer in upgraded_layers(backbone).values()]
-    for branch in branches:
-        nn.init.normal_(branch.weight)
-    with hooked(branch.register_forward_hook(fit) for branch in branches):
-        backbone(pictures)
 
 
 class Steps:

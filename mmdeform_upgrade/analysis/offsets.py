@@ -6,7 +6,7 @@ Vocabulary: N, C, H, W a layer's input; K = kh * kw taps; G deform groups; Ho, W
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import upgraded_layers
+from .complexity import hooked
 
 
 @dataclass(frozen=True)
@@ -150,3 +151,27 @@ def _rescaled(points: Tensor, size: tuple[int, int], to: tuple[int, int]) -> Ten
     """Centres of pixels stay centres: a map's pixel stands for the middle of what it covers."""
     scale = torch.tensor([to[axis] / size[axis] for axis in (0, 1)], dtype=points.dtype)
     return (points + 0.5) * scale - 0.5
+
+
+@torch.no_grad()
+def scatter_offsets_(model: nn.Module, sigma: float, run: Callable[[], Any]) -> None:
+    """Give every offset branch random weights such that its offsets spread by ``sigma`` pixels.
+
+    At step 0 all offsets are zero, which reads memory in order; a timing should not rely on that.
+
+    Args:
+        model: the upgraded network.
+        sigma: standard deviation, in pixels.
+        run: runs the network once, on typical input.
+    """
+
+    def fit(branch: nn.Module, args: Any, output: Tensor) -> Tensor:
+        factor = sigma / output.std().clamp_min(1e-12)
+        branch.get_parameter('weight').mul_(factor)
+        return output * factor
+
+    branches = [layer.conv_offset for layer in upgraded_layers(model).values()]
+    for branch in branches:
+        nn.init.normal_(branch.weight)
+    with hooked(branch.register_forward_hook(fit) for branch in branches):
+        run()

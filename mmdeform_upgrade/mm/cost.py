@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..analysis.complexity import PLAIN, hooked, multiplications
+from ..analysis.offsets import scatter_offsets_
 from ..layers import upgraded_layers
 from .preflight import build_network
 
@@ -128,27 +129,3 @@ def _tensors(output: Any) -> Iterator[Tensor]:
     elif isinstance(output, (list, tuple)):
         for item in output:
             yield from _tensors(item)
-
-
-@torch.no_grad()
-def scatter_offsets_(model: nn.Module, sigma: float, run: Callable[[], Any]) -> None:
-    """Give every offset branch random weights such that its offsets spread by ``sigma`` pixels.
-
-    At step 0 all offsets are zero, which reads memory in order; a timing should not rely on that.
-
-    Args:
-        model: the upgraded network.
-        sigma: standard deviation, in pixels.
-        run: runs the network once, on typical input.
-    """
-
-    def fit(branch: nn.Module, args: Any, output: Tensor) -> Tensor:
-        factor = sigma / output.std().clamp_min(1e-12)
-        branch.get_parameter('weight').mul_(factor)
-        return output * factor
-
-    branches = [layer.conv_offset for layer in upgraded_layers(model).values()]
-    for branch in branches:
-        nn.init.normal_(branch.weight)
-    with hooked(branch.register_forward_hook(fit) for branch in branches):
-        run()
