@@ -33,7 +33,7 @@ TUNE_STEPS = {'shapes': 500, 'shape-boxes': 300, 'camvid': 375, 'horses': 250, '
 SELECTION_MAP = dict.fromkeys(NETWORKS, 'anisotropic') | {'shapes': 'fisheye', 'shape-boxes': GENTLE}
 # Rates that the selection chooses from, of the network and of the offsets, and of the offsets alone.
 RATES = dict.fromkeys(NETWORKS, ((5e-4, 1e-3, 2e-3, 4e-3), (1e-3, 2e-3, 5e-3), (1e-3, 2e-3, 5e-3, 1e-2)))
-RATES['shape-boxes'] = ((3e-3,), (2e-3, 5e-3), (2e-3, 5e-3))  # 1e-3 was below 3e-3 for the control and for 5x5
+RATES['shape-boxes'] = ((3e-3,), (1e-3, 2e-3), (1e-3, 2e-3))  # 1e-3 was below 3e-3 for the control and for 5x5
 
 
 def tuned(bed: str) -> tuple[str, ...]:
