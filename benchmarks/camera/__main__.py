@@ -7,13 +7,14 @@ python -m benchmarks.camera camvid horses msrc --data FOLDER --out work_dirs/cam
 
 import argparse
 import time
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from . import plans, testbeds
-from .runs import Lab
+from .runs import SELECTION, Lab, Run
 
 
 def main(argv=None):
@@ -21,7 +22,7 @@ def main(argv=None):
     parser.add_argument('beds', nargs='+', choices=sorted(testbeds.TESTBEDS))
     parser.add_argument('--parts', nargs='+', choices=plans.PARTS, default=['camera'], help='default: %(default)s')
     parser.add_argument('--networks', nargs='+', help="default: each test bed's first")
-    parser.add_argument('--seeds', nargs='+', type=int, default=list(plans.SEEDS), help='of the baselines')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[*SELECTION, *plans.SEEDS], help='default: %(default)s')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/camera'), help='folder of results and baselines')
     parser.add_argument('--data', type=Path, default=Path('data'), help='folder of the packed data sets')
     parser.add_argument('--weights', type=Path, help='an ImageNet ResNet-50, caffe style')
@@ -34,11 +35,17 @@ def main(argv=None):
     lab = Lab(args.out, args.data, args.device, args.weights, deadline, args.steps, args.workers)
     for bed in args.beds:
         for network in args.networks or plans.NETWORKS[bed][:1]:
-            lab.run(plans.selection(bed, network))
+            lab.run(of_seeds(plans.selection(bed, network), args.seeds))
             recipes = plans.chosen(lab.rows, bed, network)
+            if 'same' in args.parts:
+                lab.run(of_seeds(plans.scratch_selection(bed, network), args.seeds))
             for name in args.parts:
-                runs = plans.part(name, bed, network, recipes)
-                lab.run(replace(run, seeds=tuple(s for s in run.seeds if s in args.seeds)) for run in runs)
+                lab.run(of_seeds(plans.part(name, bed, network, recipes, lab.rows), args.seeds))
+
+
+def of_seeds(plan: Iterable[Run], seeds: Container[int]) -> Iterator[Run]:
+    for run in plan:
+        yield replace(run, seeds=tuple(seed for seed in run.seeds if seed in seeds))
 
 
 if __name__ == '__main__':

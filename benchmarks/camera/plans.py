@@ -33,6 +33,7 @@ TUNE_STEPS = {'shapes': 500, 'shape-boxes': 300, 'camvid': 375, 'horses': 250, '
 SELECTION_MAP = dict.fromkeys(NETWORKS, 'anisotropic') | {'shapes': 'fisheye', 'shape-boxes': GENTLE}
 # Rates that the selection chooses from, of the network and of the offsets, and of the offsets alone.
 RATES = dict.fromkeys(NETWORKS, ((5e-4, 1e-3, 2e-3, 4e-3), (1e-3, 2e-3, 5e-3), (1e-3, 2e-3, 5e-3, 1e-2)))
+RATES['msrc'] = ((2e-3, 4e-3), (1e-3, 2e-3), (1e-3, 2e-3))  # the best on every other set
 RATES['shape-boxes'] = ((3e-3,), (1e-3, 2e-3), (1e-3, 2e-3))  # 1e-3 was below 3e-3 for the control and for 5x5
 
 
@@ -50,12 +51,19 @@ def strengths() -> list[str]:
 
 
 def baseline(bed: str, network: str, seeds: tuple[int, ...], geometry: str = 'identity', factor: int = 1) -> Run:
+    """``factor``: of its usual length."""
     steps = factor * runs.BASELINE_STEPS[bed]
     return Run(bed, network, 'scratch', geometry, Recipe(steps, SCRATCH_LR), seeds)
 
 
+def tuned_with(bed: str, network: str) -> str:
+    """The network whose selection gives the rates: a detector's own, the first segmentor of the test bed."""
+    return network if testbeds.TESTBEDS[bed].boxes else NETWORKS[bed][0]
+
+
 def selection(bed: str, network: str) -> Iterator[Run]:
     """Rates of every arm, on two baselines that no result is made of."""
+    network = tuned_with(bed, network)
     yield baseline(bed, network, SELECTION)
     rates, offset_rates, alone = RATES[bed]
     for arm in tuned(bed):
@@ -67,7 +75,7 @@ def selection(bed: str, network: str) -> Iterator[Run]:
 
 def chosen(rows: dict[str, dict], bed: str, network: str) -> dict[str, Recipe]:
     """Each arm's recipe, by validation."""
-    found = {}
+    found, network = {}, tuned_with(bed, network)
     for arm in tuned(bed):
         own = [r for r in rows.values() if (r['bed'], r['network'], r['arm']) == (bed, network, arm)]
         own = [r for r in own if r['geometry'] == SELECTION_MAP[bed] and r['source'] == 'identity']
@@ -86,9 +94,13 @@ def camera(bed: str, network: str, recipes: Recipes, seeds: tuple[int, ...] = SE
         yield Run(bed, network, 'untouched', geometry, Recipe(0, 0), seeds)
         for arm in tuned(bed):
             yield Run(bed, network, arm, geometry, recipes[arm], seeds)
-        if not testbeds.TESTBEDS[bed].boxes:
-            for arm in ('rectified', 'computed'):
-                yield Run(bed, network, arm, geometry, Recipe(0, 0), seeds)
+
+
+def references(bed: str, network: str) -> Iterator[Run]:
+    """What a known map gives without training."""
+    for geometry in MAPS.get(bed, REAL_MAPS):
+        for arm in ('rectified', 'computed') if not testbeds.TESTBEDS[bed].boxes else ():
+            yield Run(bed, network, arm, geometry, Recipe(0, 0), SEEDS)
 
 
 def layers(bed: str, network: str, recipes: Recipes, geometry: str) -> Iterator[Run]:
@@ -133,41 +145,62 @@ def dose(network: str, recipes: Recipes) -> Iterator[Run]:
 
 def reach(recipes: Recipes) -> Iterator[Run]:
     """How much of the picture the network sees: one to four stages."""
-    for network in sorted(NETWORKS['shapes']):
-        yield baseline('shapes', network, SEEDS)
-        yield Run('shapes', network, 'untouched', 'fisheye', Recipe(0, 0), SEEDS)
-        for arm in ('control', '5x5', 'upgraded'):
-            yield Run('shapes', network, arm, 'fisheye', recipes[arm], SEEDS)
+    networks = sorted(NETWORKS['shapes'])
+    yield from (baseline('shapes', network, SEEDS) for network in networks)
+    for arm in ('untouched', 'control', '5x5', 'upgraded'):
+        recipe = recipes[arm] if arm in recipes else Recipe(0, 0)
+        yield from (Run('shapes', network, arm, 'fisheye', recipe, SEEDS) for network in networks)
 
 
-def same_data(
-    bed: str, network: str, recipes: Recipes, geometry: str, parts: tuple[float, ...] = (0.25, 0.125)
-) -> Iterator[Run]:
-    """Claim B: the baseline's own pictures; is a quarter of the steps worth the network trained from scratch?"""
-    steps = runs.BASELINE_STEPS[bed]
-    yield baseline(bed, network, SEEDS, geometry)
-    full = Recipe(steps, SCRATCH_LR, recipes['upgraded'].offset_lr)
-    own = dict(bed=bed, network=network, geometry=geometry, seeds=SEEDS, source=geometry)
-    yield Run(arm='scratch-upgraded', recipe=full, **own)
-    for part in parts:
-        for arm in ('control', '5x5', 'upgraded', 'offsets'):
-            yield Run(arm=arm, recipe=replace(recipes[arm], steps=round(part * steps)), **own)
-        if part == parts[0]:
-            same = replace(recipes['upgraded'], steps=round(part * steps), offset_lr=recipes['upgraded'].lr)
-            yield Run(arm='upgraded', recipe=same, label='same', **own)
-    yield Run(arm='scratch-dilated', recipe=full, **own)
-    yield Run(arm='scratch-upgraded', recipe=replace(full, offset_lr=full.lr), label='same', **own)
-    yield baseline(bed, network, SEEDS, geometry, factor=2)
+# Claim B: the baseline's steps over claim A's, so that it is trained out, and the offsets' rates from scratch.
+SAME_LENGTHS = dict.fromkeys(NETWORKS, 1) | {'shapes': 2}
+SCRATCH_OFFSET_LRS = (2e-4, 5e-4, 1e-3)
+
+
+def scratch_upgraded(bed: str, network: str, offset_lr: float, seeds: tuple[int, ...]) -> Run:
+    plain = baseline(bed, network, seeds, factor=SAME_LENGTHS[bed])
+    return replace(plain, arm='scratch-upgraded', recipe=replace(plain.recipe, offset_lr=offset_lr))
+
+
+def scratch_selection(bed: str, network: str) -> Iterator[Run]:
+    """The offsets' rate of a deformable network from scratch, on the seeds of the selection."""
+    for offset_lr in SCRATCH_OFFSET_LRS:
+        yield scratch_upgraded(bed, network, offset_lr, SELECTION)
+
+
+def same_data(bed: str, network: str, recipes: Recipes, rows: dict[str, dict]) -> Iterator[Run]:
+    """Claim B: the baseline's own pictures; is a quarter of the steps worth the deformable network from scratch?"""
+    plain = baseline(bed, network, SEEDS, factor=SAME_LENGTHS[bed])
+    steps = plain.recipe.steps
+    tried = [scratch_upgraded(bed, network, lr, SELECTION).key(seed) for lr in SCRATCH_OFFSET_LRS for seed in SELECTION]
+    rate = runs.best(rows[key] for key in tried)['offset_lr']
+
+    def tuned_on(arm: str, part: float, **changes) -> Run:
+        recipe = replace(recipes[arm], steps=round(part * steps), **changes)
+        return Run(bed, network, arm, 'identity', recipe, SEEDS, source_steps=steps)
+
+    yield plain
+    yield scratch_upgraded(bed, network, rate, SEEDS)
+    yield replace(plain, arm='scratch-dilated')
+    for arm in ('control', '5x5', 'upgraded', 'offsets'):
+        yield tuned_on(arm, 1 / 4)
+    yield replace(tuned_on('upgraded', 1 / 4, offset_lr=recipes['upgraded'].lr), label='same')
+    for part in (1 / 8, 1 / 2, 1.0):
+        yield from (tuned_on(arm, part) for arm in ('control', '5x5', 'upgraded'))
+    yield baseline(bed, network, SEEDS, factor=2 * SAME_LENGTHS[bed])
+    yield replace(scratch_upgraded(bed, network, SCRATCH_LR, SEEDS), label='same')
 
 
 ALL = ('control', '5x5', 'upgraded', 'offsets')
 
 
-def part(name: str, bed: str, network: str, recipes: Recipes) -> Iterator[Run]:
+def part(name: str, bed: str, network: str, recipes: Recipes, rows: dict[str, dict]) -> Iterator[Run]:
     """One part of a test bed's plan; rates are those that the selection chose."""
     geometry = SELECTION_MAP[bed]
     if name == 'camera':
         yield from camera(bed, network, recipes)
+    elif name == 'references':
+        yield from references(bed, network)
     elif name == 'layers':
         yield from layers(bed, network, recipes, geometry)
     elif name == 'quarter':
@@ -177,7 +210,7 @@ def part(name: str, bed: str, network: str, recipes: Recipes) -> Iterator[Run]:
     elif name == 'long':
         yield from lengths(bed, network, recipes, geometry, (1 / 2, 1.0), ('control', 'upgraded'))
     elif name == 'same':
-        yield from same_data(bed, network, recipes, 'identity')
+        yield from same_data(bed, network, recipes, rows)
     elif name == 'labels':
         yield from labels(bed, network, recipes, geometry)
     elif name == 'ceiling':
@@ -188,4 +221,16 @@ def part(name: str, bed: str, network: str, recipes: Recipes) -> Iterator[Run]:
         yield from reach(recipes)
 
 
-PARTS = ('camera', 'layers', 'quarter', 'same', 'lengths', 'labels', 'ceiling', 'dose', 'reach', 'long')
+PARTS = (
+    'camera',
+    'references',
+    'layers',
+    'quarter',
+    'same',
+    'lengths',
+    'labels',
+    'ceiling',
+    'dose',
+    'reach',
+    'long',
+)

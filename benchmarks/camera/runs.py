@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import time
@@ -23,6 +24,10 @@ SELECTION = (100, 101)
 """Seeds that rates and lengths are chosen with; their test pictures are never read."""
 
 
+SIDE_BY_SIDE = 24
+"""How many trainings share a GPU."""
+
+
 @dataclass(frozen=True)
 class Run:
     """One line of a plan, for several seeds.
@@ -38,6 +43,7 @@ class Run:
         labels: how many labelled pictures there are, or None for all.
         targets: layers that the arm changes.
         source: geometry that the baseline was trained on.
+        source_steps: that the baseline was trained for; 0 for its usual ones.
         label: name that the report groups by.
     """
 
@@ -50,12 +56,14 @@ class Run:
     labels: int | None = None
     targets: str = 'last:3'
     source: str = 'identity'
+    source_steps: int = 0
     label: str = ''
 
     def key(self, seed: int) -> str:
         recipe = self.recipe
         rates = f'{recipe.optimizer},{recipe.lr:g},{recipe.offset_lr:g},{recipe.decay:g}'
-        parts = (self.bed, self.network, self.arm, self.source, self.geometry, self.targets, self.labels)
+        source = f'{self.source}@{self.source_steps}' if self.source_steps else self.source
+        parts = (self.bed, self.network, self.arm, source, self.geometry, self.targets, self.labels)
         return ' '.join(map(str, (*parts, recipe.steps, rates, seed)))
 
     @property
@@ -96,15 +104,15 @@ class Lab:
         self._about = {'device': _device_name(device), 'torch': str(torch.__version__), 'commit': _commit()}
 
     def run(self, plan: Iterable[Run]) -> None:
-        """Run what the plan holds and the results do not."""
-        for run in plan:
-            if time.monotonic() > self.deadline:
-                print('time is up', flush=True)
-                return
-            missing = [seed for seed in run.seeds if run.key(seed) not in self.rows]
-            size = len(missing) if self.device == 'cuda' else 1
-            for first in range(0, len(missing), max(1, size)):
-                self._run(replace(run, seeds=tuple(missing[first : first + size])))
+        """Run what the plan holds and the results do not; on a GPU what trains alike trains side by side."""
+        for _, alike in itertools.groupby(plan, key=lambda run: (run.from_scratch, run.recipe.steps)):
+            missing = [(run, seed) for run in alike for seed in run.seeds if run.key(seed) not in self.rows]
+            size = SIDE_BY_SIDE if self.device == 'cuda' else 1
+            for first in range(0, len(missing), size):
+                if time.monotonic() > self.deadline:
+                    print('time is up', flush=True)
+                    return
+                self._run(missing[first : first + size])
 
     def data(self, bed: str, geometry: str, split: str) -> Pictures:
         key = (bed, geometry, split)
@@ -115,22 +123,18 @@ class Lab:
             self._data[key] = load(self.cache, bed, geometry, split, self.device)
         return self._data[key]
 
-    def _run(self, run: Run) -> None:
-        began = time.monotonic()
-        recipe = (
-            replace(run.recipe, steps=max(4, round(run.recipe.steps * self.steps))) if run.recipe.steps else run.recipe
-        )
-        models = [self._network(run, seed) for seed in run.seeds]
+    def _run(self, runs: list[tuple[Run, int]]) -> None:
+        """Each run with its seed; all of them take as many steps."""
+        began, steps = time.monotonic(), runs[0][0].recipe.steps
+        if steps:
+            steps = max(4, round(steps * self.steps))
+        models = [self._network(run, seed) for run, seed in runs]
         jobs: list[Job] = []
-        if recipe.steps:
-            data = self.data(run.bed, run.geometry, 'train').labelled(run.labels)
-            jobs = [
-                Job(model, arms.groups(model), data, recipe, seed)
-                for model, seed in zip(models, run.seeds, strict=True)
-            ]
-            boxes = TESTBEDS[run.bed].boxes
+        if steps:
+            jobs = [self._job(run, seed, steps, model) for (run, seed), model in zip(runs, models, strict=True)]
+            boxes = TESTBEDS[runs[0][0].bed].boxes
             train(jobs, detection_loss if boxes else segmentation_loss, graphs=not boxes)
-        for position, (model, seed) in enumerate(zip(models, run.seeds, strict=True)):
+        for position, ((run, seed), model) in enumerate(zip(runs, models, strict=True)):
             row = {'key': run.key(seed), **asdict(run), 'seed': seed, **self._scores(run, seed, model), **self._about}
             del row['seeds']
             if jobs:
@@ -138,10 +142,15 @@ class Lab:
             if run.arm == 'scratch':
                 torch.save(model.state_dict(), self._baseline(run, seed))
             self._write(row)
-        spent = time.monotonic() - began
-        scores = [self.rows[run.key(seed)]['val'] for seed in run.seeds]
-        mean = sum(scores) / len(scores)
-        print(f'{run.bed} {run.network} {run.geometry} {run.arm} {recipe.steps} {mean:.2f} {spent:.1f} s', flush=True)
+            print(f'{run.key(seed)}: {row["val"]:.2f}', flush=True)
+        print(f'{len(runs)} runs of {steps} steps: {time.monotonic() - began:.1f} s', flush=True)
+        if self.device == 'cuda':
+            jobs.clear()
+            torch.cuda.empty_cache()
+
+    def _job(self, run: Run, seed: int, steps: int, model: nn.Module) -> Job:
+        data = self.data(run.bed, run.geometry, 'train').labelled(run.labels)
+        return Job(model, arms.groups(model), data, replace(run.recipe, steps=steps), seed)
 
     def _network(self, run: Run, seed: int) -> nn.Module:
         bed = TESTBEDS[run.bed]
@@ -158,7 +167,7 @@ class Lab:
 
     def _baseline(self, run: Run, seed: int) -> Path:
         geometry = run.geometry if run.from_scratch else run.source
-        steps = BASELINE_STEPS[run.bed] if not run.from_scratch else run.recipe.steps
+        steps = run.recipe.steps if run.from_scratch else run.source_steps or BASELINE_STEPS[run.bed]
         return self.out / f'{run.bed}-{run.network}-{geometry.partition(":")[0]}-{steps}-{seed}.pth'
 
     def _scores(self, run: Run, seed: int, model: nn.Module) -> dict:

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -135,7 +135,10 @@ def test_every_plan_names_runs_that_exist():
     recipes = {arm: Recipe(10, 1e-3) for arm in plans.TUNED}
     for bed in testbeds.TESTBEDS:
         names = [name for name in plans.PARTS if name not in ('dose', 'reach') or bed == 'shapes']
-        planned = [run for name in names for run in plans.part(name, bed, plans.NETWORKS[bed][0], recipes)]
+        network = plans.NETWORKS[bed][0]
+        tried = {run.key(seed): (run, seed) for run in plans.scratch_selection(bed, network) for seed in run.seeds}
+        rows = {key: {'seed': seed, 'val': 1.0, 'recipe': asdict(run.recipe)} for key, (run, seed) in tried.items()}
+        planned = [run for name in names for run in plans.part(name, bed, network, recipes, rows)]
         known = {*arms.ARMS, 'untouched', 'rectified', 'computed'}
         assert all(run.arm in known or run.arm.startswith('scratch') for run in planned)
         assert all(Geometry.parse(run.geometry).view((8, 8), 'val', 0) for run in planned)

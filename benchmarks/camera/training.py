@@ -53,7 +53,7 @@ class Job:
     """One training: a network whose groups train on ``data``.
 
     Attributes:
-        seconds: what the training took, filled in by :func:`train`.
+        seconds: what the training took, its share where several ran side by side; filled in by :func:`train`.
         loss: mean of the last tenth of the steps, filled in by :func:`train`.
     """
 
