@@ -37,7 +37,7 @@ def main(argv=None):
         for network in args.networks or plans.NETWORKS[bed][:1]:
             lab.run(of_seeds(plans.selection(bed, network), args.seeds))
             recipes = plans.chosen(lab.rows, bed, network)
-            if 'same' in args.parts:
+            if {'same', 'ceiling'} & set(args.parts):
                 lab.run(of_seeds(plans.scratch_selection(bed, network), args.seeds))
             for name in args.parts:
                 lab.run(of_seeds(plans.part(name, bed, network, recipes, lab.rows), args.seeds))

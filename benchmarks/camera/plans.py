@@ -128,10 +128,11 @@ def labels(bed: str, network: str, recipes: Recipes, geometry: str) -> Iterator[
             yield Run(bed, network, arm, geometry, recipe, SEEDS, labels=count)
 
 
-def ceiling(bed: str, network: str, geometry: str) -> Iterator[Run]:
+def ceiling(bed: str, network: str, geometry: str, offset_lr: float) -> Iterator[Run]:
     """Trained on the new camera's pictures for the baseline's whole length, plain and deformable."""
-    for arm in ('scratch', 'scratch-upgraded'):
-        yield replace(baseline(bed, network, SEEDS, geometry), arm=arm)
+    plain = baseline(bed, network, SEEDS, geometry)
+    yield plain
+    yield replace(plain, arm='scratch-upgraded', recipe=replace(plain.recipe, offset_lr=offset_lr))
 
 
 def dose(network: str, recipes: Recipes) -> Iterator[Run]:
@@ -168,26 +169,30 @@ def scratch_selection(bed: str, network: str) -> Iterator[Run]:
         yield scratch_upgraded(bed, network, offset_lr, SELECTION)
 
 
+def scratch_rate(bed: str, network: str, rows: dict[str, dict]) -> float:
+    """The rate that :func:`scratch_selection` has found."""
+    keys = [run.key(seed) for run in scratch_selection(bed, network) for seed in run.seeds]
+    return runs.best(rows[key] for key in keys if key in rows)['offset_lr']
+
+
 def same_data(bed: str, network: str, recipes: Recipes, rows: dict[str, dict]) -> Iterator[Run]:
     """Claim B: the baseline's own pictures; is a quarter of the steps worth the deformable network from scratch?"""
     plain = baseline(bed, network, SEEDS, factor=SAME_LENGTHS[bed])
     steps = plain.recipe.steps
-    tried = [scratch_upgraded(bed, network, lr, SELECTION).key(seed) for lr in SCRATCH_OFFSET_LRS for seed in SELECTION]
-    rate = runs.best(rows[key] for key in tried)['offset_lr']
 
     def tuned_on(arm: str, part: float, **changes) -> Run:
         recipe = replace(recipes[arm], steps=round(part * steps), **changes)
         return Run(bed, network, arm, 'identity', recipe, SEEDS, source_steps=steps)
 
     yield plain
-    yield scratch_upgraded(bed, network, rate, SEEDS)
+    yield scratch_upgraded(bed, network, scratch_rate(bed, network, rows), SEEDS)
     yield replace(plain, arm='scratch-dilated')
     for arm in ('control', '5x5', 'upgraded', 'offsets'):
         yield tuned_on(arm, 1 / 4)
     yield replace(tuned_on('upgraded', 1 / 4, offset_lr=recipes['upgraded'].lr), label='same')
-    for part in (1 / 8, 1 / 2, 1.0):
-        yield from (tuned_on(arm, part) for arm in ('control', '5x5', 'upgraded'))
     yield baseline(bed, network, SEEDS, factor=2 * SAME_LENGTHS[bed])
+    for part in (1 / 8, 1 / 2, 1.0):
+        yield from (tuned_on(arm, part) for arm in ('control', 'upgraded'))
     yield replace(scratch_upgraded(bed, network, SCRATCH_LR, SEEDS), label='same')
 
 
@@ -214,7 +219,7 @@ def part(name: str, bed: str, network: str, recipes: Recipes, rows: dict[str, di
     elif name == 'labels':
         yield from labels(bed, network, recipes, geometry)
     elif name == 'ceiling':
-        yield from ceiling(bed, network, geometry)
+        yield from ceiling(bed, network, geometry, scratch_rate(bed, network, rows))
     elif name == 'dose':
         yield from dose(network, recipes)
     elif name == 'reach':

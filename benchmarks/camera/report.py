@@ -26,24 +26,12 @@ from .testbeds import TESTBEDS
 
 Row = dict[str, Any]
 COLUMNS = (
-    *('bed', 'network', 'arm', 'source', 'geometry', 'targets', 'labels', 'label', 'steps', 'lr', 'offset_lr', 'batch'),
-    *(
-        'optimizer',
-        'decay',
-        'warmup',
-        'seed',
-        'val',
-        'test',
-        'ap50',
-        'ap75',
-        'offsets',
-        'seconds',
-        'loss',
-        'device',
-        'torch',
-        'commit',
-    ),
+    *('bed', 'network', 'arm', 'source', 'source_steps', 'geometry', 'targets', 'labels', 'label'),
+    *('steps', 'lr', 'offset_lr', 'batch', 'optimizer', 'decay', 'warmup', 'seed'),
+    *('val', 'test', 'ap50', 'ap75', 'offsets', 'seconds', 'loss', 'device', 'torch', 'commit'),
 )
+DRAWN = ('untouched', 'control', '5x5', 'upgraded', 'offsets')
+SAME_ORDER = ('scratch', 'scratch-upgraded', 'scratch-dilated', 'control', '5x5', 'offsets', 'upgraded')
 ORDER = ('untouched', 'bn', 'control', 'dilated', '5x5', 'offsets', 'upgraded', 'rectified', 'computed')
 NAMES = {
     'untouched': 'baseline, untouched',
@@ -168,14 +156,65 @@ def labels_table(rows: Sequence[Row], bed: str, network: str, geometry: str) -> 
     return _axis_table(own, 'labels', f'{bed}, {geometry}: labelled pictures')
 
 
-def dose_table(rows: Sequence[Row], kind: str) -> str:
-    """Markdown: test scores by the strength of a map of the generated shapes."""
+def doses(rows: Sequence[Row], kind: str) -> list[Row]:
+    """Rows of the generated shapes by the strength of a map; a map of strength 1 is the same for every kind."""
     own = []
     for row in select(rows, bed='shapes', source='identity', labels=None):
         name, _, values = row['geometry'].partition(':')
-        if name == kind and values:
-            own.append({**row, 'dose': float(values.rpartition('=')[2].strip('()').partition(',')[0])})
-    return _axis_table(own, 'dose', f'shapes, {kind}: magnification')
+        dose = float(values.rpartition('=')[2].strip('()').partition(',')[0]) if values else 0.0
+        if values and (name == kind or dose == 1.0):
+            own.append({**row, 'dose': dose})
+    return own
+
+
+def reaches(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the generated shapes through the fisheye by the number of the network's stages."""
+    own = select(rows, bed='shapes', source='identity', geometry='fisheye', labels=None, targets='last:3')
+    own = [row for row in own if row['steps'] in (0, TUNE_STEPS['shapes']) and row['arm'] in DRAWN]
+    return [{**row, 'stages': int(row['network'][-1])} for row in own]
+
+
+def same_table(rows: Sequence[Row], bed: str, network: str) -> str:
+    """Markdown: trained on its own pictures, the baseline, fine-tunes of it, and networks from scratch."""
+    own = [
+        r for r in select(rows, bed=bed, network=network, geometry='identity') if r['source_steps'] or from_scratch(r)
+    ]
+    steps = max((r['source_steps'] or 0 for r in own), default=0)
+    own = [r for r in own if r['steps'] >= steps or not from_scratch(r)]
+    if not steps:
+        return ''
+    groups: dict[tuple, list[Row]] = {}
+    for row in own:
+        key = (not from_scratch(row), row['steps'], SAME_ORDER.index(row['arm']), row['label'] or '', row['offset_lr'])
+        groups.setdefault(key, []).append(row)
+    deformable = max(
+        (by_seed(g) for g in groups.values() if g[0]['arm'] == 'scratch-upgraded'),
+        key=lambda scores: statistics.fmean(scores.values()),
+        default={},
+    )
+    lines = [
+        f'| {bed}, {network}, own pictures | steps | mIoU, val | mIoU, test | over the control, test '
+        '| over the deformable from scratch, test |',
+        '|---|---|---|---|---|---|',
+    ]
+    for key in sorted(groups):
+        group, test = groups[key], by_seed(groups[key])
+        control = by_seed(r for r in own if r['arm'] == 'control' and r['steps'] == key[1])
+        name = SAME_NAMES.get(group[0]['arm'], NAMES[group[0]['arm']]) + (f' ({key[3]})' if key[3] else '')
+        over = _difference_text(test, control) if control and group[0]['arm'] != 'control' else ''
+        lines.append(
+            f'| {name} | {"" if from_scratch(group[0]) else f"{steps} + "}{key[1]} | '
+            f'{statistics.fmean(r["val"] for r in group):.1f} | {statistics.fmean(test.values()):.1f} | {over} | '
+            f'{_difference_text(test, deformable) if test != deformable else ""} |'
+        )
+    return '\n'.join(lines) + '\n'
+
+
+def from_scratch(row: Row) -> bool:
+    return row['arm'].startswith('scratch')
+
+
+SAME_NAMES = {'scratch': 'baseline', 'scratch-upgraded': 'deformable from scratch'}
 
 
 def _axis_table(rows: Sequence[Row], axis: str, title: str) -> str:
@@ -250,7 +289,8 @@ def report(rows: Sequence[Row], out: Path | None) -> str:
     """All tables that the rows have; pictures beside ``out``."""
     parts = []
     own = select(rows, arm='control', labels=None, source='identity')
-    settings = sorted({(r['bed'], r['network'], r['geometry']) for r in own if r['steps'] == TUNE_STEPS[r['bed']]})
+    own = [r for r in own if r['steps'] == TUNE_STEPS[r['bed']] and r['geometry'] != 'identity']
+    settings = sorted({(r['bed'], r['network'], r['geometry']) for r in own})
     parts += [arms_table(rows, *setting) for setting in settings]
     for bed, network, geometry in settings:
         for source in ('identity', geometry):
@@ -268,7 +308,20 @@ def report(rows: Sequence[Row], out: Path | None) -> str:
             if out:
                 name = out.with_name(f'{out.name}-{bed}-{geometry}-labels.png')
                 draw(own, 'labels', name, f'{bed}, {geometry}', 'labelled pictures')
-    parts += [table for kind in ('zoom', 'anisotropic') if (table := dose_table(rows, kind))]
+    axes = [(doses(rows, kind), 'dose', f'shapes, {kind}: magnification') for kind in ('zoom', 'anisotropic')]
+    for own, axis, title in [*axes, (reaches(rows), 'stages', 'shapes, fisheye: stages of the network')]:
+        if len({r[axis] for r in own}) > 1:
+            parts.append(_axis_table(own, axis, title))
+            if out:
+                draw(
+                    own,
+                    axis,
+                    out.with_name(f'{out.name}-{title.split(":")[0].replace(", ", "-")}-{axis}.png'),
+                    title,
+                    axis,
+                )
+    beds = sorted({(r['bed'], r['network']) for r in rows if r['source_steps']})
+    parts += [same_table(rows, *bed) for bed in beds]
     return '\n'.join(parts)
 
 
