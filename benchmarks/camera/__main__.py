@@ -2,7 +2,9 @@
 """Run the comparison after a change of camera; what is done is not repeated.
 
 python -m benchmarks.camera shapes --out work_dirs/camera
-python -m benchmarks.camera camvid horses msrc --data FOLDER --out work_dirs/camera
+python -m benchmarks.camera camvid horses msrc bccd chess --data FOLDER --out work_dirs/camera
+
+Detectors train one seed after the other. For a process each, --seeds 100 101 chooses the rates, then --seeds 0, ...
 """
 
 import argparse

@@ -128,9 +128,11 @@ class Detector(networks.Network):
 def detection_loss(model: nn.Module, pictures: Tensor, boxes: Tensor) -> Tensor:
     """Sum of the head's losses over the objects that are well enough seen."""
     seen = (boxes[..., 4] >= 0) & (boxes[..., 5] == 0)
-    truth = [
-        InstanceData(bboxes=rows[keep, :4], labels=rows[keep, 4].long()) for rows, keep in zip(boxes, seen, strict=True)
-    ]
+    boxes = boxes.take_along_dim(
+        (~seen).byte().argsort(dim=1, stable=True)[..., None], 1
+    )  # those that are seen come first
+    labels, counts = boxes[..., 4].long(), seen.sum(1).tolist()  # the host waits once, and not for every picture
+    truth = [InstanceData(bboxes=boxes[i, :count, :4], labels=labels[i, :count]) for i, count in enumerate(counts)]
     losses = model.bbox_head.loss_by_feat(*model(pictures), truth, _metas(pictures))
     parts = [part for value in losses.values() for part in (value if isinstance(value, list) else [value])]
     return torch.stack([part.sum() for part in parts]).sum()

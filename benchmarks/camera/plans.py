@@ -16,9 +16,12 @@ BOXES_TUNED = ('control', '5x5', 'upgraded', 'offsets')
 REAL_MAPS = ('anisotropic', 'fisheye')
 # Objects stay within the picture.
 GENTLE = 'anisotropic:small=(0.55,0.8),large=(1.0,1.5)'
+CELLS = 'anisotropic:small=(0.8,1.1),large=(1.4,2.0)'
 MAPS = {
     'shapes': ('fisheye', 'anisotropic', 'mixed', 'perspective', 'zoom', 'aspect'),
     'shape-boxes': (GENTLE, 'fisheye:middle=1.5,rim=0.6'),
+    'bccd': (CELLS, 'fisheye:middle=2.0,rim=0.8'),
+    'chess': ('zoom', 'mixed:low=1.2,high=2.4'),
 }
 # Networks of each test bed: the first is the one of the main table.
 NETWORKS = {
@@ -27,14 +30,18 @@ NETWORKS = {
     'camvid': ('r18w32s2', 'r18w32s3'),
     'horses': ('r18w32s3',),
     'msrc': ('r18w32s3',),
+    'bccd': ('fcos-r18w32s2',),
+    'chess': ('fcos-r18w32s2',),
 }
 SCRATCH_LR = 2e-3
-TUNE_STEPS = {'shapes': 500, 'shape-boxes': 300, 'camvid': 375, 'horses': 250, 'msrc': 375}
+TUNE_STEPS = {'shapes': 500, 'shape-boxes': 300, 'camvid': 375, 'horses': 250, 'msrc': 375, 'bccd': 250, 'chess': 375}
 SELECTION_MAP = dict.fromkeys(NETWORKS, 'anisotropic') | {'shapes': 'fisheye', 'shape-boxes': GENTLE}
+SELECTION_MAP |= {'bccd': CELLS, 'chess': 'zoom'}
 # Rates that the selection chooses from, of the network and of the offsets, and of the offsets alone.
 RATES = dict.fromkeys(NETWORKS, ((5e-4, 1e-3, 2e-3, 4e-3), (1e-3, 2e-3, 5e-3), (1e-3, 2e-3, 5e-3, 1e-2)))
 RATES['msrc'] = ((2e-3, 4e-3), (1e-3, 2e-3), (1e-3, 2e-3))  # the best on every other set
-RATES['shape-boxes'] = ((3e-3,), (1e-3, 2e-3), (1e-3, 2e-3))  # 1e-3 was below 3e-3 for the control and for 5x5
+# 1e-3 was below 3e-3 for the control and for 5x5
+RATES |= dict.fromkeys(('shape-boxes', 'bccd', 'chess'), ((3e-3,), (1e-3, 2e-3), (1e-3, 2e-3)))
 
 
 def tuned(bed: str) -> tuple[str, ...]:

@@ -8,8 +8,8 @@ Every picture is taken of a *scene* that is larger or finer than the picture, th
 from __future__ import annotations
 
 import hashlib
-import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..datasets.geometry import IGNORED, MAPS, View, warp_labels, warp_picture
+from ..datasets.geometry import MAPS, View, warp_labels, warp_picture
 from ..datasets.scene import Scene, SceneOptions, compose_scene
 from ..datasets.shapes import SHAPE_CLASSES
 from ..datasets.sources import ShapeSource
 from ..datasets.warped import LEAST_SEEN, shown_share
+from .archives import archived_scenes, outlined_boxes
 
 SPLITS = ('train', 'val', 'test')
 
@@ -57,7 +58,7 @@ class Testbed:
     """A data set: where its scenes come from, and how large its pictures are.
 
     Attributes:
-        name: ``'shapes'``, ``'shape-boxes'``, ``'camvid'``, ``'horses'`` or ``'msrc'``.
+        name: ``'shapes'``, ``'shape-boxes'``, or a packed data set of ``archives.ARCHIVES``.
         classes: number of classes.
         home: (height, width) of the baseline's pictures.
         target: (height, width) of the new camera's.
@@ -85,6 +86,8 @@ TESTBEDS = {
     'camvid': Testbed('camvid', 11, (240, 320), (240, 320), 1.5),
     'horses': Testbed('horses', 2, (192, 256), (192, 256)),
     'msrc': Testbed('msrc', 22, (208, 304), (208, 304)),
+    'bccd': Testbed('bccd', 3, (192, 256), (288, 384), 2.5, boxes=True),
+    'chess': Testbed('chess', 12, (224, 320), (352, 512), 1.5, boxes=True),
 }
 
 
@@ -123,49 +126,6 @@ def boxes_of(scene: Scene, view: View, size: tuple[int, int], scale: float) -> n
     return np.array(rows, np.float32).reshape(-1, 6)
 
 
-def archived_scenes(name: str, data: Path, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The scenes of a packed data set, in the order of its list."""
-    folder = _ARCHIVES[name]
-    with tarfile.open(data / f'{folder}.tar') as archive:
-        files = {
-            member.name.removeprefix('./').removeprefix(f'{folder}/'): member for member in archive if member.isfile()
-        }
-
-        def content(path: str) -> bytes:
-            file = archive.extractfile(files[path])
-            assert file is not None
-            return file.read()
-
-        def read(path: str, flag: int) -> np.ndarray:
-            return cv2.imdecode(np.frombuffer(content(path), np.uint8), flag)
-
-        if name == 'camvid':
-            stems = sorted(Path(path).stem for path in files if path.startswith(f'{split}/'))
-            pictures, masks = split, f'{split}annot'
-        else:
-            stems = content(f'{split}.txt').decode().split()
-            pictures, masks = 'images', 'masks'
-        for stem in stems:
-            picture, mask = read(f'{pictures}/{stem}.jpg', 1), read(f'{masks}/{stem}.png', -1)
-            yield _fitted(name, picture, mask)
-
-
-_ARCHIVES = {'camvid': 'camvid', 'horses': 'weizmann_horses', 'msrc': 'msrc_v2'}
-
-
-def _fitted(name: str, picture: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if labels.ndim == 3:
-        labels = labels[..., 0]
-    if name == 'camvid':
-        return picture, np.where(labels == 11, IGNORED, labels).astype(np.uint8)
-    if name == 'horses':  # of many sizes: the longer side becomes 256
-        factor = 256 / max(picture.shape[:2])
-        size = tuple(round(side * factor) for side in picture.shape[1::-1])
-        picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR)
-        labels = cv2.resize(labels, size, interpolation=cv2.INTER_NEAREST)
-    return picture, labels
-
-
 def prepare(name: str, maps: Sequence[str], data: Path, cache: Path, workers: int = 1, share: float = 1.0) -> None:
     """Make the tensors of every map and split that are not there yet.
 
@@ -193,7 +153,7 @@ def prepare(name: str, maps: Sequence[str], data: Path, cache: Path, workers: in
         for text, column in zip(missing, zip(*rows, strict=True), strict=True):
             pictures, labels = zip(*column, strict=True)
             arrays = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), np.stack(labels)
-            partial_file = cached(cache, name, text, split).with_suffix('.part')
+            partial_file = cached(cache, name, text, split).with_suffix(f'.{os.getpid()}')
             torch.save({'pictures': arrays[0], 'labels': torch.from_numpy(arrays[1])}, partial_file)
             partial_file.rename(cached(cache, name, text, split))
 
@@ -219,7 +179,7 @@ def _composed(name: str, geometries: Sequence[Geometry], split: str, index: int)
     return _archived(name, geometries, split, index, (scene.image, classes_of(scene)))
 
 
-def _padded(boxes: np.ndarray, most: int = 8) -> np.ndarray:
+def _padded(boxes: np.ndarray, most: int = 32) -> np.ndarray:
     """(most, 6), the label of what is no object is -1."""
     filled = np.full((most, 6), -1, np.float32)
     filled[: len(boxes)] = boxes
@@ -229,11 +189,14 @@ def _padded(boxes: np.ndarray, most: int = 8) -> np.ndarray:
 def _archived(
     name: str, geometries: Sequence[Geometry], split: str, index: int, scene: tuple[np.ndarray, np.ndarray]
 ) -> list:
-    picture, labels = scene
-    return _taken(
-        *(name, geometries, split, index, picture),
-        lambda view, size: warp_labels(labels, view, size, TESTBEDS[name].scale),
-    )
+    (picture, labels), bed = scene, TESTBEDS[name]
+
+    def truth(view: View, size: tuple[int, int]) -> np.ndarray:
+        if bed.boxes:
+            return _padded(outlined_boxes(name, labels, picture.shape[:2], view, size, bed.scale))
+        return warp_labels(labels, view, size, bed.scale)
+
+    return _taken(name, geometries, split, index, picture, truth)
 
 
 def _taken(
