@@ -16,7 +16,7 @@ BOXES_TUNED = ('control', '5x5', 'upgraded', 'offsets')
 REAL_MAPS = ('anisotropic', 'fisheye')
 # Objects stay within the picture.
 GENTLE = 'anisotropic:small=(0.55,0.8),large=(1.0,1.5)'
-CELLS = 'anisotropic:small=(0.8,1.1),large=(1.4,2.0)'
+CELLS = 'anisotropic:small=(0.7,1.0),large=(1.2,1.8)'
 MAPS = {
     'shapes': ('fisheye', 'anisotropic', 'mixed', 'perspective', 'zoom', 'aspect'),
     'shape-boxes': (GENTLE, 'fisheye:middle=1.5,rim=0.6'),
@@ -34,7 +34,7 @@ NETWORKS = {
     'chess': ('fcos-r18w32s2',),
 }
 SCRATCH_LR = 2e-3
-TUNE_STEPS = {'shapes': 500, 'shape-boxes': 300, 'camvid': 375, 'horses': 250, 'msrc': 375, 'bccd': 250, 'chess': 375}
+TUNE_STEPS = {'shapes': 500, 'shape-boxes': 300, 'camvid': 375, 'horses': 250, 'msrc': 375, 'bccd': 250, 'chess': 250}
 SELECTION_MAP = dict.fromkeys(NETWORKS, 'anisotropic') | {'shapes': 'fisheye', 'shape-boxes': GENTLE}
 SELECTION_MAP |= {'bccd': CELLS, 'chess': 'zoom'}
 # Rates that the selection chooses from, of the network and of the offsets, and of the offsets alone.

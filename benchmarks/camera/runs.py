@@ -191,7 +191,7 @@ class Lab:
 
 
 BASELINE_STEPS = {'shapes': 4000, 'shape-boxes': 2000, 'camvid': 3000, 'horses': 2000, 'msrc': 3000}
-BASELINE_STEPS |= {'bccd': 2000, 'chess': 3000}
+BASELINE_STEPS |= {'bccd': 2000, 'chess': 2000}
 
 
 def _reference(run: Run, model: nn.Module, split: str) -> Callable[[Tensor, slice], Tensor] | None:

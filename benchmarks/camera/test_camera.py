@@ -212,10 +212,10 @@ def test_packed_boxes_are_those_of_their_annotations(tmp_path):
     boxes = [dict(image_id=7, category_id=i, bbox=[30.0, 45, 60, 15]) for i in (1, 13)]  # the first category is dropped
     coco = json.dumps({'images': [dict(id=7, file_name='b.jpg')], 'annotations': boxes})
     _packed(tmp_path, 'chess_pieces', {'instances_val.json': coco.encode(), 'val/b.jpg': _encoded((343, 512))})
-    for name, expected in (('bccd', [40, 48, 120, 96, 1, 0]), ('chess', [20, 30, 60, 40, 11, 0])):
+    for name, expected in (('bccd', [100 / 3, 40, 100, 80, 1, 0]), ('chess', [20, 30, 60, 40, 11, 0])):
         (picture, objects), bed = next(archives.archived_scenes(name, tmp_path, 'val')), testbeds.TESTBEDS[name]
         found = archives.outlined_boxes(name, objects, picture.shape, IDENTITY, bed.home, bed.scale)
-        # a scene is wider than its picture by as much on both sides
+        # picture and scene have the same centre
         margin = [(side / bed.scale - own) / 2 for side, own in zip(picture.shape[1::-1], bed.home[::-1], strict=True)]
         assert found.tolist() == [pytest.approx(np.array(expected) - [*margin, *margin, 0, 0], abs=1e-3)]
 
