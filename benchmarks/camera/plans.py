@@ -130,7 +130,7 @@ def lengths(
 def labels(bed: str, network: str, recipes: Recipes, geometry: str) -> Iterator[Run]:
     """The same with few labelled pictures, for half as long."""
     for count in (10, 30, 100):
-        for arm in ('control', 'bn', '5x5', 'upgraded', 'offsets'):
+        for arm in tuned(bed):
             recipe = replace(recipes[arm], steps=TUNE_STEPS[bed] // 2)
             yield Run(bed, network, arm, geometry, recipe, SEEDS, labels=count)
 
