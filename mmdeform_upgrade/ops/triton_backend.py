@@ -22,7 +22,9 @@ from .geometry import Geometry
 from .passes import Grads, Operands, Wanted
 from .triton_kernels import convolve_kernel, gather_kernel, sample_kernel
 
-FUSED = True  # whether the forward pass samples and multiplies in one kernel, where it can
+# The forward pass samples and multiplies in one kernel up to so many output channels, by bytes of a number.
+FUSED = {2: 2**30, 4: 2**30}
+TAPS_FIRST, LATE = False, False
 
 
 class Tile(NamedTuple):
@@ -72,7 +74,7 @@ def forward(operands: Operands, geo: Geometry) -> Tensor:
     """See :class:`.passes.Passes`."""
     input, _, weight, bias, _ = operands
     read, memory_format = _read(operands), matrices.format_of(input)
-    fused = FUSED and geo.groups == 1
+    fused = geo.groups == 1 and geo.O <= FUSED[input.itemsize]
     # Stores to a contiguous map are as wide as its rows are aligned.
     direct = memory_format if fused and geo.L % 16 == 0 else torch.channels_last
     shape = (geo.N, geo.O, geo.Ho, geo.Wo)
@@ -229,7 +231,7 @@ def _sample(
     tile = _SAMPLE if grad_offset is None else _PLAN
     _, positions, _, taps = part.sizes
     optional = (read.mask, columns, grad_columns, grad_offset, grad_mask, keys, weights)
-    sample_kernel[(-(-positions // tile.positions), taps, geo.G)](
+    sample_kernel[(-(-positions // tile.positions) * taps * geo.G,)](
         read.rows,
         read.offset,
         *(read.offset if tensor is None else tensor for tensor in optional),
@@ -242,6 +244,9 @@ def _sample(
         COLUMNS=columns is not None,
         PLAN=grad_offset is not None,
         KEYS=keys is not None,
+        TAPS_FIRST=TAPS_FIRST,
+        LATE=LATE,
+        num_stages=tile.stages,
     )
 
 

@@ -135,16 +135,23 @@ def sample_kernel(rows_ptr, offset_ptr, mask_ptr, columns_ptr, grad_columns_ptr,
                   KW: tl.constexpr, K: tl.constexpr, G: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
                   PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, MASKED: tl.constexpr,
                   LAST: tl.constexpr, COLUMNS: tl.constexpr, PLAN: tl.constexpr, KEYS: tl.constexpr,
+                  TAPS_FIRST: tl.constexpr, LATE: tl.constexpr,
                   BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):  # yapf: disable
     """What is asked for of some positions and taps, with one reading of the rows.
 
     COLUMNS: the columns (p_count, k_count * C). PLAN: the gradients of offset and mask, from that of the columns.
     KEYS: for ``gather_kernel``, the cell of each sample and its weights (3, samples): of the upper
-    corners, of the lower ones, and of the right ones among them. Programs: blocks of positions, taps, deform groups.
+    corners, of the lower ones, and of the right ones among them. Programs: deform groups, taps and blocks of positions,
+    in this order (TAPS_FIRST), so that those which read the same rows run at the same time.
     """
-    q = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    program = tl.program_id(0)
+    if TAPS_FIRST:
+        g, k, block = program % G, program // G % k_count, program // (G * k_count)
+    else:
+        blocks = tl.cdiv(p_count, BLOCK_P)
+        block, k, g = program % blocks, program // blocks % k_count, program // (blocks * k_count)
+    q = block * BLOCK_P + tl.arange(0, BLOCK_P)
     live = q < p_count
-    k, g = tl.program_id(1), tl.program_id(2)
     p = q + p_first
     n, y0, x0, ly, lx, m = _tap(offset_ptr, mask_ptr, p, live, k_first + k, g, H, W, Ho, Wo,
                                 KW, K, G, SH, SW, PH, PW, DH, DW, MASKED, LAST)  # yapf: disable
@@ -163,6 +170,9 @@ def sample_kernel(rows_ptr, offset_ptr, mask_ptr, columns_ptr, grad_columns_ptr,
         r11, t11 = _corner(n, y0 + 1, x0 + 1, live, H, W, C)
         zero = tl.zeros_like(ly)  # not ly * 0.0, which a NaN turns into one
         d00, d01, d10, d11 = zero, zero, zero, zero
+        if LATE:
+            blank = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+            s00, s01, s10, s11 = blank, blank, blank, blank
         column = (q.to(tl.int64) * k_count + k) * C
         per_group = C // G
         for start in range(0, per_group, BLOCK_C):
@@ -174,14 +184,22 @@ def sample_kernel(rows_ptr, offset_ptr, mask_ptr, columns_ptr, grad_columns_ptr,
             v10, v11 = _row(rows_ptr, r10, t10, c, some), _row(rows_ptr, r11, t11, c, some)
             if PLAN:
                 grad = tl.load(grad_columns_ptr + column[:, None] + c[None, :], mask=both, other=0.0).to(tl.float32)
-                d00 += tl.sum(v00 * grad, axis=1)
-                d01 += tl.sum(v01 * grad, axis=1)
-                d10 += tl.sum(v10 * grad, axis=1)
-                d11 += tl.sum(v11 * grad, axis=1)
+                if LATE:
+                    s00 += v00 * grad
+                    s01 += v01 * grad
+                    s10 += v10 * grad
+                    s11 += v11 * grad
+                else:
+                    d00 += tl.sum(v00 * grad, axis=1)
+                    d01 += tl.sum(v01 * grad, axis=1)
+                    d10 += tl.sum(v10 * grad, axis=1)
+                    d11 += tl.sum(v11 * grad, axis=1)
             if COLUMNS:
                 value = _mix(v00, v01, v10, v11, ly, lx, m).to(columns_ptr.dtype.element_ty)
                 tl.store(columns_ptr + column[:, None] + c[None, :], value, mask=both)
         if PLAN:
+            if LATE:
+                d00, d01, d10, d11 = tl.sum(s00, 1), tl.sum(s01, 1), tl.sum(s10, 1), tl.sum(s11, 1)
             L = Ho * Wo
             channel = g * K + k_first + k
             top, grad_y, grad_x = _slopes(d00, d01, d10, d11, ly, lx)

@@ -1,0 +1,222 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Settings of the GPU kernels: tiles, what is fused, the order of programs, the bytes of columns; measured one by one.
+
+Part of ``gpu_report``. Every setting must first give the default's results. Kernels are compiled beforehand, by processes
+without a GPU, into the cache that the measuring process reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks.operator import benchmark_op as operator
+
+FUSED_ALWAYS, FUSED_NEVER = {2: 2**30, 4: 2**30}, {2: 0, 4: 0}
+CONVOLVE = {
+    2: ((128, 32, 8, 256, 3), (128, 32, 8, 256, 2), (128, 64, 8, 256, 2), (128, 64, 8, 128, 2), (64, 64, 4, 128, 2),
+        (64, 32, 8, 512, 2), (64, 64, 4, 256, 2), (128, 64, 8, 128, 3), (64, 64, 4, 128, 1), (128, 64, 8, 128, 1),
+        (128, 32, 8, 256, 1), (64, 64, 8, 256, 3)),
+    4: ((128, 32, 8, 128, 3), (128, 32, 8, 128, 2), (64, 32, 4, 128, 2), (64, 32, 8, 256, 2), (128, 32, 8, 256, 2),
+        (64, 32, 8, 256, 3), (64, 32, 4, 128, 1), (128, 32, 8, 128, 1), (64, 64, 4, 128, 2), (64, 32, 8, 512, 2)),
+}  # yapf: disable
+SAMPLE = ((32, 64, 4), (16, 64, 4), (16, 128, 4), (8, 128, 2), (32, 128, 8), (8, 256, 4), (16, 64, 2))
+GATHER = ((4, 128, 1), (8, 128, 1), (16, 128, 1), (8, 64, 1), (8, 128, 2), (8, 256, 2), (16, 128, 2), (8, 256, 1))
+MEGABYTES = (256, 32, 64, 128, 512, 1024)
+
+
+class Setting(NamedTuple):
+    """A change of the backend's constants."""
+
+    kind: str  # what it is compared within
+    title: str
+    values: dict[str, Any]
+
+
+def forward_settings(itemsize: int) -> Iterator[Setting]:
+    """Ways through the forward pass; the default comes first."""
+    from mmdeform_upgrade.ops.triton_backend import Tile
+
+    for tile in CONVOLVE[itemsize]:
+        p, c, warps, outputs, stages = tile
+        values = {'FUSED': FUSED_ALWAYS, '_CONVOLVE': {itemsize: (Tile(p, c, warps, outputs, stages),)}}
+        yield Setting('fused', str(tile), values)
+    for first in (True, False):
+        for tile in SAMPLE:
+            yield Setting(f'columns taps_first={first}', str(tile),
+                          {'FUSED': FUSED_NEVER, 'TAPS_FIRST': first, '_SAMPLE': Tile(*tile)})  # yapf: disable
+    for size in MEGABYTES[1:4]:
+        yield Setting('columns bytes', f'{size} MB', {'FUSED': FUSED_NEVER, 'DEFAULT_COLUMN_BYTES': size * 2**20})
+
+
+def backward_settings() -> Iterator[Setting]:
+    """Ways through the backward pass."""
+    from mmdeform_upgrade.ops.triton_backend import Tile
+
+    for late in (False, True):
+        for first in (False, True):
+            for tile in SAMPLE:
+                yield Setting(f'plan late={late} taps_first={first}', str(tile),
+                              {'LATE': late, 'TAPS_FIRST': first, '_PLAN': Tile(*tile)})  # yapf: disable
+    for tile in GATHER:
+        yield Setting('gather', str(tile), {'_GATHER': Tile(*tile)})
+    for size in MEGABYTES:
+        yield Setting('bytes', f'{size} MB', {'DEFAULT_COLUMN_BYTES': size * 2**20})
+
+
+@contextlib.contextmanager
+def applied(values: dict[str, Any]) -> Iterator[None]:
+    """The backend with other constants."""
+    from mmdeform_upgrade.ops import chunks, triton_backend
+
+    homes = {name: chunks if hasattr(chunks, name) else triton_backend for name in values}
+    before = {name: getattr(home, name) for name, home in homes.items()}
+    try:
+        for name, home in homes.items():
+            setattr(home, name, values[name])
+        triton_backend._fits.clear()
+        yield
+    finally:
+        for name, home in homes.items():
+            setattr(home, name, before[name])
+        triton_backend._fits.clear()
+
+
+def relative(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor]) -> float:
+    """Largest root mean square difference, of the largest value."""
+    pairs = zip(found, expected, strict=True)
+    return max(float((f.double() - e.double()).square().mean().sqrt() / e.abs().max()) for f, e in pairs)
+
+
+def sweep(
+    settings: Iterable[Setting], function: Callable[[], Any], clock: Callable[[Any], float], limit: float, stop: Any
+) -> dict[str, dict[str, float | str]]:
+    """Milliseconds of a function with each setting, by kind; those that fail or differ from the default say so."""
+    found: dict[str, dict[str, float | str]] = {}
+    expected = function()
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    for kind, title, values in settings:
+        if stop():
+            break
+        try:
+            with applied(values):
+                results = function()
+                error = relative(results if isinstance(results, tuple) else (results,), expected)
+                result: float | str = clock(function) if error < limit else f'differs by {error:.1e}'
+        except Exception as error:  # more shared memory than there is, and the like
+            result = f'{type(error).__name__}: {str(error)[:80]}'
+        found.setdefault(kind, {})[title] = result
+    return found
+
+
+def tune(shape, dtype, device: str, clock, limit: float, stop) -> dict[str, Any]:
+    """All settings of both passes on one shape."""
+    (x, offset, weight), grad = operator.make(shape, dtype, device)
+    inputs, function = (x, offset, weight), operator.ours('triton')
+
+    def forward():
+        with torch.no_grad():
+            return function(*inputs)
+
+    output = function(*inputs)
+
+    def backward():
+        return torch.autograd.grad(output, inputs, grad, retain_graph=True)
+
+    return {
+        'forward': sweep(forward_settings(x.itemsize), forward, clock, limit, stop),
+        'backward': sweep(backward_settings(), backward, clock, limit, stop),
+    }
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    logs = [math.log(v) for v in values]
+    return math.exp(sum(logs) / len(logs))
+
+
+def best(rows: list[dict[str, float | str]]) -> tuple[float, str]:
+    """The setting of the lowest geometric mean over all shapes; infinite if there is none that ran on all of them."""
+    everywhere = [title for title in rows[0] if all(isinstance(row.get(title), float) for row in rows)]
+    means = [(geometric_mean(row[title] for row in rows), title) for title in everywhere]  # type: ignore[misc]
+    return min(means, default=(math.inf, ''))
+
+
+def winners(tuned: dict[tuple[tuple[int, ...], int], dict[str, Any]]) -> dict[str, Any]:
+    """The constants that are fastest over all shapes; keys of ``tuned`` are a shape and the bytes of a number."""
+    from mmdeform_upgrade.ops import triton_backend as backend
+
+    values: dict[str, Any] = {'FUSED': {}, '_CONVOLVE': {}}
+    passes = {p: [row[p] for row in tuned.values()] for p in ('forward', 'backward')}
+    of = lambda p, kind: best([row.get(kind, {}) for row in passes[p]])  # noqa: E731
+    plans = {(late, first): of('backward', f'plan late={late} taps_first={first}') for late in (False, True) for first in (False, True)}  # yapf: disable
+    columns = {first: of('forward', f'columns taps_first={first}') for first in (False, True)}
+    late, first = min(plans, key=lambda key: plans[key][0] * min(columns[key[1]][0], 1e9))
+    values |= {'LATE': late, 'TAPS_FIRST': first}
+    for name, title in {'_PLAN': plans[late, first][1], '_SAMPLE': columns[first][1], '_GATHER': of('backward', 'gather')[1]}.items():
+        if title:
+            values[name] = backend.Tile(*eval(title))
+    size = of('backward', 'bytes')[1]
+    if size:
+        values['DEFAULT_COLUMN_BYTES'] = int(size.split()[0]) * 2**20
+    for itemsize in (2, 4):
+        rows = {shape: row['forward'] for (shape, size_of), row in tuned.items() if size_of == itemsize}
+        values['FUSED'][itemsize], tile = _threshold(rows, f'columns taps_first={first}', columns[first][1])
+        tiles = backend._CONVOLVE[itemsize]
+        values['_CONVOLVE'][itemsize] = (backend.Tile(*eval(tile)), *tiles) if tile else tiles
+    return values
+
+
+def _threshold(rows: dict[tuple[int, ...], dict[str, Any]], kind: str, by_columns: str) -> tuple[int, str]:
+    """Up to how many output channels to fuse, and with which tile."""
+    choices = {}
+    for most in (0, 128, 256, 2**30):
+        for tile in next(iter(rows.values()), {}).get('fused', {}):
+            times = [
+                row.get('fused', {}).get(tile) if shape[1] <= most else row.get(kind, {}).get(by_columns)
+                for shape, row in rows.items()
+            ]
+            if all(isinstance(t, float) for t in times):
+                choices[most, tile] = geometric_mean(times)  # type: ignore[arg-type]
+    return min(choices, key=choices.__getitem__) if choices else (2**30, '')
+
+
+def compile_all(part: int, parts: int) -> None:
+    """Compile a part of the kernels that the settings need, for compute capability 9.0; needs no GPU."""
+    from triton.runtime import driver
+
+    from benchmarks.operator.host_path import NullDriver
+    from mmdeform_upgrade.ops import chunks, functional
+
+    torch.set_num_threads(1)
+    driver.set_active(NullDriver(90))
+    functional._check_triton = lambda input: None
+    work = []
+    for dtype in (torch.bfloat16, torch.float32):
+        for channels in (512, 256, 128):
+            work += [(channels, dtype, s, False) for s in forward_settings(dtype.itemsize) if s.kind != 'columns bytes']
+        work += [(128, dtype, s, True) for s in backward_settings() if s.kind != 'bytes']
+    torch.backends.cudnn.allow_tf32 = True
+    for channels, dtype, setting, backward in work[part::parts]:
+        inputs, grad = operator.make((1, channels, 16, 16), dtype, 'cpu')
+        with contextlib.suppress(Exception), applied(setting.values):
+            output = operator.ours('triton')(*inputs)
+            for budget in (2**30, 256 * channels * 9) if backward else ():
+                chunks.COLUMN_BYTES['cpu'] = budget
+                torch.autograd.grad(output, inputs, grad, retain_graph=True)
+
+
+def compile_in_background(processes: int) -> list[subprocess.Popen]:
+    environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, '-W', 'ignore', '-m', 'benchmarks.operator.tuning']
+    return [subprocess.Popen([*command, str(i), str(processes)], env=environment) for i in range(processes)]
+
+
+if __name__ == '__main__':
+    compile_all(int(sys.argv[1]), int(sys.argv[2]))
