@@ -25,6 +25,7 @@ import torch
 
 from benchmarks.operator import benchmark_op as operator
 from benchmarks.operator import networks as whole
+from benchmarks.operator import roofline, tuning
 from benchmarks.timing import conditions, now, race, summary
 
 PRECISIONS = ('bfloat16', 'tf32', 'float16', 'float32')
@@ -133,14 +134,14 @@ def cold(function, device: str, repetitions: int = 15) -> float:
     return statistics.median(times[2:])
 
 
-def queued(function, device: str, calls: int = 10) -> float:
+def queued(function, device: str, calls: int = 10, rounds: int = 3) -> float:
     """Milliseconds of the GPU alone: the host has launched everything before the first kernel begins."""
     if device != 'cuda':
         return cold(function, device, calls)
     times = []
-    for _ in range(3):
+    for _ in range(rounds):
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(int(3e7))  # about 15 ms
+        torch.cuda._sleep(int(3e6) * calls)  # about 1.5 ms for each call
         first.record()
         for _ in range(calls):
             function()
@@ -174,26 +175,6 @@ def operator_times(shape, name: str, device: str) -> dict[str, Any]:
             found[candidate] = row
         if name in ('bfloat16', 'tf32'):
             found['error_over_conv'] = operator.error_ratio(operator.ours('auto'), shape, dtype, device)
-    return found
-
-
-def variants(shape, name: str, device: str) -> dict[str, float]:
-    """Other ways through the same kernels, with a full queue: forward by columns, other tiles of the gather."""
-    from mmdeform_upgrade.ops import triton_backend as backend
-
-    found = {}
-    with precision(name) as dtype:
-        inputs, grad = operator.make(shape, dtype, device)
-        function = operator.ours('triton')
-        for fused in (True, False):
-            backend.FUSED = fused
-            with torch.no_grad():
-                found[f'forward fused={fused}'] = queued(lambda: function(*inputs), device)
-        backend.FUSED, tile = True, backend._GATHER
-        for blocks in ((4, 128, 1), (8, 128, 1), (8, 256, 2), (16, 128, 2), (16, 64, 1)):
-            backend._GATHER = backend.Tile(*blocks)
-            found[f'forward and backward gather={blocks}'] = queued(lambda: gradients(function, inputs, grad), device)
-        backend._GATHER = tile
     return found
 
 
@@ -251,31 +232,86 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--out', type=Path, default=Path(os.environ.get('OUT', '.')) / 'gpu_report.json')
     args = parser.parse_args(argv)
     faulthandler.dump_traceback_later(args.seconds + 5, exit=True)
-    report = Report(args.out, args.seconds, args.device)
+    report, device = Report(args.out, args.seconds, args.device), args.device
+    shapes = operator.SHAPES['cuda'] if args.scale == 1 else [(1, 32, 8, 8)]
+    compilers = tuning.compile_in_background(12) if device == 'cuda' else []
+    report.attempt('ceilings', lambda: roofline.ceilings(device))
+    report.attempt('compiled', lambda: roofline.waited(compilers, 35.0))
     for name in PRECISIONS:
         for last in (False, True):
-            report.attempt(f'gate {name} channels_last={last}', lambda n=name, c=last: gate(n, args.device, c))
-    shapes = [(max(1, int(n * args.scale)), c if args.scale == 1 else 32, h if args.scale == 1 else 8, w if args.scale == 1 else 8)
-              for n, c, h, w in operator.SHAPES['cuda']]  # yapf: disable
+            report.attempt(f'gate {name} channels_last={last}', lambda n=name, c=last: gate(n, device, c))
     for name in PRECISIONS[:2]:
         for shape in shapes:
-            title = f'operator {"x".join(map(str, shape))} {name}'
-            report.attempt(title, lambda s=shape, n=name: operator_times(s, n, args.device))
-    for title, network in whole.networks().items():
-        report.attempt(
-            f'network {title} tf32', lambda n=network: _network(n, args, False), needs=15.0 if args.scale == 1 else 5.0
-        )
-    if args.device == 'cuda':
-        for shape in (shapes[0], shapes[2]):
+            report.attempt(f'before {_title(shape, name)}', lambda s=shape, n=name: operator_times(s, n, device))
+    if device == 'cuda':
+        profiles(report, 'before', shapes, device)
+    values = tune(report, shapes, device)
+    with tuning.applied(values):
+        for name in PRECISIONS:
+            report.attempt(f'gate tuned {name}', lambda n=name: gate(n, device, True))
+        operators(report, PRECISIONS[:2], shapes, device)
+        for title, network in whole.networks().items():
             report.attempt(
-                f'variants {shape} bfloat16', lambda s=shape: variants(s, 'bfloat16', args.device), needs=15.0
+                f'network {title} tf32', lambda n=network: _network(n, args, False), 12.0 if args.scale == 1 else 5.0
             )
-    for title, network in whole.networks().items():
-        report.attempt(f'network {title} autocast', lambda n=network: _network(n, args, True), needs=15.0)
-    for name in PRECISIONS[2:]:
+        operators(report, PRECISIONS[2:3], shapes, device)
+        if device == 'cuda':
+            profiles(report, 'tuned', shapes, device)
+        for title, network in whole.networks().items():
+            report.attempt(f'network {title} autocast', lambda n=network: _network(n, args, True), 12.0)
+        operators(report, PRECISIONS[3:], shapes, device)
+
+
+def _title(shape, name: str) -> str:
+    return f'operator {"x".join(map(str, shape))} {name}'
+
+
+def operators(report: Report, precisions, shapes, device: str) -> None:
+    for name in precisions:
         for shape in shapes:
-            title = f'operator {"x".join(map(str, shape))} {name}'
-            report.attempt(title, lambda s=shape, n=name: operator_times(s, n, args.device))
+            report.attempt(_title(shape, name), lambda s=shape, n=name: operator_times(s, n, device))
+
+
+def profiles(report: Report, when: str, shapes, device: str) -> None:
+    """Time of every kernel, of ours over their floors."""
+    for name in PRECISIONS[:2]:
+        for shape in shapes:
+            report.attempt(
+                f'profile {when} {_title(shape, name)}', lambda s=shape, n=name: profiled(report, s, n, device)
+            )
+
+
+def profiled(report: Report, shape, name: str, device: str) -> dict[str, Any]:
+    with precision(name) as dtype:
+        inputs, grad = operator.make(shape, dtype, device)
+        times = roofline.kernel_times(lambda: gradients(operator.ours('auto'), inputs, grad))
+        least = roofline.floors(shape, dtype.itemsize, report.kept['results']['ceilings'])
+    return {'over floor': roofline.against_floors(times, least), 'floors': least, 'kernels': times}
+
+
+def tune(report: Report, shapes, device: str) -> dict[str, Any]:
+    """Try the settings on every shape, the products too; the fastest constants."""
+    clock = lambda function: queued(function, device, 4, 2)  # noqa: E731
+    stop = lambda: time.monotonic() - report.start > report.seconds * 0.6  # noqa: E731
+    tuned: dict[Any, Any] = {}
+    for name in PRECISIONS[:2] if device == 'cuda' else PRECISIONS[1:2]:
+        for shape in shapes:
+
+            def work(shape=shape, name=name):
+                with precision(name) as dtype:
+                    tuned[tuple(shape), dtype.itemsize] = tuning.tune(shape, dtype, device, clock, LIMITS[name], stop)
+                return tuned[tuple(shape), dtype.itemsize]
+
+            report.attempt(f'settings {_title(shape, name)}', work)
+
+            def multiply(shape=shape, name=name):
+                with precision(name) as dtype:
+                    return roofline.products(shape, dtype, device, clock)
+
+            report.attempt(f'products {_title(shape, name)}', multiply)
+    values: dict[str, Any] = {}
+    report.attempt('winners', lambda: {k: str(v) for k, v in values.update(tuning.winners(tuned)) or values.items()})
+    return values
 
 
 def _network(network: whole.Network, args: argparse.Namespace, autocast: bool) -> dict[str, Any]:

@@ -159,7 +159,11 @@ def winners(tuned: dict[tuple[tuple[int, ...], int], dict[str, Any]]) -> dict[st
     columns = {first: of('forward', f'columns taps_first={first}') for first in (False, True)}
     late, first = min(plans, key=lambda key: plans[key][0] * min(columns[key[1]][0], 1e9))
     values |= {'LATE': late, 'TAPS_FIRST': first}
-    for name, title in {'_PLAN': plans[late, first][1], '_SAMPLE': columns[first][1], '_GATHER': of('backward', 'gather')[1]}.items():
+    for name, title in {
+        '_PLAN': plans[late, first][1],
+        '_SAMPLE': columns[first][1],
+        '_GATHER': of('backward', 'gather')[1],
+    }.items():
         if title:
             values[name] = backend.Tile(*eval(title))
     size = of('backward', 'bytes')[1]
@@ -197,17 +201,25 @@ def compile_all(part: int, parts: int) -> None:
     torch.set_num_threads(1)
     driver.set_active(NullDriver(90))
     functional._check_triton = lambda input: None
-    work = []
+    plain, narrow = Setting('', '', {}), (1, 128, 16, 16)
+    work: list[Any] = [
+        ((2, 64, 24, 24), dtype, tf32, last, plain, True)
+        for dtype, tf32 in ((torch.bfloat16, True), (torch.float32, True), (torch.float16, True), (torch.float32, False))
+        for last in (False, True)
+    ]
     for dtype in (torch.bfloat16, torch.float32):
         for channels in (512, 256, 128):
-            work += [(channels, dtype, s, False) for s in forward_settings(dtype.itemsize) if s.kind != 'columns bytes']
-        work += [(128, dtype, s, True) for s in backward_settings() if s.kind != 'bytes']
-    torch.backends.cudnn.allow_tf32 = True
-    for channels, dtype, setting, backward in work[part::parts]:
-        inputs, grad = operator.make((1, channels, 16, 16), dtype, 'cpu')
+            settings = [s for s in forward_settings(dtype.itemsize) if s.kind != 'columns bytes']
+            work += [((1, channels, 16, 16), dtype, True, False, setting, False) for setting in settings]
+        work += [(narrow, dtype, True, False, s, True) for s in backward_settings() if s.kind != 'bytes']
+    for shape, dtype, tf32, last, setting, backward in work[part::parts]:
+        torch.backends.cudnn.allow_tf32 = tf32
+        inputs, grad = operator.make(shape, dtype, 'cpu')
+        if last:
+            inputs = [t.detach().contiguous(memory_format=torch.channels_last).requires_grad_() for t in inputs]
         with contextlib.suppress(Exception), applied(setting.values):
             output = operator.ours('triton')(*inputs)
-            for budget in (2**30, 256 * channels * 9) if backward else ():
+            for budget in (2**30, 256 * shape[1] * 9) if backward else ():
                 chunks.COLUMN_BYTES['cpu'] = budget
                 torch.autograd.grad(output, inputs, grad, retain_graph=True)
 
