@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cuda', choices=['cpu', 'cuda'])
     parser.add_argument('--scale', type=float, default=1.0, help='of maps and pictures; 1 but for a rehearsal')
-    parser.add_argument('--seconds', type=float, default=170.0)
+    parser.add_argument('--seconds', type=float, default=150.0)
     parser.add_argument('--out', type=Path, default=Path(os.environ.get('OUT', '.')) / 'gpu_report.json')
     args = parser.parse_args(argv)
     faulthandler.dump_traceback_later(args.seconds + 5, exit=True)

@@ -29,6 +29,8 @@ CONVOLVE = {
 }  # yapf: disable
 SAMPLE = ((32, 64, 4), (16, 64, 4), (16, 128, 4), (8, 128, 2), (32, 128, 8), (8, 256, 4), (16, 64, 2))
 GATHER = ((4, 128, 1), (8, 128, 1), (16, 128, 1), (8, 64, 1), (8, 128, 2), (8, 256, 2), (16, 128, 2), (8, 256, 1))
+PATCH = ((16, 128, 4, 3), (16, 128, 4, 2), (16, 128, 4, 1), (32, 128, 4, 3), (32, 128, 4, 1), (16, 64, 2, 3), (16, 64, 2, 1),
+         (32, 64, 2, 2), (16, 128, 2, 2), (16, 128, 2, 1), (16, 256, 4, 2), (16, 256, 8, 2))  # yapf: disable
 MEGABYTES = (256, 32, 64, 128, 512, 1024)
 
 
@@ -48,10 +50,10 @@ def forward_settings(itemsize: int) -> Iterator[Setting]:
         p, c, warps, outputs, stages = tile
         values = {'FUSED': FUSED_ALWAYS, '_CONVOLVE': {itemsize: (Tile(p, c, warps, outputs, stages),)}}
         yield Setting('fused', str(tile), values)
-    for first in (True, False):
+    for first in (1, 0, 2):
         for tile in SAMPLE:
-            yield Setting(f'columns taps_first={first}', str(tile),
-                          {'FUSED': FUSED_NEVER, 'TAPS_FIRST': first, '_SAMPLE': Tile(*tile)})  # yapf: disable
+            yield Setting(f'columns order={first}', str(tile),
+                          {'FUSED': FUSED_NEVER, 'ORDER': first, '_SAMPLE': Tile(*tile)})  # yapf: disable
     for size in MEGABYTES[1:4]:
         yield Setting('columns bytes', f'{size} MB', {'FUSED': FUSED_NEVER, 'DEFAULT_COLUMN_BYTES': size * 2**20})
 
@@ -61,12 +63,15 @@ def backward_settings() -> Iterator[Setting]:
     from mmdeform_upgrade.ops.triton_backend import Tile
 
     for late in (False, True):
-        for first in (False, True):
+        for first in (0, 1, 2) if late else (0,):
             for tile in SAMPLE:
-                yield Setting(f'plan late={late} taps_first={first}', str(tile),
-                              {'LATE': late, 'TAPS_FIRST': first, '_PLAN': Tile(*tile)})  # yapf: disable
+                yield Setting(f'plan late={late} order={first}', str(tile),
+                              {'LATE': late, 'ORDER': first, '_PLAN': Tile(*tile)})  # yapf: disable
     for tile in GATHER:
         yield Setting('gather', str(tile), {'_GATHER': Tile(*tile)})
+    for p, c, warps, stages in PATCH:
+        tile = Tile(p, c, warps, stages=stages)
+        yield Setting('patch', str((p, c, warps, 0, stages)), {'PATCHES': True, '_PATCH': tile})
     for size in MEGABYTES:
         yield Setting('bytes', f'{size} MB', {'DEFAULT_COLUMN_BYTES': size * 2**20})
 
@@ -155,10 +160,10 @@ def winners(tuned: dict[tuple[tuple[int, ...], int], dict[str, Any]]) -> dict[st
     values: dict[str, Any] = {'FUSED': {}, '_CONVOLVE': {}}
     passes = {p: [row[p] for row in tuned.values()] for p in ('forward', 'backward')}
     of = lambda p, kind: best([row.get(kind, {}) for row in passes[p]])  # noqa: E731
-    plans = {(late, first): of('backward', f'plan late={late} taps_first={first}') for late in (False, True) for first in (False, True)}  # yapf: disable
-    columns = {first: of('forward', f'columns taps_first={first}') for first in (False, True)}
+    plans = {(late, first): of('backward', f'plan late={late} order={first}') for late in (False, True) for first in (0, 1, 2)}  # yapf: disable
+    columns = {first: of('forward', f'columns order={first}') for first in (0, 1, 2)}
     late, first = min(plans, key=lambda key: plans[key][0] * min(columns[key[1]][0], 1e9))
-    values |= {'LATE': late, 'TAPS_FIRST': first}
+    values |= {'LATE': late, 'ORDER': first}
     for name, title in {
         '_PLAN': plans[late, first][1],
         '_SAMPLE': columns[first][1],
@@ -166,12 +171,16 @@ def winners(tuned: dict[tuple[tuple[int, ...], int], dict[str, Any]]) -> dict[st
     }.items():
         if title:
             values[name] = backend.Tile(*eval(title))
+    patches = of('backward', 'patch')
+    values['PATCHES'] = patches[0] < of('backward', 'gather')[0]
+    if patches[1]:
+        values['_PATCH'] = backend.Tile(*eval(patches[1]))
     size = of('backward', 'bytes')[1]
     if size:
         values['DEFAULT_COLUMN_BYTES'] = int(size.split()[0]) * 2**20
     for itemsize in (2, 4):
         rows = {shape: row['forward'] for (shape, size_of), row in tuned.items() if size_of == itemsize}
-        values['FUSED'][itemsize], tile = _threshold(rows, f'columns taps_first={first}', columns[first][1])
+        values['FUSED'][itemsize], tile = _threshold(rows, f'columns order={first}', columns[first][1])
         tiles = backend._CONVOLVE[itemsize]
         values['_CONVOLVE'][itemsize] = (backend.Tile(*eval(tile)), *tiles) if tile else tiles
     return values
@@ -204,7 +213,12 @@ def compile_all(part: int, parts: int) -> None:
     plain, narrow = Setting('', '', {}), (1, 128, 16, 16)
     work: list[Any] = [
         ((2, 64, 24, 24), dtype, tf32, last, plain, True)
-        for dtype, tf32 in ((torch.bfloat16, True), (torch.float32, True), (torch.float16, True), (torch.float32, False))
+        for dtype, tf32 in (
+            (torch.bfloat16, True),
+            (torch.float32, True),
+            (torch.float16, True),
+            (torch.float32, False),
+        )
         for last in (False, True)
     ]
     for dtype in (torch.bfloat16, torch.float32):
