@@ -147,8 +147,9 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def best(rows: list[dict[str, float | str]]) -> tuple[float, str]:
-    """The setting of the lowest geometric mean over all shapes; infinite if there is none that ran on all of them."""
-    everywhere = [title for title in rows[0] if all(isinstance(row.get(title), float) for row in rows)]
+    """The setting of the lowest geometric mean over the shapes; infinite if there is none that ran on all of them."""
+    rows = [row for row in rows if row]  # time may have run out before a shape's turn
+    everywhere = [title for title in (rows or [{}])[0] if all(isinstance(row.get(title), float) for row in rows)]
     means = [(geometric_mean(row[title] for row in rows), title) for title in everywhere]  # type: ignore[misc]
     return min(means, default=(math.inf, ''))
 
@@ -179,7 +180,9 @@ def winners(tuned: dict[tuple[tuple[int, ...], int], dict[str, Any]]) -> dict[st
     if size:
         values['DEFAULT_COLUMN_BYTES'] = int(size.split()[0]) * 2**20
     for itemsize in (2, 4):
-        rows = {shape: row['forward'] for (shape, size_of), row in tuned.items() if size_of == itemsize}
+        rows = {
+            shape: row['forward'] for (shape, size_of), row in tuned.items() if size_of == itemsize and row['forward']
+        }
         values['FUSED'][itemsize], tile = _threshold(rows, f'columns order={first}', columns[first][1])
         tiles = backend._CONVOLVE[itemsize]
         values['_CONVOLVE'][itemsize] = (backend.Tile(*eval(tile)), *tiles) if tile else tiles
