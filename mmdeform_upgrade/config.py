@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
 from .ops.geometry import is_whole
+from .own_run import own_run
 from .rates import rate_changes
 from .schedule import schedule_changes
-from .settings import settings_of, type_name
+from .settings import changed, settings_of, type_name
 from .targets import Targets, check_kind
 
 if TYPE_CHECKING:
@@ -36,10 +36,8 @@ def upgrade_config(
     Raises:
         ConfigError: no such part, it is upgraded already, or schedule or rates cannot be changed as asked.
     """
-    upgraded = copy.deepcopy(cfg)
     settings.update(load_from=load_from, targets=targets, epoch_ratio=epoch_ratio)
-    upgraded.merge_from_dict(upgrade_changes(cfg, **settings))
-    return upgraded
+    return changed(cfg, upgrade_changes(cfg, **settings))
 
 
 def upgrade_changes(
@@ -81,15 +79,13 @@ def upgrade_changes(
     """
     if not isinstance(load_from, (str, os.PathLike)) or not os.fspath(load_from):
         raise ConfigError(f'load_from={load_from!r}: give the path of the trained baseline')
-    cfg = settings_of(cfg)
-    changes = retrain_changes(
-        cfg, targets=targets, part=part, exclude=exclude, deform_groups=deform_groups, work_dir=work_dir
-    )
+    cfg, own = _of_another_run(cfg, work_dir, load_from)
+    changes = {**own, **_deformable(cfg, targets, part, exclude, deform_groups)}
     model = changes['model']
     _drop_downloads(cfg['model'], model)
     model.update(_what_trains(cfg['model'], train))
     rates = dict(offset_lr_mult=offset_lr_mult, offset_optimizer=offset_optimizer, offset_lr=offset_lr)
-    changes.update(_fine_tune(cfg, load_from, epoch_ratio, max_iters, lr_mult=lr_mult, **rates))
+    _fine_tune(cfg, changes, load_from, epoch_ratio, max_iters, lr_mult=lr_mult, **rates)
     return _with_hooks(cfg, changes, [*[GUARD_HOOK] * guard, HOOK])
 
 
@@ -103,19 +99,8 @@ def retrain_changes(
     work_dir: str | None = None,
 ) -> dict[str, Any]:
     """The deformable network on the baseline's schedule and initial weights: what an upgrade is measured against."""
-    cfg = settings_of(cfg)
-    check_kind(targets, 'targets')
-    check_kind(exclude, 'exclude')
-    if not is_whole(deform_groups, 1):
-        raise ConfigError(f'deform_groups={deform_groups!r}: expected a whole number of at least 1')
-    model: dict[str, Any] = {'type': BUILDER, 'base_type': _component(cfg, part)['type'], 'targets': _plain(targets)}
-    if exclude:
-        model['exclude'] = _plain(exclude)
-    if deform_groups != 1:
-        model['deform_groups'] = deform_groups
-    for key in reversed(part.split('.')):
-        model = {key: model}
-    return {'custom_imports': _imports(cfg), 'model': model, **_own_run(cfg, work_dir)}
+    cfg, own = _of_another_run(cfg, work_dir)
+    return {**own, **_deformable(cfg, targets, part, exclude, deform_groups)}
 
 
 def control_changes(
@@ -132,11 +117,37 @@ def control_changes(
 
     Under the guard it sees the very batches of an upgrade that has it, too.
     """
-    cfg = settings_of(cfg)
-    changes = {'custom_imports': _imports(cfg), **_own_run(cfg, work_dir)}
+    cfg, own = _of_another_run(cfg, work_dir, load_from)
+    changes = {**own, 'custom_imports': _imports(cfg)}
     _drop_downloads({'model': cfg.get('model') or {}}, changes)
-    changes.update(_fine_tune(cfg, load_from, epoch_ratio, max_iters, lr_mult=lr_mult))
+    _fine_tune(cfg, changes, load_from, epoch_ratio, max_iters, lr_mult=lr_mult)
     return _with_hooks(cfg, changes, [GUARD_HOOK] * guard)
+
+
+def _of_another_run(
+    cfg: Mapping[str, Any], work_dir: str | None, load_from: str | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A config with what another run changes of it, and these changes."""
+    cfg = settings_of(cfg)
+    own = own_run(cfg, work_dir, load_from)
+    return {**cfg, **own}, own
+
+
+def _deformable(
+    cfg: Mapping[str, Any], targets: Targets, part: str, exclude: Targets, deform_groups: int
+) -> dict[str, Any]:
+    check_kind(targets, 'targets')
+    check_kind(exclude, 'exclude')
+    if not is_whole(deform_groups, 1):
+        raise ConfigError(f'deform_groups={deform_groups!r}: expected a whole number of at least 1')
+    model: dict[str, Any] = {'type': BUILDER, 'base_type': _component(cfg, part)['type'], 'targets': _plain(targets)}
+    if exclude:
+        model['exclude'] = _plain(exclude)
+    if deform_groups != 1:
+        model['deform_groups'] = deform_groups
+    for key in reversed(part.split('.')):
+        model = {key: model}
+    return {'custom_imports': _imports(cfg), 'model': model}
 
 
 def _what_trains(model: Mapping[str, Any], train: str) -> dict[str, Any]:
@@ -152,10 +163,19 @@ def _what_trains(model: Mapping[str, Any], train: str) -> dict[str, Any]:
 
 
 def _fine_tune(
-    cfg: Mapping[str, Any], load_from: str, epoch_ratio: float, max_iters: int | None, **rates: Any
-) -> dict[str, Any]:
-    changes = {'load_from': os.fspath(load_from), **schedule_changes(cfg, epoch_ratio, max_iters)}
-    return {**changes, **rate_changes(cfg, **rates, schedulers=changes.get('param_scheduler'))}
+    cfg: Mapping[str, Any],
+    changes: dict[str, Any],
+    load_from: str,
+    epoch_ratio: float,
+    max_iters: int | None,
+    **rates: Any,
+) -> None:
+    schedule = schedule_changes(cfg, epoch_ratio, max_iters)
+    hooks = changes.get('default_hooks', {})
+    for name, hook in schedule.get('default_hooks', {}).items():
+        hooks[name] = {**hooks.get(name, {}), **hook}
+    changes.update(schedule, load_from=os.fspath(load_from), **({'default_hooks': hooks} if hooks else {}))
+    changes.update(rate_changes(cfg, **rates, schedulers=changes.get('param_scheduler')))
 
 
 def _with_hooks(cfg: Mapping[str, Any], changes: dict[str, Any], names: list[str]) -> dict[str, Any]:
@@ -164,20 +184,6 @@ def _with_hooks(cfg: Mapping[str, Any], changes: dict[str, Any], names: list[str
     known = [type_name(hook.get('type', '')) for hook in hooks if isinstance(hook, Mapping)]
     new = [{'type': name} for name in names if name not in known]
     return {**changes, 'custom_hooks': [*hooks, *new]} if new else changes
-
-
-def _own_run(cfg: Mapping[str, Any], work_dir: str | None) -> dict[str, Any]:
-    """What a config says of the run that it was written for, as every one that MMEngine dumps does, set anew."""
-    changes: dict[str, Any] = {}
-    if work_dir or (old := cfg.get('work_dir')):
-        changes['work_dir'] = work_dir or f'{str(old).rstrip("/")}-upgrade'
-    if cfg.get('resume'):
-        changes['resume'] = False
-    if cfg.get('launcher', 'none') != 'none':
-        changes['launcher'] = 'none'
-    if cfg.get('experiment_name'):
-        changes['experiment_name'] = None
-    return changes
 
 
 def find_config(name: str) -> str:
@@ -246,12 +252,11 @@ def _component(cfg: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     if not isinstance(node, Mapping):
         raise ConfigError("the config has no 'model': give the config that the baseline was trained with")
     for key in part.split('.'):
-        parts = [name for name, value in node.items() if isinstance(value, Mapping) and 'type' in value]
-        if not isinstance(node.get(key), Mapping) or 'type' not in node[key]:
-            raise ConfigError(
-                f'the model has no part {part!r} (looked for {key!r}): it has {", ".join(parts)}; name one of them'
-            )
-        node = node[key]
+        parts = {name: value for name, value in node.items() if isinstance(value, Mapping) and 'type' in value}
+        if key not in parts:
+            found = f'{", ".join(parts)}; name one of them' if parts else 'none that has a type; is the config whole?'
+            raise ConfigError(f'the model has no part {part!r} (looked for {key!r}): it has {found}')
+        node = parts[key]
     if type_name(node['type']) == BUILDER:
         raise ConfigError(
             f'model.{part} is upgraded already (base_type={node.get("base_type")!r}, '

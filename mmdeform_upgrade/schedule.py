@@ -7,7 +7,6 @@ and at 5/6 of them: 240 -> 60 epochs with decays at 40 and 50. Schedules of anot
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError
 from .ops.geometry import is_whole
-from .settings import is_number, last_iteration, listed_schedulers, settings_of, type_name
+from .settings import changed, is_number, last_iteration, listed_schedulers, settings_of, type_name
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -51,10 +50,7 @@ def shorten_schedule(cfg: Config, epoch_ratio: float = 0.25, max_iters: int | No
         ConfigError: the length is out of range, the config has none to shorten, or it counts epochs in a way that has
             no equivalent in iterations.
     """
-    changes = schedule_changes(cfg, epoch_ratio, max_iters)
-    short = copy.deepcopy(cfg)
-    short.merge_from_dict(changes)
-    return short
+    return changed(cfg, schedule_changes(cfg, epoch_ratio, max_iters))
 
 
 def schedule_changes(cfg: Mapping[str, Any], epoch_ratio: float = 0.25, max_iters: int | None = None) -> dict[str, Any]:
@@ -75,7 +71,7 @@ def schedule_changes(cfg: Mapping[str, Any], epoch_ratio: float = 0.25, max_iter
     hooks = {name: new for name, hook in (cfg.get('default_hooks') or {}).items() if (new := scale.hook(hook))}
     custom = cfg.get('custom_hooks') or []
     if any(map(scale.hook, custom)):
-        changes['custom_hooks'] = [{**hook, **changed} if (changed := scale.hook(hook)) else hook for hook in custom]
+        changes['custom_hooks'] = [{**hook, **new} if (new := scale.hook(hook)) else hook for hook in custom]
     if scale.to_iters:
         for name, key in (('logger', 'log_metric_by_epoch'), ('checkpoint', 'by_epoch')):
             if (cfg.get('default_hooks') or {}).get(name):

@@ -3,10 +3,16 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
 
 def type_name(type_: Any) -> str:
@@ -15,8 +21,25 @@ def type_name(type_: Any) -> str:
 
 
 def settings_of(cfg: Any) -> Any:
-    """A config as plain dicts, in which what is lazily imported stays so: MMEngine writes that by its name."""
-    return cfg._to_lazy_dict() if hasattr(cfg, '_to_lazy_dict') else cfg
+    """A config as plain dicts, in which what is lazily imported stays so: MMEngine writes that by its name.
+
+    Raises:
+        ConfigError: it is no config.
+    """
+    if hasattr(cfg, '_to_lazy_dict'):
+        return cfg._to_lazy_dict()
+    if not isinstance(cfg, Mapping):
+        raise ConfigError(f'expected a config, got {cfg!r}: read its file with mmengine.config.Config.fromfile(PATH)')
+    return cfg
+
+
+def changed(cfg: Any, changes: Mapping[str, Any]) -> Config:
+    """A copy of a config with what merges into it."""
+    from mmengine.config import Config
+
+    cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(copy.deepcopy(dict(cfg)))
+    cfg.merge_from_dict(copy.deepcopy(dict(changes)))
+    return cfg
 
 
 def is_number(value: Any) -> bool:

@@ -19,6 +19,7 @@ ORDER = [
     'upgrade',
     'offsets_only',
     'settings',
+    'own_run',
     'schedule',
     'rates',
     'importers',

@@ -3,11 +3,13 @@ import copy
 import pytest
 from mmengine.config import Config
 
-from mmdeform_upgrade import find_targets, upgrade_config
+from mmdeform_upgrade import find_targets, shorten_schedule, upgrade_config
 from mmdeform_upgrade.config import control_changes, upgrade_changes
 from mmdeform_upgrade.config_text import inheriting_text
 from mmdeform_upgrade.errors import ConfigError, TargetError
 from mmdeform_upgrade.layers import upgraded_layers
+from mmdeform_upgrade.own_run import describe_outputs, own_run
+from mmdeform_upgrade.settings import changed
 
 from .conftest import MMDET_CONFIGS, ROOT, build
 
@@ -69,8 +71,8 @@ def test_a_baseline_brings_its_weights_so_nothing_is_downloaded(name):
     assert cfg.model.backbone.init_cfg.checkpoint
     control = copy.deepcopy(cfg)
     control.merge_from_dict(control_changes(cfg, load_from='x'))
-    for changed in (upgrade_config(cfg, load_from='x'), upgrade_config(cfg, load_from='x', part='neck'), control):
-        assert changed.model.backbone.init_cfg is None
+    for again in (upgrade_config(cfg, load_from='x'), upgrade_config(cfg, load_from='x', part='neck'), control):
+        assert again.model.backbone.init_cfg is None
 
 
 def test_whatever_asks_for_pretrained_weights_is_told_to_ask_for_none():
@@ -158,6 +160,62 @@ def test_what_belongs_to_the_baselines_run_does_not_come_along():
         assert own == expected
     assert upgrade_config(cfg, load_from='x.pth').work_dir == 'work_dirs/baseline-upgrade'
     assert 'work_dir' not in upgrade_changes(Config.fromfile(BASELINE), load_from='x.pth')
+
+
+def test_what_the_baseline_wrote_is_not_written_by_its_upgrade(tmp_path):
+    base = tmp_path / 'work_dirs' / 'base'
+    base.mkdir(parents=True)
+    (base / 'teacher.pth').touch()
+    (base / 'pred.pkl').touch()
+    cfg = Config.fromfile(BASELINE)
+    cfg.work_dir = str(base)
+    cfg.val_evaluator = dict(type='CocoMetric', ann_file='data/val.json', outfile_prefix=f'{base}/results/val')
+    cfg.test_evaluator = [dict(cfg.val_evaluator), dict(type='DumpResults', out_file_path=f'{base}/pred.pkl')]
+    cfg.default_hooks.checkpoint.update(out_dir=f'{base}/', interval=20)
+    cfg.default_hooks.logger.out_dir = f'{base}-logs'  # MMEngine adds the name of the run
+    cfg.custom_hooks = [
+        dict(type='Teacher', checkpoint=f'{base}/teacher.pth', log_file=f'{base}/teacher.log', name='base/teacher'),
+        dict(type='ProfilerHook', on_trace_ready=dict(type='tb_trace', dir_name=f'{base}/trace')),
+    ]
+    cfg.vis_backends = [dict(type='LocalVisBackend', save_dir='/elsewhere/vis'), dict(type='WandbVisBackend')]
+    for change in (upgrade_changes, control_changes):
+        changes = change(cfg, load_from=f'{base}/epoch_3.pth', work_dir='work_dirs/up')
+        merged = changed(cfg, changes)
+        assert merged.val_evaluator == dict(cfg.val_evaluator, outfile_prefix='work_dirs/up/results/val')
+        assert [metric.get('outfile_prefix', metric.get('out_file_path')) for metric in merged.test_evaluator] == [
+            'work_dirs/up/results/val',
+            'work_dirs/up/pred.pkl',
+        ]
+        assert merged.default_hooks.checkpoint.out_dir == 'work_dirs/up'
+        assert merged.default_hooks.checkpoint.interval == 5  # shortened, as the schedule is
+        assert merged.default_hooks.logger.out_dir == f'{base}-logs'
+        assert merged.custom_hooks[0] == dict(cfg.custom_hooks[0], log_file='work_dirs/up/teacher.log')
+        assert merged.custom_hooks[1].on_trace_ready.dir_name == 'work_dirs/up/trace'
+        assert merged.vis_backends[0].save_dir == 'work_dirs/up/vis'
+        assert 'visualizer' not in changes
+    said = describe_outputs(cfg, merged).splitlines()
+    assert f'output: test_evaluator.1.out_file_path {base}/pred.pkl -> work_dirs/up/pred.pkl' in said
+    assert len(said) == 8 and not said[0]
+
+
+def test_outputs_are_told_from_words_in_the_folder_of_the_baseline_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = Config.fromfile(BASELINE)
+    cfg.work_dir = str(tmp_path)
+    assert not {'default_hooks', 'visualizer'} & set(own_run(cfg.to_dict(), 'up', 'epoch_3.pth'))
+    changes = upgrade_changes(cfg, load_from='epoch_3.pth')
+    assert changed(cfg, changes).visualizer == cfg.visualizer and changes['work_dir'] == f'{tmp_path}-upgrade'
+
+
+@pytest.mark.parametrize('change', [upgrade_config, shorten_schedule])
+def test_what_is_no_config_is_named(change):
+    settings = dict(load_from='x.pth') if change is upgrade_config else {}
+    with pytest.raises(
+        ConfigError, match="expected a config, got 'base.py': read its file with mmengine.config.Config"
+    ):
+        change('base.py', **settings)
+    cfg = Config.fromfile(BASELINE)
+    assert change(cfg.to_dict(), **settings).train_cfg == change(cfg, **settings).train_cfg
 
 
 def test_the_guard_is_named_where_it_is_asked_for_and_once():

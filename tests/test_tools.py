@@ -1,6 +1,7 @@
 """The command line as users call it."""
 
 import json
+import os
 import re
 import shutil
 
@@ -96,6 +97,37 @@ def test_no_run_writes_over_its_baseline(tiny_config, tiny_baseline, tmp_path):
     with pytest.raises(ConfigError, match="would write its own checkpoints over the baseline's"):
         Runner.from_cfg(cfg).train()
     assert file_sha256(folder / 'epoch_1.pth') == file_sha256(tiny_baseline)
+
+
+def test_the_outputs_of_the_baseline_stay_as_they_are(tiny_config, tiny_baseline, tmp_path):
+    base = tmp_path / 'work_dirs' / 'base'
+    shutil.copytree(tiny_baseline.parent, base)
+    dumped = next(base.glob('*.py'))
+    cfg = Config.fromfile(dumped)
+    cfg.work_dir = 'work_dirs/base'
+    dump = dict(type='DumpDetResults', out_file_path='work_dirs/base/pred.pkl')
+    cfg.val_evaluator = [cfg.val_evaluator, dump]
+    cfg.vis_backends[0].save_dir = cfg.visualizer.vis_backends[0].save_dir = 'work_dirs/base/vis'
+    cfg.default_hooks.checkpoint.out_dir = 'work_dirs/base'
+    cfg.dump(dumped)
+    (base / 'pred.pkl').write_text('of the baseline')
+    os.replace(base / 'epoch_1.pth', base / 'published.pth')
+    before = {path: path.stat().st_mtime_ns for path in base.rglob('*')}
+    arguments = ('work_dirs/base/published.pth', '--out', 'up.py', '--control', 'control.py', '--max-iters', 2)
+    said = run_tool('upgrade.py', dumped, *arguments, cwd=tmp_path).stdout
+    assert 'output: val_evaluator.1.out_file_path work_dirs/base/pred.pkl -> work_dirs/up/pred.pkl' in said
+    for name in ('up', 'control'):
+        run_tool('train.py', f'{name}.py', cwd=tmp_path)
+        assert {'pred.pkl', 'vis', 'last_checkpoint'} <= {
+            path.name for path in (tmp_path / 'work_dirs' / name).iterdir()
+        }
+        back = ('--cfg-options', 'val_evaluator.1.out_file_path=work_dirs/base/pred.pkl')
+        refused = _fails('train.py', f'{name}.py', '--work-dir', 'w', *back, cwd=tmp_path)
+        assert 'val_evaluator.1.out_file_path=work_dirs/base/pred.pkl lies in the folder of the baseline' in refused
+        assert 'as in --cfg-options val_evaluator.1.out_file_path=w/NAME' in refused
+        refused = _fails('train.py', f'{name}.py', '--work-dir', 'work_dirs/base', cwd=tmp_path)
+        assert "would write its own checkpoints over the baseline's" in refused
+    assert {path: path.stat().st_mtime_ns for path in base.rglob('*')} == before
 
 
 def test_offsets_are_not_lost_where_the_config_has_no_place_for_them(tiny_config, tiny_upgrade, tmp_path):

@@ -2,7 +2,6 @@
 """Print the plan of an upgrade, after checking all of it, and write the short config that does it."""
 
 import argparse
-import copy
 import os
 import shlex
 from difflib import get_close_matches
@@ -18,8 +17,10 @@ from mmdeform_upgrade.mm.loading import local_path
 from mmdeform_upgrade.mm.preflight import plan_upgrade
 from mmdeform_upgrade.mm.signal import measure_signal
 from mmdeform_upgrade.optim import OFFSET_LR
+from mmdeform_upgrade.own_run import describe_outputs
 from mmdeform_upgrade.release import inspect_checkpoint
 from mmdeform_upgrade.schedule import Length
+from mmdeform_upgrade.settings import changed
 
 ZOO = Path(__file__).resolve().parents[1] / 'configs' / 'zoo'
 
@@ -142,45 +143,40 @@ def checked_outputs(args):
     return outputs
 
 
-def write(base, out, full, changes):
-    """The config file; nothing is overwritten by half of one."""
-    text = config_text(base, out, full, changes)
-    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
-    Path(out).write_text(text, encoding='utf8')
-    print(f'written: {out}')
-
-
-def merged(cfg, changes):
-    """A copy of ``cfg`` with ``changes``."""
-    cfg = copy.deepcopy(cfg)
-    cfg.merge_from_dict(copy.deepcopy(changes))
-    return cfg
-
-
 def run_of(out):
     """The folder of the run of a config file."""
     return os.path.join('work_dirs', Path(out).stem)
 
 
 def own_folders(args, baseline, outputs):
-    """For each config to write the folder of its run, None where train.py chooses the same."""
-    named = baseline.get('work_dir')
+    """The folder of the run of each config to write: train.py's choice, unless a run of the baseline may be there."""
+    usual = run_of(args.config)
     loaded = os.path.dirname(args.checkpoint.removeprefix(SCHEME))
-    taken = {os.path.realpath(folder) for folder in (named or run_of(args.config), run_of(args.config), loaded)}
+    taken = {os.path.realpath(folder) for folder in (baseline.get('work_dir') or usual, usual, loaded)}
     folders = []
     for out, suffix in zip(outputs, ('-upgrade', '-control'), strict=False):
         folder = run_of(out)
         while os.path.realpath(folder) in taken:
             folder += suffix
         taken.add(os.path.realpath(folder))
-        folders.append(folder if named or folder != run_of(out) else None)
+        folders.append(folder)
     return folders
+
+
+def write_down(args, out, baseline, folder, changes):
+    """The config file, without the folder of its run where train.py chooses that anyway."""
+    if not baseline.get('work_dir') and folder == run_of(out):
+        del changes['work_dir']
+    text = config_text(args.config, out, changed(baseline, changes), changes)
+    os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
+    Path(out).write_text(text, encoding='utf8')
+    print(f'written: {out}')
 
 
 def next_commands(out, cfg):
     """How to train what was written, and to score it."""
     length = Length.of(cfg)
-    last = os.path.join(cfg.get('work_dir') or run_of(out), f'{length.unit.rstrip("s")}_{length.total}.pth')
+    last = os.path.join(cfg.work_dir, f'{length.unit.rstrip("s")}_{length.total}.pth')
     out, last = map(shlex.quote, (out, last))
     return f'next: python tools/train.py {out}\n      python tools/test.py {out} {last}'
 
@@ -214,9 +210,9 @@ def main(argv=None):
         work_dir=folders[0],
         **tuning,
     )
-    upgraded = merged(baseline, changes)
+    upgraded = changed(baseline, changes)
     plan = plan_upgrade(baseline, upgraded, args.checkpoint)
-    print(plan)
+    print(f'{plan}{describe_outputs(baseline, upgraded)}')
     if args.signal:
         print(measure_signal(baseline, args.checkpoint, **layers, lr=args.offset_lr or OFFSET_LR))
     if args.dry_run:
@@ -224,13 +220,13 @@ def main(argv=None):
         print(f'would write: {", ".join(outputs)}')
         print('dry run: nothing was written\n' + next_commands(outputs[0], upgraded))
         return
-    write(args.config, outputs[0], upgraded, changes)
+    write_down(args, outputs[0], baseline, folders[0], changes)
     if args.control:
         # Without the hook, a foreign checkpoint is imported by the scheme alone.
         scheme = '' if plan.imported.format == OWN_NAMES else SCHEME
         load_from = scheme + args.checkpoint.removeprefix(SCHEME)
         changes = control_changes(baseline, load_from=load_from, work_dir=folders[1], **tuning)
-        write(args.config, args.control, merged(baseline, changes), changes)
+        write_down(args, args.control, baseline, folders[1], changes)
     print(next_commands(outputs[0], upgraded))
 
 

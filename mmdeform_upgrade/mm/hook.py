@@ -106,7 +106,7 @@ class DeformUpgradeHook(Hook):
             )
         if not runner._resume:
             check_offset_rates(runner.cfg)
-            refuse_to_overwrite(runner._load_from, runner.work_dir, checkpoint_hooks(runner))
+            refuse_to_overwrite(runner._load_from, runner.work_dir, runner.cfg, checkpoint_hooks(runner))
         network = whole_state_dict(runner)
         changed = [key for key, value in self._loaded.items() if not _same(network[key], value)]
         if changed:

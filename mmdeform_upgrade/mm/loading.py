@@ -23,6 +23,7 @@ from ..config import SCHEME
 from ..errors import CheckpointError, ConfigError
 from ..files import written_whole
 from ..importers import OWN_NAMES, Imported, dataset_meta
+from ..own_run import inside, outputs_in
 from ..readers import drop_inert, read_checkpoint, split_key
 
 _WEB = ('http://', 'https://')
@@ -44,27 +45,38 @@ def local_path(path: str) -> str:
     return path
 
 
-def refuse_to_overwrite(load_from: str, work_dir: str, checkpoint_hooks: Iterable[Any]) -> None:
-    """The folder of a baseline is no work directory for what starts from it.
+def refuse_to_overwrite(load_from: str, work_dir: str, cfg: Mapping[str, Any], checkpoint_hooks: Iterable[Any]) -> None:
+    """The folder of a baseline is no place for what starts from it to write.
 
     Args:
         load_from: the baseline.
         work_dir: folder of the run.
+        cfg: its config.
         checkpoint_hooks: its ``CheckpointHook``s, or their settings.
 
     Raises:
-        ConfigError: one of them would write over the baseline.
+        ConfigError: the run would write over the baseline, its run's checkpoints, or what that reported.
     """
     folder, name = os.path.split(os.path.realpath(split_key(load_from.removeprefix(SCHEME))[0]))
+    of_a_run = os.path.isfile(os.path.join(folder, 'last_checkpoint'))
+    written = {work_dir: of_a_run}
     for hook in checkpoint_hooks:
         out = getattr(hook, 'out_dir', None) or work_dir
         if out != work_dir:
             out = os.path.join(out, os.path.basename(os.path.normpath(work_dir)))  # as CheckpointHook does
         template = re.escape(getattr(hook, 'filename_tmpl', None) or '{}.pth').replace(r'\{\}', r'(?:epoch_|iter_)?\d+')
-        if os.path.realpath(out) == folder and re.fullmatch(rf'{template}|best_.+\.pth', name):
+        written[out] = of_a_run or bool(re.fullmatch(rf'{template}|best_.+\.pth', name))
+    for out, over_it in written.items():
+        if over_it and os.path.realpath(out) == folder:
             raise ConfigError(
                 f'load_from={load_from} lies in {out}, where this run would write its own checkpoints over the '
                 "baseline's: give another work_dir (--work-dir)"
+            )
+    for setting, path in outputs_in(cfg, folder) if of_a_run else ():
+        if not inside(path, work_dir):
+            raise ConfigError(
+                f'{setting}={path} lies in the folder of the baseline, where this run would write over what the '
+                f'baseline reported: give another place, as in --cfg-options {setting}={os.path.join(work_dir, "NAME")}'
             )
 
 

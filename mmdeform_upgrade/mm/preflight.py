@@ -87,8 +87,8 @@ def check_before_training(cfg: Config) -> None:
     hooks = {type_name(hook.get('type', '')) for hook in cfg.get('custom_hooks') or [] if isinstance(hook, Mapping)}
     if not hooks & {HOOK, GUARD_HOOK} or not cfg.get('load_from') or cfg.get('resume'):
         return
-    if checkpoints := (cfg.get('default_hooks') or {}).get('checkpoint'):
-        refuse_to_overwrite(cfg.load_from, cfg.work_dir, [checkpoints])
+    checkpoints = (cfg.get('default_hooks') or {}).get('checkpoint')
+    refuse_to_overwrite(cfg.load_from, cfg.work_dir, cfg, [checkpoints] if checkpoints else [])
     if HOOK in hooks:
         import_baseline(local_path(cfg.load_from), build_network(cfg))
 

@@ -78,7 +78,7 @@ class RunGuardHook(Hook):
     def before_train(self, runner) -> None:
         """Take the folder, and give the training data their random numbers."""
         if runner._load_from and not runner._resume:
-            refuse_to_overwrite(runner._load_from, runner.work_dir, checkpoint_hooks(runner))
+            refuse_to_overwrite(runner._load_from, runner.work_dir, runner.cfg, checkpoint_hooks(runner))
         self._take_work_dir(runner)
         # Some networks hold an infinity from the start, as the mask of an attention.
         self._never_finite = set(not_finite(named_tensors(bare_network(runner))))
