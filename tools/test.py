@@ -1,6 +1,8 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Evaluate a checkpoint: a baseline, an upgraded one, or a baseline under an upgraded config."""
 
+from pathlib import Path
+
 from mmengine.evaluator import DumpResults
 
 from mmdeform_upgrade.config import SCHEME
@@ -19,6 +21,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     cfg = command_line.load_config(args)
     cfg.load_from, cfg.resume = SCHEME + local_path(args.checkpoint), False
+    # A runner leaves its config in the work directory: a test's beside the one of the training.
+    object.__setattr__(cfg, '_filename', f'{Path(args.config).stem}-test.py')
     if args.show or args.show_dir:
         command_line.set_visualization(cfg, args.show, args.show_dir, args.wait_time)
     if args.tta:

@@ -19,6 +19,7 @@ from ..checkpoint import is_offset_key, refuse_lost_offsets
 from ..config import read_config
 from ..errors import CheckpointError, ConfigError, UpgradeError
 from ..settings import type_name
+from .loading import check_optimizer_state, read_checkpoints_safely
 from .network import whole_state_dict
 
 if TYPE_CHECKING:
@@ -151,28 +152,28 @@ def pickle_file(path: str) -> str:
     return path
 
 
-class NoLostOffsets(Hook):
-    """Refuses an upgrade's checkpoint for a network without its layers, of which MMEngine would load the rest."""
+class FittingCheckpoint(Hook):
+    """Refuses an upgrade's checkpoint for a network without its layers, of which MMEngine would load the rest, and the
+    state of another optimizer."""
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Compare names."""
         names = [key for key in checkpoint.get('state_dict') or {} if is_offset_key(key)]
         if names:  # whole_state_dict gathers what is sharded
             refuse_lost_offsets(str(runner._load_from), names, whole_state_dict(runner))
+        check_optimizer_state(runner, checkpoint)
 
 
 def build_runner(cfg: Config) -> Any:
     """The runner of a config."""
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.register_hook(NoLostOffsets())
+    runner.register_hook(FittingCheckpoint())
     return runner
 
 
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> None:
     """Call a tool's ``main``, in which all checkpoints are read safely; the package's own errors, and a
     full disk or a path that cannot be written, become one message and exit status 2."""
-    from .loading import read_checkpoints_safely
-
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')  # a console's encoding may lack what a name or a path has

@@ -18,7 +18,7 @@ from ..errors import CheckpointError, ConfigError, listed
 from ..importers import OWN_NAMES, Imported
 from ..layers import merging_method, upgraded_layers
 from ..rates import check_offset_rates
-from .loading import lacking_for_resume, local_path, read_checkpoints_safely, refuse_to_overwrite
+from .loading import check_optimizer_state, lacking_for_resume, local_path, read_checkpoints_safely, refuse_to_overwrite
 from .network import bare_network, checkpoint_hooks, whole_state_dict
 from .random_state import kept_random_state
 
@@ -156,6 +156,7 @@ def _fitted(runner, checkpoint: Mapping[str, Any]) -> Imported:
             f'resume: the checkpoint has no {", ".join(missing)}, so it is a finished network and '
             'not an interrupted run; give it as load_from, with resume=False'
         )
+    check_optimizer_state(runner, checkpoint)
     return given
 
 

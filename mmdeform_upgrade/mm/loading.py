@@ -15,18 +15,24 @@ from urllib.request import Request, urlopen
 import torch
 from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import print_log
-from mmengine.runner import CheckpointLoader
+from mmengine.optim import OptimWrapper
+from mmengine.runner import CheckpointLoader, Runner
 from tqdm import tqdm
 
 from ..checkpoint import import_checkpoint
 from ..config import SCHEME
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, UpgradeError
 from ..files import written_whole
 from ..importers import OWN_NAMES, Imported, dataset_meta
+from ..optim import OffsetOptimizer
 from ..own_run import inside, outputs_in
 from ..readers import drop_inert, read_checkpoint, split_key
 
 _WEB = ('http://', 'https://')
+_SAME_OPTIMIZER = (
+    'resume with the optim_wrapper that the run was started with, or start anew from its weights, given as load_from, '
+    'with resume=False'
+)
 
 
 def local_path(path: str) -> str:
@@ -85,6 +91,31 @@ def lacking_for_resume(checkpoint: Mapping[str, Any]) -> list[str]:
     meta = checkpoint.get('meta')
     lacking = [key for key in ('epoch', 'iter') if not isinstance(meta, Mapping) or key not in meta]
     return [*lacking, *(() if 'message_hub' in checkpoint else ('message_hub',))]
+
+
+def check_optimizer_state(runner, checkpoint: Mapping[str, Any]) -> None:
+    """Load the optimizer state of a run that is resumed before MMEngine does, which takes that of another optimizer.
+
+    Raises:
+        CheckpointError: it is of another one.
+    """
+    wrapper = getattr(runner, 'optim_wrapper', None)
+    saved = checkpoint.get('optimizer')
+    if not (isinstance(runner, Runner) and runner._resume and isinstance(wrapper, OptimWrapper) and saved):
+        return  # strategies load states of their own forms
+    try:
+        wrapper.load_state_dict(dict(saved))  # it takes out what it has read
+    except (KeyError, ValueError, UpgradeError) as error:
+        why = f'the optimizer state has no {error}' if isinstance(error, KeyError) else error
+        raise CheckpointError(f'resume: {why}: {_SAME_OPTIMIZER}') from error
+    optimizer = wrapper.optimizer
+    for part in (optimizer.base, optimizer.offsets) if isinstance(optimizer, OffsetOptimizer) else (optimizer,):
+        lacking = sorted({key for group in part.param_groups for key in part.defaults.keys() - group.keys()})
+        if lacking:
+            raise CheckpointError(
+                f'resume: the optimizer state has no {", ".join(lacking)}, which {type(part).__name__} needs, so it is of '
+                f'another optimizer: {_SAME_OPTIMIZER}'
+            )
 
 
 def read_imported(path: str) -> tuple[dict[str, Any], Imported]:

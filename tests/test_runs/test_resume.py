@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 
+from mmdeform_upgrade.errors import CheckpointError
+from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.readers import read_checkpoint
 
 from ..conftest import run_tool
@@ -121,6 +124,34 @@ def test_a_resume_that_cannot_be_exact_warns_and_goes_on(short_cfg, changes, mes
     runner.train()
     assert runner.epoch == 2
     assert re.search(message, _log(runner)), _log(runner)
+
+
+ADAM = dict(optimizer=dict(type='Adam', lr=0.001))
+APART = dict(constructor='OffsetOptimizerConstructor', optimizer=dict(type='SGD', lr=0.01))
+OF_BIASES = dict(optimizer=dict(type='SGD', lr=0.01), paramwise_cfg=dict(bias_lr_mult=2.0))
+
+
+@pytest.mark.parametrize(
+    'saved,other,message',
+    [
+        (dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)), ADAM, "the optimizer state has no 'step'"),
+        (ADAM, dict(optimizer=dict(type='SGD', lr=0.01)), 'has no dampening, momentum, which SGD needs'),
+        (APART, dict(APART, **ADAM), 'has no betas, eps, which Adam needs'),
+        (APART, dict(optimizer=APART['optimizer']), 'loaded state dict has a different number of parameter groups'),
+        (OF_BIASES, APART, 'the optimizer state has .* groups and 0 of offsets, this optimizer has 1 groups and 1'),
+    ],
+)
+def test_the_state_of_another_optimizer_is_one_clear_error(short_cfg, tmp_path, saved, other, message):
+    short_cfg.optim_wrapper = dict(type='OptimWrapper', **saved)
+    path = f'{train(short_cfg).work_dir}/epoch_1.pth'
+    build_runner(short_cfg, resume=True, load_from=path, **{'train_cfg.max_epochs': 2}).train()
+    short_cfg.merge_from_dict(dict(resume=True, load_from=path, optim_wrapper=dict(_delete_=True, **other)))
+    message = rf'resume: .*{message}.*: resume with the optim_wrapper that the run was started with'
+    with pytest.raises(CheckpointError, match=message):
+        build_runner(short_cfg).train()
+    short_cfg.custom_hooks = []  # as of a baseline, which the tools resume
+    with pytest.raises(CheckpointError, match=message):
+        command_line.build_runner(Config(dict(short_cfg, work_dir=str(tmp_path / 'tool')))).train()
 
 
 class _OpenEarly(Hook):

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -92,7 +93,10 @@ def test_the_test_tool_augments_with_exactly_the_trained_network(detector, monke
         return held[0]
 
     monkeypatch.setattr(tool.command_line, 'build_runner', remembered)
-    tool.main([config, path, '--tta', '--work-dir', f'{path}.tta'])
+    before = Path(config).read_text()
+    tool.main([config, path, '--tta', '--work-dir', str(Path(path).parent)])
+    assert Path(config).read_text() == before, 'the config of the training in its folder'
+    assert Config.fromfile(config.replace('.py', '-test.py')).model.type == 'DetTTAModel'
     runner, saved = held[0], torch.load(path, weights_only=True)['state_dict']
     assert type(runner.model).__name__ == 'DetTTAModel'
     state = runner.model.module.state_dict()
