@@ -87,14 +87,16 @@ def fit_baseline(imported: Imported, model: nn.Module, network: StateDict | None
         network: its state dict, where the network's own is not whole (sharded).
 
     Raises:
-        CheckpointError: settings that would change the numbers, and keys that are missing, unexpected or of another
-            shape, in one message.
+        CheckpointError: settings that would change the numbers, and weights that are not finite, or keys that are
+            missing, unexpected or of another shape, in one message.
     """
     problems = imported.problems(model)
     new = [f'{name}.conv_offset.{kind}' for name in upgraded_layers(model) for kind in ('weight', 'bias')]
     state_dict: StateDict = {}
+    network = model.state_dict() if network is None else network
     try:
-        state_dict = remap_state_dict(imported.state_dict, model.state_dict() if network is None else network, new)
+        refuse_not_finite(imported.state_dict, network)
+        state_dict = remap_state_dict(imported.state_dict, network, new)
     except CheckpointError as error:
         problems.append(str(error))
     if problems:
@@ -136,6 +138,28 @@ def remap_state_dict(
     if missing or unexpected or shapes:
         raise CheckpointError(_misfit(missing, unexpected, shapes, len(network) - len(added) - len(counters)))
     return {**baseline, **{key: torch.zeros_like(network[key], device='cpu') for key in added + counters}}
+
+
+def not_finite(tensors: Iterable[tuple[str, Any]]) -> list[str]:
+    """Names of floating-point tensors with anything but finite numbers; one wait for the device."""
+    floats = [(name, value) for name, value in tensors if isinstance(value, Tensor) and value.is_floating_point()]
+    if not floats:
+        return []
+    finite = torch.stack([torch.isfinite(value.detach()).all().to(floats[0][1].device) for _, value in floats])
+    return [name for (name, _), good in zip(floats, finite.tolist(), strict=True) if not good]
+
+
+def refuse_not_finite(state_dict: Mapping[str, Any], network: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are not finite. What the network itself has so, as the mask of an attention, may be.
+
+    Raises:
+        CheckpointError: names them.
+    """
+    if broken := sorted(set(not_finite(state_dict.items())) - set(not_finite(network.items()))):
+        raise CheckpointError(
+            f'{len(broken)} of its tensors are not finite ({listed(broken, 5)}): the training that saved it diverged, and '
+            'nothing can be trained from there; give a checkpoint from before that'
+        )
 
 
 def file_sha256(path: str) -> str:

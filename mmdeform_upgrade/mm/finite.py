@@ -1,14 +1,9 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""Numbers that are not finite: where they are, and what a run that stops for them says."""
+"""What a run that stops for numbers that are not finite says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
-import torch
 from mmengine.runner import find_latest_checkpoint
-from torch import Tensor
 
 from ..errors import TrainingError, listed
 from ..layers import upgraded_layers
@@ -19,15 +14,6 @@ TAME_OFFSETS = (
     'optim_wrapper.paramwise_cfg.custom_keys=dict(conv_offset=dict(lr_mult=0.1))), clip gradients '
     '(optim_wrapper.clip_grad=dict(max_norm=35)), or warm up longer.'
 )
-
-
-def not_finite(tensors: Iterable[tuple[str, Any]]) -> list[str]:
-    """Names of floating-point tensors with anything but finite numbers; one wait for the device."""
-    floats = [(name, value) for name, value in tensors if isinstance(value, Tensor) and value.is_floating_point()]
-    if not floats:
-        return []
-    finite = torch.stack([torch.isfinite(value.detach()).all().to(floats[0][1].device) for _, value in floats])
-    return [name for (name, _), good in zip(floats, finite.tolist(), strict=True) if not good]
 
 
 def stop_for_weights(runner, iteration: int, broken: list[str]) -> None:

@@ -12,9 +12,10 @@ from mmengine.hooks import Hook
 from torch import Tensor
 
 from ..analysis.offsets import OffsetRecorder, OffsetStatistics, statistics
+from ..checkpoint import not_finite
 from ..errors import ConfigError
 from ..layers import upgraded_layers
-from .finite import TAME_OFFSETS, not_finite, stop, stop_for_weights
+from .finite import TAME_OFFSETS, stop, stop_for_weights
 from .network import bare_network, named_tensors
 
 

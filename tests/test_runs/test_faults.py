@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.registry import HOOKS, DefaultScope
+from mmengine.registry import HOOKS, MODELS, DefaultScope
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmdeform_upgrade.errors import CheckpointError, TrainingError
@@ -21,7 +21,7 @@ from mmdeform_upgrade.mm.guard import find_resumable
 from mmdeform_upgrade.readers import read_checkpoint
 
 from ..conftest import ROOT
-from ..faults.tiny import save_tiny_baseline, tiny_config
+from ..faults.tiny import TinyBackbone, save_tiny_baseline, tiny_config
 from .conftest import _number
 
 LAYER = 'backbone.second'
@@ -313,11 +313,37 @@ class _BadLoss(Hook):
             outputs['loss'] = torch.tensor(math.nan)
 
 
-def test_what_was_not_finite_in_the_baseline_may_stay_so(tiny, baseline, tmp_path):
+@MODELS.register_module(force=True)
+class TinyMasked(TinyBackbone):
+    """Holds an infinity from the start, as the mask of an attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('mask', torch.tensor([0.0, -math.inf]))
+
+    def forward(self, x):
+        return super().forward(x) + self.mask.exp()[1]
+
+
+def test_what_a_network_itself_holds_that_is_not_finite_may_stay_so(tiny, baseline, tmp_path):
+    tiny.model.backbone.base_type = 'TinyMasked'
     checkpoint = read_checkpoint(baseline)
-    checkpoint['state_dict']['backbone.first.bias'][0] = -math.inf  # relu makes it zero
-    torch.save(checkpoint, tmp_path / 'infinite.pth')
-    assert run(tiny, load_from=str(tmp_path / 'infinite.pth')).epoch == 3
+    checkpoint['state_dict']['backbone.mask'] = torch.tensor([0.0, -math.inf])
+    torch.save(checkpoint, tmp_path / 'masked.pth')
+    assert run(tiny, load_from=str(tmp_path / 'masked.pth')).epoch == 3
+
+
+@pytest.mark.parametrize('hook', ['RunGuardHook', 'DeformUpgradeHook'])
+@pytest.mark.parametrize('value', [math.nan, math.inf])
+def test_a_baseline_that_diverged_is_named_before_anything_is_trained(tiny, baseline, tmp_path, hook, value, capfd):
+    checkpoint = read_checkpoint(baseline)
+    checkpoint['state_dict']['backbone.first.bias'][0] = value
+    torch.save(checkpoint, tmp_path / 'diverged.pth')
+    tiny.load_from, tiny.custom_hooks = str(tmp_path / 'diverged.pth'), [dict(type=hook)]
+    assert ended(train_tool(tiny)) == 2
+    message = r'1 of its tensors are not finite \(backbone.first.bias\): the training that saved it diverged'
+    assert re.search(f'CheckpointError: .*diverged.pth: {message}', capfd.readouterr().err)
+    assert Path(tiny.work_dir).exists() == (hook == 'RunGuardHook')  # whose runs build no second network
 
 
 class _Die(Hook):

@@ -12,9 +12,10 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from ...errors import ConfigError
+from ...checkpoint import clean_state_dict, not_finite, refuse_not_finite
+from ...errors import CheckpointError, ConfigError
 from ...files import remove_leftovers
-from ..finite import not_finite, stop_for_weights
+from ..finite import stop_for_weights
 from ..loading import SCHEME, refuse_to_overwrite
 from ..network import bare_network, checkpoint_hooks, named_tensors
 from ..random_state import kept_random_state
@@ -69,7 +70,13 @@ class RunGuardHook(Hook):
             runner._load_from = found if '://' in found else SCHEME + found
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
-        """Remember what the resumed run had, to compare."""
+        """Train from no broken weights; remember what the resumed run had, to compare."""
+        if self.finite_interval is not None:
+            network = dict(named_tensors(bare_network(runner)))
+            try:
+                refuse_not_finite(clean_state_dict(checkpoint.get('state_dict') or {}), network)
+            except CheckpointError as error:
+                raise CheckpointError(f'{runner._load_from}: {error}') from error
         if runner._resume and self.exact_resume:
             self._saved = (checkpoint.get('meta') or {}).get(META_KEY)
             if self._saved is None:
