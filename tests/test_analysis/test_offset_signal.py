@@ -2,6 +2,7 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,9 +24,9 @@ def baseline(tiny_config, tiny_baseline):
 
 
 def test_the_tool_says_where_offsets_learn_and_what_to_give_to_targets(tiny_config, tiny_baseline, tmp_path):
-    out = tmp_path / 'signal'
+    out = tmp_path / 'signal.v1'
     result = run_tool('analysis_tools/offset_signal.py', tiny_config, tiny_baseline, '--batches', 12, '--out', out)
-    report = json.loads(out.with_suffix('.json').read_text())
+    report = json.loads(Path(f'{out}.json').read_text())
     layers = {layer['layer']: layer for layer in report['layers']}
     assert [*layers][:: len(layers) - 1] == ['conv1', 'layer4.1.conv2'] and len(layers) == 17
     assert all(layer['batches'] == 12 and layer['step'] > 0 and layer['cost'] > 0 for layer in layers.values())
@@ -36,7 +37,7 @@ def test_the_tool_says_where_offsets_learn_and_what_to_give_to_targets(tiny_conf
     assert report['batch_size'] == 4 and report['pictures'] == 16 and 10 < report['extents'][1] < 96
     assert '12 batches of 4 from 16 pictures, each seen 3.0 times' in result.stdout
     assert ('use: --targets' in result.stdout) == bool(report['targets'])
-    assert 'batch/s' in result.stderr and out.with_suffix('.png').stat().st_size > 1000
+    assert 'batch/s' in result.stderr and Path(f'{out}.png').stat().st_size > 1000
 
 
 def test_the_plan_of_an_upgrade_says_it_for_its_targets(tiny_config, tiny_baseline):

@@ -46,10 +46,11 @@ def main(argv=None):
     if args.out:
         from mmdeform_upgrade.analysis import plots
 
+        json_file, picture = (Path(f'{args.out}{ending}') for ending in ('.json', '.png'))
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.with_suffix('.json').write_text(json.dumps(report.as_dict(), indent=1) + '\n')
-        plots.draw_signal(report.layers, args.out.with_suffix('.png'), title=f'{args.config}, {args.batches} batches')
-        print(f'written: {args.out.with_suffix(".json")}, {args.out.with_suffix(".png")}')
+        json_file.write_text(json.dumps(report.as_dict(), indent=1) + '\n')
+        plots.draw_signal(report.layers, picture, title=f'{args.config}, {args.batches} batches')
+        print(f'written: {json_file}, {picture}')
 
 
 if __name__ == '__main__':
