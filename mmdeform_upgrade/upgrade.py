@@ -15,14 +15,11 @@ from .targets import Targets, check_module, deform_groups_of
 
 @dataclass(frozen=True)
 class LayerChange:
-    """One replaced convolution, in numbers of parameters."""
+    """One replaced convolution: its geometry, and numbers of parameters."""
 
     name: str
-    in_channels: int
-    out_channels: int
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
+    shape: str
+    dilation: tuple[int, ...]
     groups: int
     deform_groups: int
     weights_before: int
@@ -30,26 +27,27 @@ class LayerChange:
     offset_biases: int
 
     @classmethod
-    def of(cls, name: str, conv: nn.Conv2d, deform_groups: int) -> LayerChange:
-        kh, kw = conv.kernel_size
-        offset_channels = 2 * deform_groups * kh * kw
+    def of(cls, name: str, layer: ZeroOffsetDCN) -> LayerChange:
+        """The change that made a layer."""
+        (kh, kw), before = layer.kernel_size, layer.weight.numel()
         return cls(
             name,
-            conv.in_channels,
-            conv.out_channels,
-            (kh, kw),
-            conv.stride,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            conv.groups,
-            deform_groups,
-            conv.weight.numel(),
-            conv.weight.numel() + offset_channels * conv.in_channels * kh * kw,
-            offset_channels,
+            f'{layer.in_channels}->{layer.out_channels} {kh}x{kw} stride {layer.stride[0]} dilation {layer.dilation[0]}',
+            layer.dilation,
+            layer.groups,
+            layer.deform_groups,
+            before,
+            before + layer.conv_offset.weight.numel(),
+            layer.conv_offset.bias.numel(),
         )
 
     @property
     def added(self) -> int:
         return self.weights_after - self.weights_before + self.offset_biases
+
+    def __str__(self) -> str:
+        weights = f'{self.weights_before:,} -> {self.weights_after:,}'.replace(',', ' ')
+        return f'{self.shape:<34} weights {weights}, offset biases {self.offset_biases}'
 
 
 @dataclass(frozen=True)
@@ -60,29 +58,30 @@ class UpgradeReport:
     parameters_before: int
     parameters_after: int
 
+    @classmethod
+    def of(cls, model: nn.Module, names: Collection[str] | None = None) -> UpgradeReport:
+        """The report of an upgraded network; of all its deformable layers, unless ``names`` are those that are new."""
+        found = upgraded_layers(model).items()
+        layers = tuple(LayerChange.of(name, layer) for name, layer in found if names is None or name in names)
+        after = sum(parameter.numel() for parameter in model.parameters())  # shared ones once
+        return cls(layers, after - sum(layer.added for layer in layers), after)
+
     @property
     def names(self) -> list[str]:
         """Dotted names of the upgraded layers."""
         return [layer.name for layer in self.layers]
 
     def __str__(self) -> str:
-        width = max(len(layer.name) for layer in self.layers)
-        lines = [f'{len(self.layers)} convolution{"s" * (len(self.layers) > 1)} to ZeroOffsetDCN:']
-        for layer in self.layers:
-            shape = (
-                f'{layer.in_channels}->{layer.out_channels} {layer.kernel_size[0]}x{layer.kernel_size[1]}'
-                f' stride {layer.stride[0]} dilation {layer.dilation[0]}'
-            )
-            lines.append(
-                f'  {layer.name:<{width}}  {shape:<34} weights {_thousands(layer.weights_before)} -> '
-                f'{_thousands(layer.weights_after)}, offset biases {layer.offset_biases}'
-            )
+        width = max(len(name) for name in self.names)
+        totals = f'{self.parameters_before:,} -> {self.parameters_after:,}'.replace(',', ' ')
         growth = 100 * (self.parameters_after / self.parameters_before - 1)
-        lines.append(
-            f'parameters in all: {_thousands(self.parameters_before)} -> '
-            f'{_thousands(self.parameters_after)} (+{growth:.2f} %)'
+        return '\n'.join(
+            (
+                f'{len(self.layers)} convolution{"s" * (len(self.layers) > 1)} to ZeroOffsetDCN:',
+                *(f'  {layer.name:<{width}}  {layer}' for layer in self.layers),
+                f'parameters in all: {totals} (+{growth:.2f} %)',
+            )
         )
-        return '\n'.join(lines)
 
 
 def upgrade_(
@@ -127,12 +126,11 @@ def upgrade_(
         ]
     if problems:
         raise TargetError('nothing was upgraded:\n  ' + '\n  '.join(problems))
-    before = count_parameters(model)
-    layers = tuple(LayerChange.of(name, modules[name], count) for name, count in groups.items())
-    replace_modules(
-        model, {modules[name]: ZeroOffsetDCN.from_conv(modules[name], count) for name, count in groups.items()}
-    )
-    return UpgradeReport(layers, before, count_parameters(model))
+    new: dict[nn.Module, nn.Module] = {
+        modules[name]: ZeroOffsetDCN.from_conv(modules[name], count) for name, count in groups.items()
+    }
+    replace_modules(model, new)
+    return UpgradeReport.of(model, groups)
 
 
 def revert_(
@@ -171,18 +169,9 @@ def revert_(
     return list(chosen)
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Number of elements of all parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def replace_modules(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
     """Put new modules in the places of old ones, wherever these are used."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child in new:
                 parent._modules[name] = new[child]
-
-
-def _thousands(number: int) -> str:
-    return f'{number:,}'.replace(',', ' ')

@@ -16,10 +16,9 @@ from ..checkpoint import import_baseline
 from ..config import GUARD_HOOK, HOOK
 from ..errors import ConfigError
 from ..importers import OWN_NAMES, Imported
-from ..layers import upgraded_layers
 from ..schedule import describe_schedule
 from ..settings import type_name
-from ..upgrade import LayerChange, UpgradeReport, count_parameters
+from ..upgrade import UpgradeReport
 from .loading import local_path, refuse_to_overwrite
 from .rates import building, describe_rates
 
@@ -72,7 +71,7 @@ def plan_upgrade(before: Config, after: Config, checkpoint: str) -> UpgradePlan:
     network = build_network(after)
     imported = import_baseline(local_path(checkpoint), network)
     schedules = describe_schedule(before), describe_schedule(after)
-    return UpgradePlan(network, report_of(network), imported, *schedules, describe_rates(network, after))
+    return UpgradePlan(network, UpgradeReport.of(network), imported, *schedules, describe_rates(network, after))
 
 
 def check_before_training(cfg: Config) -> None:
@@ -91,11 +90,3 @@ def check_before_training(cfg: Config) -> None:
     refuse_to_overwrite(cfg.load_from, cfg.work_dir, cfg, [checkpoints] if checkpoints else [])
     if HOOK in hooks:
         import_baseline(local_path(cfg.load_from), build_network(cfg))
-
-
-def report_of(network: nn.Module) -> UpgradeReport:
-    """The report of a network that was built upgraded."""
-    layers = upgraded_layers(network)
-    changes = tuple(LayerChange.of(name, layer, layer.deform_groups) for name, layer in layers.items())
-    after = count_parameters(network)
-    return UpgradeReport(changes, after - sum(change.added for change in changes), after)
