@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,12 +28,10 @@ PLAIN = ''
 @contextmanager
 def hooked(handles: Iterable[Any]) -> Iterator[None]:
     """Hooks, by their handles, that are taken off at the end."""
-    kept = list(handles)
-    try:
+    with ExitStack() as stack:
+        for handle in list(handles):
+            stack.enter_context(handle)
         yield
-    finally:
-        for handle in kept:
-            handle.remove()
 
 
 @contextmanager
@@ -49,17 +48,14 @@ def multiplications(model: nn.Module) -> Iterator[dict[str, float]]:
         channels = output.shape[-1 if isinstance(module, nn.Linear) else 1]
         counts[PLAIN] += output.numel() / channels * module.get_parameter('weight').numel()
 
-    def count_added(name: str) -> Any:
-        def count(branch: nn.Module, _: Any, output: Tensor) -> None:
-            weight = branch.get_parameter('weight')  # (2GK, C, kh, kw); four corners a tap and channel
-            counts[name] += output.numel() / output.shape[1] * (weight.numel() + 4 * weight[0].numel())
-
-        return count
+    def count_added(name: str, branch: nn.Module, _: Any, output: Tensor) -> None:
+        weight = branch.get_parameter('weight')  # (2GK, C, kh, kw); four corners a tap and channel
+        counts[name] += output.numel() / output.shape[1] * (weight.numel() + 4 * weight[0].numel())
 
     plain = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     with hooked(
         [m.register_forward_hook(count_plain) for m in plain]
-        + [layer.conv_offset.register_forward_hook(count_added(name)) for name, layer in layers.items()]
+        + [layer.conv_offset.register_forward_hook(partial(count_added, name)) for name, layer in layers.items()]
     ):
         yield counts
 
@@ -68,8 +64,7 @@ def _interpolation_flops(inputs: list[Any], outputs: list[Any]) -> int:
     """One for each corner of each sample and channel."""
     from mmengine.analysis.jit_handles import get_shape
 
-    table, corners = get_shape(inputs[0]), get_shape(inputs[1])
-    return math.prod(corners) * table[-1]
+    return math.prod(get_shape(inputs[1])) * get_shape(inputs[0])[-1]
 
 
 def register_handles() -> None:

@@ -131,16 +131,12 @@ def level_of(model: Any, seen: Look, record: Record) -> int:
 def fields(model: Any, seen: Look, point: Point, level: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Effective receptive fields of a backbone's last map (or another) at a point, offsets at zero and as learned."""
 
-    def features(images: Tensor) -> Tensor:
-        output: Tensor = model.backbone(images)[-1 if level is None else level]
-        return output
+    def features(images: Tensor) -> Any:
+        return model.backbone(images)[-1 if level is None else level]
 
-    was_training = model.training
-    model.eval()
     with offsets_at_zero(model):
         before = receptive_field(features, seen.input, point)
     after = receptive_field(features, seen.input, point)
-    model.train(was_training)
     return before.cpu().numpy(), after.cpu().numpy()
 
 

@@ -7,13 +7,17 @@ Vocabulary: N, C, H, W a layer's input; K = kh * kw taps; G deform groups; Ho, W
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..layers import upgraded_layers
+from ..layers import ZeroOffsetDCN, upgraded_layers
+from ..ops.geometry import describe
+from ..ops.reference import sample_points
 from .complexity import hooked
 
 
@@ -38,48 +42,31 @@ class Record:
         return self.offset + self.grid
 
 
-class OffsetRecorder:
+class OffsetRecorder(ExitStack):
     """Context manager that keeps the offsets of every ``ZeroOffsetDCN`` in a model, the latest pass of each.
 
     ``records`` holds them in the order in which the layers ran.
     """
 
     def __init__(self, model: nn.Module):
+        super().__init__()
         self.records: dict[str, Record] = {}
         self._layers = upgraded_layers(model)
-        self._hooks: list[Any] = []
 
     def __enter__(self) -> OffsetRecorder:
         for name, layer in self._layers.items():
-            self._hooks.append(layer.conv_offset.register_forward_hook(self._keeper(name, layer.deform_groups)))
+            self.enter_context(layer.conv_offset.register_forward_hook(partial(self._keep, name, layer)))
         return self
 
-    def __exit__(self, *_: Any) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-
-    def _keeper(self, name: str, groups: int) -> Any:
-        def keep(branch: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            input, stride, padding, dilation = args
-            kernel = tuple(branch.get_parameter('weight').shape[2:])
-            N, _, Ho, Wo = output.shape
-            offset = output.detach().float().view(N, groups, kernel[0] * kernel[1], 2, Ho, Wo)
-            grid = _tap_grid(kernel, (Ho, Wo), stride, padding, dilation).to(offset)
-            self.records.pop(name, None)  # a layer that runs again moves to the end
-            self.records[name] = Record(name, offset, (input.shape[2], input.shape[3]), grid)
-
-        return keep
-
-
-def _tap_grid(kernel: Sequence[int], out: Sequence[int], stride: Any, padding: Any, dilation: Any) -> Tensor:
-    y, x = (  # (k, size)
-        torch.arange(out[axis]) * stride[axis] - padding[axis] + torch.arange(kernel[axis])[:, None] * dilation[axis]
-        for axis in (0, 1)
-    )
-    y = y.view(kernel[0], 1, out[0], 1).expand(*kernel, *out)
-    x = x.view(1, kernel[1], 1, out[1]).expand(*kernel, *out)
-    return torch.stack((y, x), dim=2).flatten(0, 1)  # (K, 2, Ho, Wo)
+    def _keep(self, name: str, layer: ZeroOffsetDCN, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        input, *steps = args
+        geo = describe(input, output, layer.weight, None, None, *steps)
+        offset = output.detach().float().view(geo.N, geo.G, geo.K, 2, geo.Ho, geo.Wo)
+        taps = sample_points(torch.zeros_like(offset[0, 0]), geo._replace(N=1, G=1))
+        self.records.pop(name, None)  # a layer that runs again moves to the end
+        self.records[name] = Record(
+            name, offset, (geo.H, geo.W), torch.stack((taps.y0, taps.x0), 3).view(offset[0, 0].shape)
+        )
 
 
 @dataclass(frozen=True)
@@ -139,15 +126,19 @@ def sampling_points(
     size = image
     for record in reversed(list(records)[-depth:]):
         out = (record.offset.shape[-2], record.offset.shape[-1])
-        nearest = _rescaled(points, size, out).round()
-        y, x = (nearest[:, axis].clamp(0, out[axis] - 1).long() for axis in (0, 1))
+        y, x = nearest(points, size, out).unbind(1)
         taps = record.positions()[0, min(group, record.offset.shape[1] - 1)]  # (K, 2, Ho, Wo)
         points = taps[:, :, y, x].permute(2, 0, 1).reshape(-1, 2).double()
         size = record.size
     return _rescaled(points, size, image)
 
 
-def _rescaled(points: Tensor, size: tuple[int, int], to: tuple[int, int]) -> Tensor:
+def nearest(points: Tensor, size: Sequence[int], to: Sequence[int]) -> Tensor:
+    """Indices, (P, 2), of a map's positions that are nearest to points (y, x) of another map or the picture."""
+    return torch.minimum(_rescaled(points, size, to).round().long().clamp(min=0), torch.tensor(to) - 1)
+
+
+def _rescaled(points: Tensor, size: Sequence[int], to: Sequence[int]) -> Tensor:
     """Centres of pixels stay centres: a map's pixel stands for the middle of what it covers."""
     scale = torch.tensor([to[axis] / size[axis] for axis in (0, 1)], dtype=points.dtype)
     return (points + 0.5) * scale - 0.5

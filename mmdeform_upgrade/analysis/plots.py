@@ -59,14 +59,8 @@ def draw_sampling(picture: np.ndarray, rows: Sequence[SamplingRow], path: Path) 
     for line, (at, points, fields) in zip(panels, rows, strict=True):
         for axes, (title, found) in zip(line, points.items(), strict=False):
             axes.imshow(picture)
-            axes.scatter(
-                found[:, 1],
-                found[:, 0],
-                s=90 / np.sqrt(len(found)) + 3,
-                color=COLOURS[1],
-                linewidth=0.4,
-                edgecolor='white',
-            )
+            size = 90 / np.sqrt(len(found)) + 3
+            axes.scatter(*found[:, [1, 0]].T, s=size, color=COLOURS[1], linewidth=0.4, edgecolor='white')
             axes.set_title(title, fontsize=9)
         for axes, (title, field) in zip(line[len(points) :], fields.items(), strict=True):
             axes.imshow(picture.mean(2), cmap='gray', alpha=0.5)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import contextmanager
 from typing import Any, Iterator
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..layers import upgraded_layers
 from .complexity import hooked
+from .offsets import nearest
 
 
 def receptive_field(features: Callable[[Tensor], Tensor], images: Tensor, position: tuple[float, float]) -> Tensor:
@@ -29,13 +30,7 @@ def receptive_field(features: Callable[[Tensor], Tensor], images: Tensor, positi
     images = images.detach().requires_grad_()
     with torch.enable_grad():
         output = features(images)
-        y, x = (
-            min(
-                max(round((position[axis] + 0.5) * output.shape[axis + 2] / images.shape[axis + 2] - 0.5), 0),
-                output.shape[axis + 2] - 1,
-            )
-            for axis in (0, 1)
-        )
+        y, x = nearest(torch.tensor([position], dtype=torch.float64), images.shape[2:], output.shape[2:])[0].tolist()
         (gradient,) = torch.autograd.grad(output[0, :, y, x].sum(), images)
     field = gradient[0].abs().sum(0)
     return field / field.sum().clamp_min(1e-30)
@@ -57,12 +52,8 @@ def reaches(
     """
     images = images.detach().requires_grad_()
     outputs: dict[str, Tensor] = {}
-    with (
-        torch.enable_grad(),
-        hooked(
-            m.register_forward_hook(lambda _, args, out, n=n: outputs.setdefault(n, out)) for n, m in layers.items()
-        ),
-    ):
+    keep = [m.register_forward_hook(lambda _, a, out, n=n: outputs.setdefault(n, out)) for n, m in layers.items()]
+    with torch.enable_grad(), hooked(keep):
         run(images)
     found = {}
     for name, output in outputs.items():
@@ -117,11 +108,8 @@ def _widening(node: Any, width: int) -> float:
 
 
 @contextmanager
-def offsets_at_zero(model: nn.Module) -> Iterator[None]:
-    """The model as if none of its offsets had been learned, for as long as the context lasts."""
-
-    def zero(branch: nn.Module, args: object, output: Tensor) -> Tensor:
-        return torch.zeros_like(output)
-
-    with hooked(layer.conv_offset.register_forward_hook(zero) for layer in upgraded_layers(model).values()):
+def offsets_at_zero(model: nn.Module, names: Collection[str] | None = None) -> Iterator[None]:
+    """The model as if none of its offsets, or those of some layers, had been learned, while the context lasts."""
+    branches = [layer.conv_offset for n, layer in upgraded_layers(model).items() if names is None or n in names]
+    with hooked(branch.register_forward_hook(lambda _, args, output: torch.zeros_like(output)) for branch in branches):
         yield

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Iterator
 
 import torch
@@ -165,14 +166,11 @@ def _steps(
     """Write to ``steps`` how far Adam's first step, ``lr`` for every weight that has a gradient, moves the offsets."""
     squares: dict[str, list[Tensor]] = {name: [] for name in layers}
 
-    def measure(name: str) -> Any:
-        def move(branch: nn.Module, args: Any, _: Tensor) -> None:
-            step = lr * tallies[name].sum.sign().view_as(branch.get_parameter('weight'))
-            with torch.no_grad():
-                squares[name].append(F.conv2d(args[0].float(), step, None, *args[1:]).square().mean())
+    def measure(name: str, branch: nn.Module, args: Any, _: Tensor) -> None:
+        step = lr * tallies[name].sum.sign().view_as(branch.get_parameter('weight'))
+        with torch.no_grad():
+            squares[name].append(F.conv2d(args[0].float(), step, None, *args[1:]).square().mean())
 
-        return move
-
-    with hooked(layer.conv_offset.register_forward_hook(measure(name)) for name, layer in layers.items()):
+    with hooked(layer.conv_offset.register_forward_hook(partial(measure, name)) for name, layer in layers.items()):
         yield
     steps.update({name: float(torch.stack(found).mean().sqrt()) for name, found in squares.items() if found})

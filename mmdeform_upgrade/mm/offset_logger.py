@@ -74,7 +74,7 @@ class OffsetLoggerHook(Hook):
         recorder, self._recorder = self._recorder, None
         found: dict[str, OffsetStatistics] = {}
         if recorder is not None:
-            recorder.__exit__()
+            recorder.close()
             found = {name: statistics(record) for name, record in recorder.records.items()}
             _check_offsets(found, runner)
         _check_loss(outputs, runner)

@@ -51,10 +51,8 @@ def plain(value: Any) -> Any:
     if value is None or type(value) in (bool, int, float):
         return value
     if isinstance(value, Mapping):
-        known = {
-            key: entry for key, entry in value.items() if not isinstance(key, _LEFT) and not isinstance(entry, _LEFT)
-        }
-        return {plain(key): plain(entry) for key, entry in known.items()}
+        known = (pair for pair in value.items() if not any(isinstance(part, _LEFT) for part in pair))
+        return {plain(key): plain(entry) for key, entry in known}
     if isinstance(value, (list, tuple, deque, range)):
         entries = [plain(entry) for entry in value if not isinstance(entry, _LEFT)]
         return tuple(entries) if isinstance(value, tuple) else entries

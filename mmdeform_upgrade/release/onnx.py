@@ -11,8 +11,7 @@ import copy
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,6 @@ PARTS = ('network', 'backbone')
 _HEADS = {'SSDHead': ('cls_score', 'bbox_pred'), 'YOLOV3Head': ('pred_map',)}
 OPSETS = (19, 22)
 INPUT = 'input'
-_NEEDED = ('onnx', 'onnxscript')
 _DEFORM_CONV = 'DeformConv'
 
 
@@ -73,11 +71,21 @@ def export_onnx(
     module = _FlatMaps(*copy.deepcopy(stages)).eval().requires_grad_(False)
     if revert_zero and upgraded_layers(module):
         revert_(module)
-    _check_float32(module)
+    if others := {str(p.dtype) for p in module.parameters() if p.dtype != torch.float32}:
+        raise ExportError(
+            f'the network holds {", ".join(sorted(others))}; expected float32 alone: call model.float(), and lower the '
+            'precision of the ONNX file with the tools of its runtime'
+        )
     device = next((p.device for p in module.parameters()), torch.device('cpu'))
     pictures = torch.zeros(2 if dynamic_batch else 1, 3, *size, device=device)
     with torch.no_grad():
-        levels = len(_run(module, pictures)) // len(prefixes)
+        try:
+            levels = len(module(pictures)) // len(prefixes)
+        except Exception as error:
+            raise ExportError(
+                f'the network does not run on pictures of {tuple(pictures.shape)}: {error}. Give it a size that it was '
+                'made for'
+            ) from error
         names = [f'{prefix}_{level}' for prefix in prefixes for level in range(levels)]
         proto = _proto(module, pictures, names, opset, dynamic_batch)
     _check_proto(proto, len(upgraded_layers(module)))
@@ -118,10 +126,9 @@ def _stages(model: nn.Module, part: str) -> tuple[list[nn.Module], tuple[str, ..
     parts: list[Any] = [getattr(model, name, None) for name in ('backbone', 'neck', 'bbox_head')]
     known = [_HEADS[kind.__name__] for kind in type(parts[-1]).__mro__ if kind.__name__ in _HEADS]
     if not known or parts[0] is None:
-        found = f' with {type(parts[-1]).__name__}' if parts[-1] is not None else ''
         raise ExportError(
-            f'{type(model).__name__}{found} cannot be exported as a whole: expected a one-stage detector '
-            f"with one of {', '.join(_HEADS)}. Export its backbone (part='backbone', --part backbone)"
+            f'{type(model).__name__} cannot be exported as a whole: expected a one-stage detector with one of '
+            f"{', '.join(_HEADS)}. Export its backbone (part='backbone', --part backbone)"
         )
     return [stage for stage in parts if stage is not None], known[0]
 
@@ -131,59 +138,38 @@ def _check_request(size: Sequence[int], opset: int) -> None:
         raise ExportError(f'opset {opset}: expected one of {OPSETS}, which define {_DEFORM_CONV}')
     if len(size) != 2 or min(size) < 1:
         raise ExportError(f'size is {tuple(size)}; expected height and width in pixels')
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise ExportError(
-            f'exporting needs {" and ".join(missing)}: pip install "mmdeform_upgrade[onnx]", or '
-            f'pip install {" ".join(_NEEDED)}'
-        )
+    if missing := [name for name in ('onnx', 'onnxscript') if find_spec(name) is None]:
+        raise ExportError(f'exporting needs {" and ".join(missing)}: pip install "mmdeform_upgrade[onnx]"')
     if 'custom_translation_table' not in inspect.signature(torch.onnx.export).parameters:
         raise ExportError(
-            f'torch {torch.__version__} cannot export {_DEFORM_CONV}: its exporter ends at opset 18, or '
-            'takes no operators of others. Install torch >= 2.6 to export; the checkpoint may come from '
-            'any version'
+            f'torch {torch.__version__} cannot export {_DEFORM_CONV}. Install torch >= 2.6 to export; the checkpoint may '
+            'come from any version'
         )
-
-
-def _check_float32(module: nn.Module) -> None:
-    others = {str(p.dtype) for p in module.parameters() if p.dtype != torch.float32}
-    if others:
-        raise ExportError(
-            f'the network holds {", ".join(sorted(others))}; expected float32 alone: call model.float(), '
-            'and lower the precision of the ONNX file with the tools of its runtime'
-        )
-
-
-def _run(module: nn.Module, pictures: Tensor) -> Sequence[Tensor]:
-    try:
-        maps: Sequence[Tensor] = module(pictures)
-    except Exception as error:
-        raise ExportError(
-            f'the network does not run on pictures of {tuple(pictures.shape)}: {error}. Give it a size '
-            'that it was made for'
-        ) from error
-    return maps
 
 
 def _proto(module: nn.Module, pictures: Tensor, names: list[str], opset: int, dynamic_batch: bool) -> Any:
-    shapes: Any = ({0: torch.export.Dim.DYNAMIC},) if dynamic_batch else None
+    settings: Any = dict(
+        dynamo=True,
+        opset_version=opset,
+        verbose=False,
+        input_names=[INPUT],
+        output_names=names,
+        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) if dynamic_batch else None,
+        custom_translation_table=translation_table(opset),
+    )
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it remarks on packages that a network does not need
     try:
-        with _quiet():
-            program: Any = torch.onnx.export(
-                module,
-                (pictures,),
-                dynamo=True,
-                opset_version=opset,
-                verbose=False,
-                input_names=[INPUT],
-                output_names=names,
-                dynamic_shapes=shapes,
-                custom_translation_table=translation_table(opset),
-            )
-            return program.model_proto
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            program: Any = torch.onnx.export(module, (pictures,), **settings)
+        return program.model_proto
     except Exception as error:
         what = ' with an open batch size; try a fixed one' if dynamic_batch else "; try part='backbone'"
         raise ExportError(f"PyTorch's exporter cannot export it{what}. It says: {_cause(error)}") from error
+    finally:
+        logger.setLevel(level)
 
 
 def _cause(error: BaseException) -> str:
@@ -204,20 +190,6 @@ def translation_table(opset: int) -> dict[Callable[..., Any], Callable[..., Any]
     return {torch.ops.mmdeform_upgrade.deform_conv2d.default: deform_conv2d}
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages that a network does not need."""
-    logger = logging.getLogger('torch.onnx')
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logger.setLevel(level)
-
-
 def _check_proto(proto: Any, layers: int) -> None:
     import onnx
 
@@ -225,8 +197,7 @@ def _check_proto(proto: Any, layers: int) -> None:
         onnx.checker.check_model(proto, full_check=True)
     except Exception as error:
         raise ExportError(f'ONNX does not accept what was exported, so nothing was written: {_cause(error)}') from error
-    foreign = sorted({entry.domain for entry in proto.opset_import} - {'', 'ai.onnx'})
-    if foreign:
+    if foreign := sorted({entry.domain for entry in proto.opset_import} - {'', 'ai.onnx'}):
         raise ExportError(
             f'the file would need operators of {", ".join(foreign)}; expected standard ONNX alone: '
             "export the backbone (part='backbone')"

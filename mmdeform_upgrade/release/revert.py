@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..analysis.complexity import hooked
 from ..analysis.offsets import percentile95
+from ..analysis.receptive_field import offsets_at_zero
 from ..checkpoint import StateDict, clean_state_dict
 from ..errors import CheckpointError, listed
 from ..layers import ZeroOffsetDCN, upgraded_layers
@@ -74,13 +75,11 @@ def judge(model: nn.Module, threshold: float | None, runs: Sequence[Run] = ()) -
 def output_difference(model: nn.Module, names: Sequence[str], runs: Sequence[Run]) -> float:
     """Relative difference |without - with| / |with| (2-norms over all data) of the outputs of the components that hold
     the layers, the backbone as a rule, with and without the offsets of these layers."""
-    layers = upgraded_layers(model)
     parts = {name.split('.')[0]: model.get_submodule(name.split('.')[0]) for name in names}
     changed = total = 0.0
     for run in runs:
         before = _outputs(parts.values(), run)
-        zeros = (layers[name].conv_offset.register_forward_hook(_zeros) for name in names)
-        with hooked(zeros):
+        with offsets_at_zero(model, names):
             after = _outputs(parts.values(), run)
         for old, new in zip(before, after, strict=True):
             changed += float((new.double() - old.double()).square().sum())
@@ -134,10 +133,6 @@ def validate(cfg: Config, state_dict: Mapping[str, Tensor], title: str) -> dict[
         runner = Runner.from_cfg(cfg)
         runner.model.load_state_dict(state_dict)
         return {key: float(value) for key, value in runner.val().items()}
-
-
-def _zeros(branch: nn.Module, args: Any, output: Tensor) -> Tensor:
-    return torch.zeros_like(output)
 
 
 def _outputs(parts: Iterable[nn.Module], run: Run) -> list[Tensor]:

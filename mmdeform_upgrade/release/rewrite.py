@@ -8,36 +8,31 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS
 from torch import Tensor
 
 from ..config import BUILDER, TRAIN_OFFSETS
 from ..mm.preflight import build_network
-from ..rates import CONSTRUCTOR, without_offset_optimizer
+from ..rates import without_offset_optimizer
 from ..settings import settings_of, type_name
 
 if TYPE_CHECKING:
     from mmengine.config import Config
 
-# This package's types in configs: hooks that an upgrade needs, hooks for any training, and parts of networks.
+# Hooks that an upgrade alone needs, and all of this package's types in configs.
 UPGRADE_HOOKS = ('DeformUpgradeHook', 'OffsetLoggerHook')
-OWN_HOOKS = (*UPGRADE_HOOKS, 'BFloat16Hook', 'RunGuardHook')
-OWN_TYPES = (
-    *OWN_HOOKS,
-    BUILDER,
-    TRAIN_OFFSETS,
-    CONSTRUCTOR,
-    'ZeroOffsetDCN',
-    'WideSSDNeck',
-    'PredictableSSDHead',
-    'ProjectedASPPHead',
-    'ResizeByDirection',
+OWN_TYPES = tuple(
+    name
+    for registry in (HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS)
+    for name, registered in registry.module_dict.items()
+    if registered.__module__.startswith('mmdeform_upgrade')
 )
 _SETTINGS = ('base_type', 'targets', 'exclude', 'deform_groups')
 
 
 def without_plugin(cfg: Config) -> Config:
     """``cfg`` without this package's hooks and import, and with nothing to load; its components are left as they are."""
-    return _without_import(_without_hooks(cfg, OWN_HOOKS))
+    return _without_import(_without_hooks(cfg, OWN_TYPES))
 
 
 def without_upgrade_hooks(cfg: Config) -> Config:
@@ -74,22 +69,18 @@ def _without_hooks(cfg: Config, names: Sequence[str]) -> Config:
         result.model.type = result.model.pop('base_type')
     if result.get('optim_wrapper'):
         result.optim_wrapper = without_offset_optimizer(result.optim_wrapper)
-    hooks = [hook for hook in cfg.get('custom_hooks') or [] if type_name(hook.get('type', '')) not in names]
-    if hooks:
+    hooks = result.pop('custom_hooks', None) or []
+    if hooks := [hook for hook in hooks if type_name(hook.get('type', '')) not in names]:
         result.custom_hooks = hooks
-    else:
-        result.pop('custom_hooks', None)
     return result
 
 
 def _without_import(cfg: Config) -> Config:
-    imports = cfg.get('custom_imports') or {}
-    names = [imports['imports']] if isinstance(imports.get('imports'), str) else list(imports.get('imports') or [])
-    names = [name for name in names if name.split('.')[0] != 'mmdeform_upgrade']
-    if names:
-        cfg.custom_imports.imports = names
-    else:
-        cfg.pop('custom_imports', None)
+    imports = cfg.pop('custom_imports', None) or {}
+    names = imports.get('imports') or []
+    names = [names] if isinstance(names, str) else names
+    if names := [name for name in names if name.split('.')[0] != 'mmdeform_upgrade']:
+        cfg.custom_imports = {**imports, 'imports': names}
     return cfg
 
 
@@ -126,19 +117,13 @@ def _rewrite(node: Any, prefix: str, layers: Mapping[str, int]) -> None:
         plain = component_without_upgrade(value)
         if plain == settings_of(value):
             continue
-        inside = {
-            name[len(prefix) + len(key) + 1 :]: count
-            for name, count in layers.items()
-            if name.startswith(f'{prefix}{key}.')
-        }
-        if inside:
-            same = len(set(inside.values())) == 1
-            plain = {
-                **plain,
-                'type': BUILDER,
-                'base_type': plain['type'],
-                'targets': list(inside) if same else {re.escape(name): n for name, n in inside.items()},
-                **({'deform_groups': next(iter(inside.values()))} if same else {}),
-            }
+        path = f'{prefix}{key}.'
+        inside = {name.removeprefix(path): count for name, count in layers.items() if name.startswith(path)}
         value.clear()
         value.update(plain)
+        if len(counts := set(inside.values())) == 1:
+            value.update(targets=list(inside), deform_groups=counts.pop())
+        elif inside:
+            value.update(targets={re.escape(name): count for name, count in inside.items()})
+        if inside:
+            value.update(type=BUILDER, base_type=plain['type'])

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..checkpoint import StateDict, remap_state_dict
 from ..errors import UpgradeError, listed
-from ..layers import ZeroOffsetDCN, upgraded_layers
+from ..layers import upgraded_layers
 from ..mm.preflight import build_network
 from .rewrite import component_without_upgrade, differing, own_types, without_plugin
 
@@ -45,9 +44,12 @@ def why_not_stock(cfg: Config, release: StateDict | None = None) -> tuple[Config
     if release is not None:
         remap_state_dict(release, network.state_dict(), new=())
     layers = upgraded_layers(network)
-    stages, reason = _whole_stages(layers)
-    if reason:
-        return None, reason
+    places = {name: re.fullmatch(r'backbone\.layer([1-4])\.\d+\.conv2', name) for name in layers}
+    if odd := [name for name, place in places.items() if place is None]:
+        return None, f'{odd[0]} is not the 3x3 convolution of a Bottleneck block in a stage of the backbone'
+    if not layers:
+        return None, 'the config upgrades nothing'
+    stages = {int(place[1]) for place in places.values() if place}
     groups = {layer.deform_groups for layer in layers.values()}
     if len(groups) > 1:
         return None, f'the layers have different deform_groups ({sorted(groups)}), and the switch has one number'
@@ -67,17 +69,3 @@ def why_not_stock(cfg: Config, release: StateDict | None = None) -> tuple[Config
     if odd:  # whole stages, Bottlenecks, groups
         return None, f'the switch changes whole stages, and the upgrade does not: they differ at {listed(odd, 4)}'
     return stock, ''
-
-
-def _whole_stages(layers: Mapping[str, ZeroOffsetDCN]) -> tuple[list[int], str]:
-    if not layers:
-        return [], 'the config upgrades nothing'
-    stages = []
-    for name, layer in layers.items():
-        match = re.fullmatch(r'backbone\.layer([1-4])\.\d+\.conv2', name)
-        if match is None:
-            return [], f'{name} is not the 3x3 convolution of a Bottleneck block in a stage of the backbone'
-        if layer.bias is not None:
-            return [], f'{name} has a bias, which the stock DCN lacks'
-        stages.append(int(match[1]))
-    return stages, ''
