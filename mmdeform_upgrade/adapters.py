@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import DELTA, StateDict, is_offset_key
+from .checkpoint import DELTA, StateDict, is_delta, is_offset_key
 from .errors import CheckpointError, UpgradeError
 from .layers import ZeroOffsetDCN, upgraded_layers
 from .readers import read_checkpoint
@@ -48,15 +48,15 @@ def load_adapter(model: nn.Module, path: str, name: str | None = None) -> str:
     """
     network, delta = _network(model), read_delta(path)
     modules: Any = dict(network.named_modules())
-    layers = {layer: tensors for layer, tensors in _layers_of(delta).items() if layer in modules}  # of shared ones one
+    found = _layers_of(path, delta['state_dict'])
+    layers = {layer: tensors for layer, tensors in found.items() if layer in modules}  # of shared ones one
     name = os.path.splitext(os.path.basename(path))[0] if name is None else name
-    switch = _switch_for(network, delta, layers)
+    switch = _switch_for(network, path, delta['metadata'], layers)
     if name in switch.adapters:
         raise CheckpointError(f'an adapter called {name!r} is loaded already: give this one another name=...')
     baseline = {layer: switch.baseline.get(layer, modules[layer]) for layer in layers}
-    twins = {layer: _twin(baseline[layer], tensors) for layer, tensors in layers.items()}
+    switch.adapters[name] = {layer: _twin(baseline[layer], tensors) for layer, tensors in layers.items()}
     switch.baseline.update(baseline)
-    switch.adapters[name] = twins
     setattr(network, _ATTRIBUTE, switch)
     switch.put(network, name)
     return name
@@ -154,31 +154,31 @@ def _switch(network: nn.Module) -> _Switch:
     return switch
 
 
-def _switch_for(network: nn.Module, delta: Delta, layers: Mapping[str, StateDict]) -> _Switch:
+def _switch_for(network: nn.Module, path: str, metadata: Mapping[str, str], layers: Mapping[str, StateDict]) -> _Switch:
     """The switch of a network that holds an adapter's baseline: as it is, or under its upgraded layers."""
-    known, expected = vars(network).get(_ATTRIBUTE), delta.metadata.get('baseline_tensors_sha256')
+    known, expected = vars(network).get(_ATTRIBUTE), metadata.get('baseline_tensors_sha256')
     candidates = [known] if known else [_Switch(), _Switch.of(network, layers), _Switch.of(network)]
     switch = next((switch for switch in candidates if switch.baseline_sha256(network) == expected), None)
     if switch is None:
         raise CheckpointError(
-            f'the network does not hold the baseline of {delta.path}, which is {delta.metadata.get("baseline")!r}:\n'
+            f'the network does not hold the baseline of {path}, which is {metadata.get("baseline")!r}:\n'
             f'  sha256 over its tensors: {candidates[-1].baseline_sha256(network)}, expected {expected}\n'
             'Load that checkpoint first, and adapters before the network is sharded, fused or converted to half precision.'
         )
     has = {name: layer.deform_groups for name, layer in switch.own.items()}
     if has and has != (needs := {name: _deform_groups(offsets) for name, offsets in layers.items()}):
         raise CheckpointError(
-            f'{delta.path} is an adapter of other targets: it has the layers (and deform groups) {needs}, and the '
+            f'{path} is an adapter of other targets: it has the layers (and deform groups) {needs}, and the '
             f'network is upgraded at {has}; load it on the network that the config of the baseline builds'
         )
     return switch
 
 
-def _layers_of(delta: Delta) -> dict[str, StateDict]:
+def _layers_of(path: str, tensors: StateDict) -> dict[str, StateDict]:
     """The offset branches of an adapter by layer."""
     layers: dict[str, StateDict] = {}
     others = []
-    for key, tensor in delta.tensors.items():
+    for key, tensor in tensors.items():
         layer, _, last = key.rpartition('.conv_offset.')
         if is_offset_key(key) and layer:
             layers.setdefault(layer, {})[last] = tensor
@@ -186,7 +186,7 @@ def _layers_of(delta: Delta) -> dict[str, StateDict]:
             others.append(key)
     if others or not layers:
         raise CheckpointError(
-            f'{delta.path} is no adapter: besides offset branches it changes {len(others)} tensors '
+            f'{path} is no adapter: besides offset branches it changes {len(others)} tensors '
             f'({", ".join(others[:3])}); train with TrainOffsets, or make the whole checkpoint with delta.py apply'
         )
     return layers
@@ -206,35 +206,25 @@ def _deform_groups(offsets: StateDict) -> int:
     return channels // (2 * kh * kw)
 
 
-@dataclass(frozen=True)
-class Delta:
-    """A delta file: its tensors, what is said beside them, and the ``meta`` of the upgrade's checkpoint."""
-
-    path: str
-    tensors: StateDict
-    metadata: Mapping[str, str]
-    meta: Mapping[str, Any]
-
-
-def read_delta(path: str) -> Delta:
-    """A delta file, checked to hold what was written.
+def read_delta(path: str) -> dict[str, Any]:
+    """A delta file, as read, and checked to hold what was written.
 
     Raises:
         CheckpointError: it is no delta, or damaged.
     """
     contents = read_checkpoint(path)
-    tensors, metadata = contents['state_dict'], dict(contents.get('metadata') or {})
-    if metadata.get('kind') != DELTA:
+    metadata = contents.get('metadata') or {}
+    if not is_delta(contents):
         raise CheckpointError(
             f'{path} is no delta ({DELTA!r} expected in its metadata, found {metadata.get("kind")!r}); '
             'make one with tools/model_converters/delta.py make'
         )
-    found, expected = contents_sha256(tensors, metadata), metadata.get('contents_sha256')
+    found, expected = contents_sha256(contents['state_dict'], metadata), metadata.get('contents_sha256')
     if found != expected:
         raise CheckpointError(
             f'{path} is damaged: its contents have the sha256 {found}, expected {expected}; copy or download it again'
         )
-    return Delta(path, tensors, metadata, contents.get('meta') or {})
+    return contents
 
 
 def contents_sha256(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:

@@ -214,11 +214,6 @@ def is_offset_key(key: str) -> bool:
     return _OFFSET_KEY.fullmatch(key) is not None
 
 
-def nonzero_offsets(state_dict: Mapping[str, Tensor]) -> list[str]:
-    """Offset keys that hold anything but zeros."""
-    return [key for key, value in state_dict.items() if is_offset_key(key) and bool(value.any())]
-
-
 def _twin(key: str) -> str:
     stem, _, last = key.rpartition('.')
     return f'{stem}.{"bias" if last == "weight" else "weight"}'

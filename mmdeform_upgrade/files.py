@@ -33,10 +33,9 @@ def written_whole(path: str) -> Iterator[str]:
         os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are for their owner alone
         _sync(temporary)  # or the name could reach the disk before the bytes
         os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
+    finally:
+        with suppress(FileNotFoundError):
             os.unlink(temporary)
-        raise
     with suppress(OSError):  # not every system can
         _sync(os.path.dirname(path))
 

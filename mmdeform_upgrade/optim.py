@@ -50,8 +50,18 @@ class OffsetOptimizer(Optimizer):
             raise UpgradeError(f'OffsetOptimizer: base is a {type(base).__name__}, expected a torch.optim.Optimizer')
         if not isinstance(offsets, Optimizer):
             alike = {name: base.defaults[name] for name in _ALIKE if base.defaults.get(name)}
-            offsets = Adam(_given(offsets), lr=_positive(lr), **{**alike, **adam})
-        _check_apart(base, offsets)
+            if not (offsets := list(offsets)):
+                raise UpgradeError(
+                    'there are no offsets to train: upgrade the network before its optimizer is built (upgrade_), and '
+                    'leave its offset branches unfrozen; under FSDP pass use_orig_params=True'
+                )
+            offsets = Adam(offsets, lr=_positive(lr), **{**alike, **adam})
+        own = {id(p) for group in offsets.param_groups for p in group['params']}
+        if twice := sum(id(p) in own for group in base.param_groups for p in group['params']):
+            raise UpgradeError(
+                f'{twice} parameters of offset branches are in the base optimizer, too: give it the others alone, '
+                'others, offsets = split_offsets(model)'
+            )
         for group in offsets.param_groups:
             group.update(offsets=True, offset_lr=_positive(group['lr']))
         if any('param_names' in group for group in base.param_groups):  # then PyTorch wants names in all groups
@@ -111,13 +121,16 @@ class OffsetOptimizer(Optimizer):
         Raises:
             UpgradeError: the state is of another optimizer.
         """
-        flags = [
+        saved, own = (
             [bool(group.get('offsets')) for group in groups] for groups in (state_dict['param_groups'], self._groups)
-        ]
-        if flags[0] != flags[1]:
+        )
+        if saved != own:
+            found, expected = (
+                f'{flags.count(False)} groups and {flags.count(True)} of offsets' for flags in (saved, own)
+            )
             raise UpgradeError(
-                f'the optimizer state has {_count(flags[0])}, this optimizer has {_count(flags[1])}: resume with the '
-                'optim_wrapper that the state was saved with'
+                f'the optimizer state has {found}, this optimizer has {expected}: resume with the optim_wrapper that the '
+                'state was saved with'
             )
         super().load_state_dict(state_dict)
 
@@ -155,32 +168,9 @@ def without_offsets(model: nn.Module) -> Iterator[None]:
             layer.__dict__['_modules'] = modules
 
 
-def _given(offsets: Iterable[Parameter]) -> list[Parameter]:
-    offsets = list(offsets)
-    if not offsets:
-        raise UpgradeError(
-            'there are no offsets to train: upgrade the network before its optimizer is built (upgrade_), and leave '
-            'its offset branches unfrozen; under FSDP pass use_orig_params=True'
-        )
-    return offsets
-
-
 def _positive(lr: Any) -> float:
     if isinstance(lr, (str, bool)) or not 0 < lr < float('inf'):
         raise UpgradeError(
             f'the learning rate of the offsets is {lr!r}, expected a positive number such as {OFFSET_LR}'
         )
     return lr
-
-
-def _check_apart(*parts: Optimizer) -> None:
-    base, offsets = ({id(p) for group in part.param_groups for p in group['params']} for part in parts)
-    if base & offsets:
-        raise UpgradeError(
-            f'{len(base & offsets)} parameters of offset branches are in the base optimizer, too: '
-            'give it the others alone, others, offsets = split_offsets(model)'
-        )
-
-
-def _count(flags: list[bool]) -> str:
-    return f'{flags.count(False)} groups and {flags.count(True)} of offsets'

@@ -31,10 +31,8 @@ class OffsetLayer:
     largest: float
 
     def __str__(self) -> str:
-        moved = (
-            f'offsets moved, largest offset parameter {self.largest:.4g}' if self.largest else 'offsets exactly zero'
-        )
-        return f'{self.name}: deform_groups {self.deform_groups or "unknown (not of DCNv1)"}, {moved}'
+        moved = f'moved, largest offset parameter {self.largest:.4g}' if self.largest else 'exactly zero'
+        return f'{self.name}: deform_groups {self.deform_groups or "unknown (not of DCNv1)"}, offsets {moved}'
 
 
 @dataclass(frozen=True)
@@ -119,22 +117,14 @@ def inspect_checkpoint(path: str) -> Inspection:
 
 def _offset_layers(state_dict: Mapping[str, Tensor]) -> tuple[OffsetLayer, ...]:
     """The deformable layers of a state dict, in its order."""
-    layers: dict[str, list[Tensor]] = {}
-    for key, tensor in state_dict.items():
-        if is_offset_key(key):
-            layers.setdefault(key.rpartition('conv_offset.')[0].rstrip('.'), []).append(tensor)
-    return tuple(
-        OffsetLayer(name, _deform_groups(tensors), max(float(tensor.abs().max()) for tensor in tensors))
-        for name, tensors in layers.items()
-    )
-
-
-def _deform_groups(tensors: list[Tensor]) -> int | None:
-    weight = next((tensor for tensor in tensors if tensor.dim() == 4), None)
-    if weight is None:
-        return None
-    groups, rest = divmod(weight.shape[0], 2 * weight.shape[2] * weight.shape[3])  # (2GK, C, kh, kw)
-    return None if rest else groups
+    layers: dict[str, OffsetLayer] = {}
+    for key, tensor in filter(lambda entry: is_offset_key(entry[0]), state_dict.items()):
+        name = key.rpartition('conv_offset.')[0].rstrip('.')
+        known = layers.get(name, OffsetLayer(name, None, 0.0))
+        taps = 2 * tensor[0, 0].numel() if tensor.dim() == 4 else 0  # of a weight (2GK, C, kh, kw)
+        groups = len(tensor) // taps if taps and len(tensor) % taps == 0 else known.deform_groups
+        layers[name] = OffsetLayer(name, groups, max(known.largest, float(tensor.abs().max())))
+    return tuple(layers.values())
 
 
 def _is_number(value: Any) -> bool:

@@ -54,14 +54,6 @@ def published_checkpoint(
     return {'meta': kept, 'state_dict': state_dict}
 
 
-def release_stem(source: str, meta: Mapping[str, Any], config: str | None = None) -> str:
-    """First part of a release's name: the config's, else the run's, else the checkpoint's."""
-    if config:
-        return Path(config).stem
-    experiment = re.sub(r'_\d{8}_\d{6}$', '', str(meta.get('experiment_name') or ''))
-    return re.sub(r'[^\w.-]', '_', experiment) or Path(source).stem
-
-
 def publish(
     source: str,
     out_dir: str,
@@ -105,8 +97,9 @@ def publish(
     with tempfile.TemporaryDirectory(dir=out_dir, prefix='.publish') as folder:
         temporary = os.path.join(folder, 'release.pth')
         write_checkpoint(temporary, release['state_dict'], release['meta'])
-        name = f'{release_stem(source, raw["meta"] or {}, config)}_{date}-{file_sha256(temporary)[:8]}'
-        stem = os.path.join(out_dir, name)
+        run = re.sub(r'_\d{8}_\d{6}$', '', str((raw['meta'] or {}).get('experiment_name') or ''))
+        name = Path(config).stem if config else re.sub(r'[^\w.-]', '_', run) or Path(source).stem
+        stem = os.path.join(out_dir, f'{name}_{date}-{file_sha256(temporary)[:8]}')
         written = [f'{stem}.pth', f'{stem}.safetensors'] + ([f'{stem}-stock.py'] if stock else [])
         refuse_existing(written, force)
         write_safetensors(written[1], release['state_dict'], meta_text(release['meta']))
