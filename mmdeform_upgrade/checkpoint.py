@@ -183,11 +183,7 @@ def is_delta(checkpoint: Mapping[str, Any]) -> bool:
 
 
 def refuse_delta(checkpoint: Mapping[str, Any]) -> None:
-    """Refuse a delta where a whole checkpoint is needed.
-
-    Raises:
-        CheckpointError: it is one.
-    """
+    """Raise CheckpointError for a delta, where a whole checkpoint is needed."""
     if is_delta(checkpoint):
         raise CheckpointError(
             'it is a delta, which holds only what an upgrade changed: make the whole checkpoint with '
@@ -196,11 +192,7 @@ def refuse_delta(checkpoint: Mapping[str, Any]) -> None:
 
 
 def refuse_lost_offsets(path: str, names: Iterable[str], network: Collection[str]) -> None:
-    """Refuse a checkpoint whose offset branches a network lacks, where a loader would leave them out.
-
-    Raises:
-        CheckpointError: names them.
-    """
+    """Raise CheckpointError for offset branches that a network lacks, where a loader would leave them out."""
     lost = [key for key in names if is_offset_key(key) and key.removeprefix('module.') not in network]
     if lost:
         raise CheckpointError(

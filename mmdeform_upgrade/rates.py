@@ -73,11 +73,7 @@ def without_offset_optimizer(wrapper: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_offset_rates(cfg: Mapping[str, Any]) -> None:
-    """Refuse an upgrade's config whose rate for offsets would not reach them.
-
-    Raises:
-        ConfigError: ``dcn_offset_lr_mult``, which MMEngine's constructors give to mmcv's own layers alone.
-    """
+    """Raise ConfigError for ``dcn_offset_lr_mult``, which MMEngine's constructors give to mmcv's own layers alone."""
     wrapper = cfg.get('optim_wrapper') or {}
     constructor = wrapper.get('constructor') or 'DefaultOptimWrapperConstructor'
     if _OF_OFFSETS in (wrapper.get('paramwise_cfg') or {}) and type_name(constructor) != CONSTRUCTOR:

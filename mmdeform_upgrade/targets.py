@@ -71,21 +71,13 @@ def deform_groups_of(model: nn.Module, targets: Targets, exclude: Targets = (), 
 
 
 def check_module(model: object) -> None:
-    """Refuse what is no network, such as a checkpoint or a path.
-
-    Raises:
-        TargetError: as said.
-    """
+    """Raise TargetError for what is no network, such as a checkpoint or a path."""
     if not isinstance(model, nn.Module):
         raise TargetError(f'the model is a {type(model).__name__}, expected a torch.nn.Module: build the network first')
 
 
 def check_kind(targets: object, argument: str) -> None:
-    """Refuse what is neither a string, nor a sequence of strings, nor a mapping of them, before it is looked up.
-
-    Raises:
-        TargetError: as said.
-    """
+    """Raise TargetError for what is neither a string, nor a sequence of strings, nor a mapping of them."""
     if isinstance(targets, str) or (argument == 'exclude' and targets is None):
         return
     several = targets if isinstance(targets, (list, tuple, set, frozenset, Mapping)) else [None]

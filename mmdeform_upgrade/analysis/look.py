@@ -27,19 +27,12 @@ _APIS = {'mmdet': ('init_detector', 'inference_detector'), 'mmseg': ('init_model
 
 @dataclass(frozen=True)
 class Look:
-    """A picture as the network saw it, and where its upgraded layers looked.
+    """A picture as the network saw it, and where its upgraded layers looked."""
 
-    Attributes:
-        picture: (H, W, 3) RGB, 0 to 255.
-        input: (1, 3, H, W), the normalised picture.
-        records: the layers that ran, in order.
-        prediction: what mmdet or mmseg returned.
-    """
-
-    picture: np.ndarray
-    input: Tensor
-    records: list[Record]
-    prediction: Any
+    picture: np.ndarray  # (H, W, 3) RGB, 0 to 255
+    input: Tensor  # (1, 3, H, W), the normalised picture
+    records: list[Record]  # of the layers that ran, in order
+    prediction: Any  # what mmdet or mmseg returned
 
 
 def look(model: nn.Module, image: str) -> Look:
@@ -159,11 +152,7 @@ def load_network(config: str, checkpoint: str, device: str = 'cpu') -> nn.Module
 
 
 def check_device(device: str) -> None:
-    """Refuse a device that PyTorch cannot use here.
-
-    Raises:
-        ConfigError: as said.
-    """
+    """Raise ConfigError for a device that PyTorch cannot use here."""
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:  # PyTorch has no common kind for it

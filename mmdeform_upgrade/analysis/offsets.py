@@ -23,19 +23,12 @@ from .complexity import hooked
 
 @dataclass(frozen=True)
 class Record:
-    """Offsets of one layer in one forward pass, and the geometry that they belong to.
+    """Offsets of one layer in one forward pass, and the geometry that they belong to."""
 
-    Attributes:
-        layer: dotted name.
-        offset: (N, G, K, 2, Ho, Wo) in pixels of the layer's input, ``(dy, dx)``.
-        size: (H, W) of the layer's input.
-        grid: (K, 2, Ho, Wo), where the taps would be without offsets.
-    """
-
-    layer: str
-    offset: Tensor
-    size: tuple[int, int]
-    grid: Tensor
+    layer: str  # its dotted name
+    offset: Tensor  # (N, G, K, 2, Ho, Wo) in pixels of the layer's input, (dy, dx)
+    size: tuple[int, int]  # (H, W) of the layer's input
+    grid: Tensor  # (K, 2, Ho, Wo), where the taps would be without offsets
 
     def positions(self) -> Tensor:
         """Where every sample was taken, (N, G, K, 2, Ho, Wo)."""
@@ -71,19 +64,12 @@ class OffsetRecorder(ExitStack):
 
 @dataclass(frozen=True)
 class OffsetStatistics:
-    """One layer's offsets in numbers; lengths in pixels of its input.
-
-    Attributes:
-        mean: mean length.
-        percentile95: the length that 95 % of the offsets do not pass.
-        largest: largest length; NaN or infinity if any offset is.
-        outside: share of taps that read nothing, since they are a pixel or more outside the map.
-    """
+    """One layer's offsets in numbers; lengths in pixels of its input."""
 
     mean: float
-    percentile95: float
-    largest: float
-    outside: float
+    percentile95: float  # the length that 95 % of the offsets do not pass
+    largest: float  # NaN or infinity if any offset is
+    outside: float  # share of taps that read nothing, since they are a pixel or more outside the map
 
 
 def statistics(record: Record) -> OffsetStatistics:

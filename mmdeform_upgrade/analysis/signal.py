@@ -31,25 +31,15 @@ FEWEST = 12  # batches; with fewer, not even equal gradients could pass the thre
 
 @dataclass(frozen=True)
 class LayerSignal:
-    """One layer's answer.
+    """One layer's answer."""
 
-    Attributes:
-        layer: dotted name.
-        snr: |mean|^2 / (variance / N) of the gradient of ``conv_offset.weight``; 1 for pure noise.
-        z: how sure it is that there is a signal, in standard errors; at most about 0.87 sqrt(N).
-        weight_snr: the same ratio of the layer's own ``weight``: what plain training still has to learn there.
-        step: how far one step of Adam moves the offsets, root mean square in pixels of the layer's input.
-        cost: multiplications that the upgrade adds, over those of the whole plain network.
-        batches: N.
-    """
-
-    layer: str
-    snr: float
-    z: float
-    weight_snr: float
-    step: float
-    cost: float
-    batches: int
+    layer: str  # its dotted name
+    snr: float  # |mean|^2 / (variance / N) of the gradient of conv_offset.weight; 1 for pure noise
+    z: float  # how sure it is that there is a signal, in standard errors; at most about 0.87 sqrt(N)
+    weight_snr: float  # the same ratio of the layer's own weight: what plain training still has to learn there
+    step: float  # how far one step of Adam moves the offsets, root mean square in pixels of the layer's input
+    cost: float  # multiplications that the upgrade adds, over those of the whole plain network
+    batches: int  # N
 
     @property
     def noise_scale(self) -> float:

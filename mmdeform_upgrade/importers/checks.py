@@ -37,11 +37,6 @@ def setting(path: str, wanted: Any, config: str = '') -> Check:
     return check
 
 
-def style(wanted: str) -> Check:
-    """Bottlenecks of the backbone have their stride in the 3x3 (``'pytorch'``) or in the first 1x1 (``'caffe'``)."""
-    return setting('backbone.style', wanted)
-
-
 def norm_eps(accepted: Sequence[float], part: str = 'backbone') -> Check:
     """Batch norms of a part have one of these eps."""
 

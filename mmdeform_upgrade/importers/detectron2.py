@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from .checks import (
     anchors,
@@ -21,7 +20,7 @@ from .checks import (
     preprocessing,
     roi_align,
     rpn_anchors,
-    style,
+    setting,
 )
 from .imported import Check, Imported
 from .rules import FOLD, Format, KeyMap, Rule, Source, names_with, respelled
@@ -54,13 +53,11 @@ _RCNN = (
 )
 
 
-def _ratios_first(tensor: Tensor) -> Tensor:
-    """Rows of nine anchors: Detectron2 has all ratios of a size together, mmdet all sizes of a ratio."""
-    sizes = tensor.reshape(3, 3, -1, *tensor.shape[1:])  # (sizes, ratios, rows, ...)
-    return sizes.transpose(0, 1).reshape(tensor.shape)
-
-
-_SORTED = ('anchors sorted by ratio, then size', _ratios_first)
+# Rows of nine anchors: Detectron2 has all ratios of a size together, mmdet all sizes of a ratio.
+_SORTED = (
+    'anchors sorted by ratio, then size',
+    lambda t: t.reshape(3, 3, -1, *t.shape[1:]).transpose(0, 1).reshape(t.shape),
+)
 _RETINA = (
     Rule(r'head\.cls_subnet\.([0246])\.(weight|bias)', 'bbox_head.cls_convs.{1/2}.conv.{2}'),
     Rule(r'head\.bbox_subnet\.([0246])\.(weight|bias)', 'bbox_head.reg_convs.{1/2}.conv.{2}'),
@@ -93,7 +90,7 @@ def _pixels(source: Source) -> list[Check]:
         return []
     mean, std = (source[f'pixel_{name}'].flatten().tolist() for name in ('mean', 'std'))
     caffe = all(abs(value - 1) < 1e-3 for value in std)
-    return [preprocessing(mean, std, mean[0] > mean[-1]), *([style('caffe')] if caffe else [])]
+    return [preprocessing(mean, std, mean[0] > mean[-1]), *([setting('backbone.style', 'caffe')] if caffe else [])]
 
 
 def _heads(source: Source) -> list[Check]:
@@ -165,7 +162,7 @@ def _caffe2(source: Source) -> KeyMap:
     detector = 'roi_heads.box_predictor.cls_score.bias' in source
     rows, columns = source['res2.0.conv2.weight'].shape[:2]
     if rows == columns:  # no grouped convolutions, so not ResNeXt
-        checks += [style('caffe'), preprocessing([103.53, 116.28, 123.675], [1.0] * 3, False)]
+        checks += [setting('backbone.style', 'caffe'), preprocessing([103.53, 116.28, 123.675], [1.0] * 3, False)]
     if detector:
         checks += roi_align(aligned=False, sampling_ratio=2)
     return KeyMap((*[_UNUSED] * detector, *_CAFFE2, *_RESNET, *_fpn(source), *_RCNN), checks, complete=_add_statistics)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .checks import IMAGENET_RGB, anchors, box_stds, boxes_of, norm_eps, setting, style
+from .checks import IMAGENET_RGB, anchors, box_stds, boxes_of, norm_eps, setting
 from .rules import FOLD, Format, KeyMap, Rule, Source, respelled, select_rows
 
 # Names without what depends on how, when and on how many devices the network was made and saved: a dot stands before the
@@ -103,7 +103,7 @@ def _ssd(source: Source) -> KeyMap:
         setting('bbox_head.num_classes', outputs - 1),
         norm_eps([1e-5]),
         norm_eps([1e-3], 'neck'),
-        style('caffe'),
+        setting('backbone.style', 'caffe'),
         anchors('bbox_head', cells, 0.01),
         setting('bbox_head.bbox_coder.means', (0.0,) * 4, 'bbox_head.bbox_coder.target_means'),
         box_stds('bbox_head'),

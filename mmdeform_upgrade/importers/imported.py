@@ -18,27 +18,16 @@ Check = Callable[[nn.Module], list[str]]
 
 @dataclass(frozen=True)
 class Imported:
-    """A baseline under mmdet's or mmseg's names, and what was done to get there.
+    """A baseline under mmdet's or mmseg's names, and what was done to get there."""
 
-    Attributes:
-        format: what the file was recognised as, for people (``'GluonCV SSD on ResNet-50'``).
-        state_dict: target names to tensors; those of the file are not changed in place.
-        renamed: source name to target name, of everything that was taken over.
-        changed: target name to what was done to its values (a fold, a roll, rows selected).
-        dropped: source name to why it has no place of its own.
-        checks: what only the network can tell (anchors, eps, number of classes).
-        classes: names of the classes in the order of the outputs, where the file leaves no doubt about them.
-        added: offset keys that the baseline lacked; zeros were put there to fit an upgraded network.
-    """
-
-    format: str
-    state_dict: dict[str, Tensor]
-    renamed: dict[str, str] = field(default_factory=dict)
-    changed: dict[str, str] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    checks: tuple[Check, ...] = ()
-    classes: tuple[str, ...] = ()
-    added: tuple[str, ...] = ()
+    format: str  # what the file was recognised as, for people ('GluonCV SSD on ResNet-50')
+    state_dict: dict[str, Tensor]  # target names to tensors; those of the file are not changed in place
+    renamed: dict[str, str] = field(default_factory=dict)  # source to target, of everything that was taken over
+    changed: dict[str, str] = field(default_factory=dict)  # target to what was done to its values (a fold, a roll)
+    dropped: dict[str, str] = field(default_factory=dict)  # source to why it has no place of its own
+    checks: tuple[Check, ...] = ()  # what only the network can tell (anchors, eps, number of classes)
+    classes: tuple[str, ...] = ()  # in the order of the outputs, where the file leaves no doubt about them
+    added: tuple[str, ...] = ()  # offset keys that the baseline lacked; zeros were put there for an upgraded network
 
     def problems(self, model: nn.Module) -> list[str]:
         """Every reason why ``model`` is not the network that this baseline was trained as."""

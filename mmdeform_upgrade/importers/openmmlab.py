@@ -35,11 +35,7 @@ RPN = Format('MMDetection RPN', _is_rpn, lambda source: _RPN)
 
 
 def refuse_version_one(names: Iterable[str], meta: Any) -> None:
-    """Refuse what is of MMDetection 0.x or 1.x by its names, or says so itself.
-
-    Raises:
-        CheckpointError: it is.
-    """
+    """Raise CheckpointError for what is of MMDetection 0.x or 1.x by its names, or says so itself."""
     version = str(meta.get('mmdet_version', '')) if isinstance(meta, Mapping) else ''
     if re.match(r'[01]\.', version) or any(re.fullmatch(r'bbox_head\.(?:\d\.)?fc_cls\.weight', name) for name in names):
         raise CheckpointError(

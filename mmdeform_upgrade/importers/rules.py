@@ -21,21 +21,16 @@ _OPERATORS = {'+': operator.add, '-': operator.sub, '/': operator.floordiv, '%':
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of the names that ``source`` matches.
+    """What becomes of the names that ``source`` matches, a regular expression for the whole name.
 
-    Attributes:
-        source: a regular expression for the whole name.
-        target: the network's name. ``{1}`` stands for the first group, ``{1-1}`` for the number in it less one
-            (``+``, ``-``, ``/`` without a remainder, ``%``). None drops the tensor.
-        why: why it is dropped, or what is done to its values.
-        change: what is done to its values.
-        fold: the tensor is a convolution's bias, and ``target`` the running mean of the norm behind it: the bias is
-            subtracted there, which is exact.
+    In ``target``, the network's name, ``{1}`` stands for the first group and ``{1-1}`` for the number in it less one
+    (``+``, ``-``, ``/`` without a remainder, ``%``). None drops the tensor. To ``fold`` is exact: the tensor is a
+    convolution's bias, ``target`` the running mean of the norm behind it, from which the bias is subtracted.
     """
 
     source: str
     target: str | None
-    why: str = ''
+    why: str = ''  # why it is dropped, or what is done to its values
     change: Callable[[Tensor], Tensor] | None = None
     fold: bool = False
 
@@ -54,36 +49,22 @@ FOLD = ('subtracted from the mean of the norm behind it', None, True)  # the end
 
 @dataclass(frozen=True)
 class KeyMap:
-    """How one file is imported.
+    """How one file is imported."""
 
-    Attributes:
-        rules: the first that matches a name counts.
-        checks: settings that the network must have.
-        classes: names of the classes, where they are known.
-        complete: adds to the result what the file need not hold.
-    """
-
-    rules: Sequence[Rule]
-    checks: Sequence[Check] = ()
-    classes: tuple[str, ...] = ()
-    complete: Callable[[Imported], None] = lambda imported: None
+    rules: Sequence[Rule]  # the first that matches a name counts
+    checks: Sequence[Check] = ()  # settings that the network must have
+    classes: tuple[str, ...] = ()  # where they are known
+    complete: Callable[[Imported], None] = lambda imported: None  # adds what the file need not hold
 
 
 @dataclass(frozen=True)
 class Format:
-    """One family of foreign checkpoints.
+    """One family of foreign checkpoints."""
 
-    Attributes:
-        name: for people.
-        recognise: whether names and shapes are this family's; looks at nothing else.
-        key_map: how a file is imported, as its tensors tell; names are in the one spelling.
-        spelling: turns the several ways in which a library may write a name into the one that the rules know.
-    """
-
-    name: str
-    recognise: Callable[[Source], bool]
-    key_map: Callable[[Source], KeyMap]
-    spelling: Callable[[str], str] = str
+    name: str  # for people
+    recognise: Callable[[Source], bool]  # whether names and shapes are this family's; looks at nothing else
+    key_map: Callable[[Source], KeyMap]  # how a file is imported, as its tensors tell; names are in the one spelling
+    spelling: Callable[[str], str] = str  # from the several ways to write a name to the one that the rules know
 
     def convert(self, source: Source) -> Imported:
         """A state dict under the network's names.

@@ -7,10 +7,9 @@ https://github.com/pytorch/vision, v0.20.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .checks import IMAGENET_RGB, attribute_of, setting, style
+from .checks import IMAGENET_RGB, attribute_of, setting
 from .rules import Format, KeyMap, Rule, Source, names_with
 
 _RESNET = (
@@ -21,14 +20,10 @@ _RESNET = (
 
 def _resnet(source: Source) -> KeyMap:
     # Files without the classifier have been converted before, and may come from a Caffe network.
-    checks = (style('pytorch'), IMAGENET_RGB) if any(name.startswith('fc.') for name in source) else ()
+    checks = (
+        (setting('backbone.style', 'pytorch'), IMAGENET_RGB) if any(name.startswith('fc.') for name in source) else ()
+    )
     return KeyMap(_RESNET, checks)
-
-
-def _pool_first(weight: Tensor) -> Tensor:
-    """Columns of the projection, (256, 5 * 256, 1, 1): mmseg concatenates the pooled branch first, torchvision last."""
-    branches = weight.chunk(5, dim=1)
-    return torch.cat([branches[4], *branches[:4]], dim=1)
 
 
 _DEEPLAB = (
@@ -41,7 +36,7 @@ _DEEPLAB = (
         r'classifier\.0\.project\.0\.weight',
         'decode_head.project.conv.weight',
         'columns moved: the pooled branch comes first',
-        _pool_first,
+        lambda weight: weight.roll(weight.shape[1] // 5, 1),  # (256, 5 * 256, 1, 1), which torchvision has last
     ),
     Rule(r'classifier\.0\.project\.1\.(.*)', 'decode_head.project.bn.{1}'),
     Rule(r'classifier\.1\.(.*)', 'decode_head.bottleneck.conv.{1}'),
@@ -67,7 +62,7 @@ _DEEPLAB_MAP = KeyMap(
     _DEEPLAB,
     (
         IMAGENET_RGB,
-        style('pytorch'),
+        setting('backbone.style', 'pytorch'),
         setting('backbone.strides', (1, 2, 1, 1)),
         setting('backbone.dilations', (1, 1, 2, 4)),
         setting('backbone.contract_dilation', True),

@@ -24,7 +24,7 @@ from .checks import (
     preprocessing,
     roi_align,
     rpn_anchors,
-    style,
+    setting,
 )
 from .imported import Check
 from .rules import Format, KeyMap, Rule, Source, names_with, select_rows
@@ -145,7 +145,7 @@ _RETINANET = (
 def _resnet_checks(outputs: int) -> list[Check]:
     # The published COCO weights run with eps 0; who trained from them kept that, who began from ImageNet did not.
     eps = [0.0] if outputs == _COCO_OUTPUTS else [0.0, 1e-5]
-    return [IMAGENET_RGB, style('pytorch'), norm_eps(eps)]
+    return [IMAGENET_RGB, setting('backbone.style', 'pytorch'), norm_eps(eps)]
 
 
 def _rcnn(source: Source) -> KeyMap:

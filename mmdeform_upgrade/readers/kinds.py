@@ -78,7 +78,13 @@ def kind_of(path: str) -> str:
 def _kind_of_zip(path: str) -> str:
     with zipfile.ZipFile(path) as archive:
         members, names = archive.infolist(), archive.namelist()
-    _check_members(members)
+    for member, name in zip(members, names, strict=True):  # the readers unpack nothing, but somebody may
+        if names.count(name) > 1:
+            raise CheckpointError(f'the name {name[:80]!r} occurs twice')
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise CheckpointError(f'its member {name[:80]!r} is a symbolic link')
+        if name.startswith('/') or '..' in re.split(r'[/\\]', name) or re.match(r'[A-Za-z]:\\', name):
+            raise CheckpointError(f'its member {name[:80]!r} lies outside of the archive')
     if any(re.search(r'(?:^|/)(?:data|constants)\.pkl$', name) for name in names):
         return 'PyTorch checkpoint'
     endings = [name.rpartition('.')[2] for name in names]
@@ -88,18 +94,6 @@ def _kind_of_zip(path: str) -> str:
         f'it is a zip archive of {", ".join(names[:5]) or "nothing"}, which PyTorch did not write; unpack it and give '
         'the checkpoint in it'
     )
-
-
-def _check_members(members: list[zipfile.ZipInfo]) -> None:
-    """Refuse an archive that would write elsewhere if somebody unpacked it; the readers unpack nothing."""
-    names = [member.filename for member in members]
-    for member, name in zip(members, names, strict=True):
-        if names.count(name) > 1:
-            raise CheckpointError(f'the name {name[:80]!r} occurs twice')
-        if stat.S_ISLNK(member.external_attr >> 16):
-            raise CheckpointError(f'its member {name[:80]!r} is a symbolic link')
-        if name.startswith('/') or '..' in re.split(r'[/\\]', name) or re.match(r'[A-Za-z]:\\', name):
-            raise CheckpointError(f'its member {name[:80]!r} lies outside of the archive')
 
 
 def _looks_like(head: bytes) -> str:

@@ -37,27 +37,17 @@ class OffsetLayer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything that ``tools/upgrade.py --inspect`` shows.
-
-    Attributes:
-        container: kind of file.
-        format: what family its names are of.
-        layers: the upgraded layers; none in a baseline.
-        provenance: ``meta['deform_upgrade']``.
-        meta: ``meta``, and how long it was trained where that stands beside the weights.
-        parameters: numbers in parameters, of these in offset branches, and numbers in BN statistics.
-        extras: what it holds besides weights (``'optimizer'``, ``'ema_state_dict'`` ...), under the file's own names.
-    """
+    """Everything that ``tools/upgrade.py --inspect`` shows."""
 
     path: str
     sha256: str
-    container: str
-    format: str
-    layers: tuple[OffsetLayer, ...]
-    provenance: Mapping[str, Any]
-    meta: Mapping[str, Any]
-    parameters: tuple[int, int, int]
-    extras: tuple[str, ...]
+    container: str  # kind of file
+    format: str  # what family its names are of
+    layers: tuple[OffsetLayer, ...]  # the upgraded layers; none in a baseline
+    provenance: Mapping[str, Any]  # meta['deform_upgrade']
+    meta: Mapping[str, Any]  # and how long it was trained, where that stands beside the weights
+    parameters: tuple[int, int, int]  # numbers in parameters, of these in offset branches, and in BN statistics
+    extras: tuple[str, ...]  # what it holds besides weights ('optimizer', 'ema_state_dict' ...), by the file's names
 
     def __str__(self) -> str:
         total, offsets, statistics = self.parameters

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import StateDict, clean_state_dict, file_sha256, refuse_delta
+from ..checkpoint import clean_state_dict, file_sha256, refuse_delta
 from ..config import read_config
 from ..config_text import whole_text
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, listed
 from ..files import write_safetensors
 from ..readers import read_checkpoint
 from .contents import meta_text, plain_meta, refuse_existing, write_checkpoint
@@ -47,7 +47,11 @@ def published_checkpoint(
                 "with custom_hooks=[dict(type='EMAHook')]"
             )
         if 'mmengine_version' not in meta:
-            state_dict = _averaged(state_dict, checkpoint['ema_state_dict'])
+            averaged = {key: value for key, value in checkpoint['ema_state_dict'].items() if key != 'steps'}
+            averaged = clean_state_dict(averaged)
+            if odd := sorted(averaged.keys() ^ state_dict.keys()):
+                raise CheckpointError(f'--ema: state_dict and ema_state_dict differ in their names: {listed(odd)}')
+            state_dict = {key: averaged[key] for key in state_dict}
     kept = plain_meta(meta)
     if config_text is not None:
         kept['cfg'] = config_text
@@ -107,11 +111,3 @@ def publish(
             Path(written[2]).write_text(whole_text(stock), encoding='utf8')
         os.replace(temporary, written[0])
     return written + ([] if stock else [f'no stock config: {reason}'])
-
-
-def _averaged(trained: StateDict, averaged: Mapping[str, Any]) -> StateDict:
-    found = clean_state_dict({key: value for key, value in averaged.items() if key != 'steps'})
-    odd = sorted(set(found) - set(trained)) + sorted(set(trained) - set(found))
-    if odd:
-        raise CheckpointError(f'--ema: state_dict and ema_state_dict differ in their names: {", ".join(odd[:20])}')
-    return {key: found[key] for key in trained}
