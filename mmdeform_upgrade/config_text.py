@@ -35,8 +35,16 @@ def config_text(base: str, out: str, full: Config, changes: Mapping[str, Any]) -
         return inheriting_text(base, out, changes) if _is_an_address(base) else whole_text(full)
     if not Config._is_lazy_import(base):
         return inheriting_text(base, out, changes)
-    module = _relative_module(_beside(base, out))
-    return whole_text(full) if module is None else _importing_text(module, Config.fromfile(base), full, changes)
+    steps = _beside(base, out).removesuffix('.py').split(os.sep)
+    up = steps.count(os.pardir)
+    if not all(step.isidentifier() and not iskeyword(step) for step in steps[up:]):
+        return whole_text(full)  # an import statement has no name for the baseline
+    names, baseline = _ImportedNames(full.to_dict()), Config.fromfile(base)
+    settings = sorted(names.written(dict(changes)).items())
+    body = ''.join(_merged(key, value, baseline.get(key)) for key, value in settings)
+    module = '.' * (up + 1) + '.'.join(steps[up:])
+    inherits = f'from mmengine.config import read_base\n\nwith read_base():\n    from {module} import *\n\n'
+    return _pure_python(inherits, names, body, full)
 
 
 def whole_text(cfg: Config) -> str:
@@ -69,13 +77,6 @@ def _is_an_address(base: str) -> bool:
     return True
 
 
-def _importing_text(module: str, base: Config, full: Config, changes: Mapping[str, Any]) -> str:
-    names = _ImportedNames(full.to_dict())
-    body = ''.join(_merged(key, value, base.get(key)) for key, value in sorted(names.written(dict(changes)).items()))
-    inherits = f'from mmengine.config import read_base\n\nwith read_base():\n    from {module} import *\n\n'
-    return _pure_python(inherits, names, body, full)
-
-
 def _pure_python(inherits: str, names: _ImportedNames, body: str, cfg: Config) -> str:
     """A config whose settings hold classes and functions themselves, since frameworks compare and call them."""
     if 'mmdeform_upgrade' not in (cfg.get('custom_imports') or {}).get('imports', ()):
@@ -88,14 +89,6 @@ def _merged(key: str, value: Any, known: Any) -> str:
     if not (isinstance(value, Mapping) and isinstance(known, Mapping)):
         return text
     return f'{key}.merge({text.partition(" = ")[2].rstrip()})\n'
-
-
-def _relative_module(path: str) -> str | None:
-    """``'..folder.file'`` of a relative path; None where an import statement has no name for it."""
-    steps = path.removesuffix('.py').split(os.sep)
-    up = steps.count(os.pardir)
-    importable = all(step.isidentifier() and not iskeyword(step) for step in steps[up:])
-    return '.' * (up + 1) + '.'.join(steps[up:]) if importable else None
 
 
 def _pretty(settings: Mapping[str, Any]) -> str:

@@ -225,7 +225,10 @@ def _scaled(scheduler: dict[str, Any], scale: Scale) -> dict[str, Any] | None:
     full_cycle = end is not None and scheduler.get('T_max') == end - begin
     in_iterations = scale.to_iters and not scale.before.counts(scheduler)
     scheduler = converted(scheduler, scale.of_iterations if in_iterations else scale)
-    if isinstance(end, int) and _too_short(scheduler, end - begin):
+    # MMEngine's schedulers change the rate between their first and last step. One of a single step never gets that
+    # far: a warm-up would leave the rate at its start factor for the whole training.
+    least = 1 if scheduler.get('convert_to_iter_based') else 2
+    if isinstance(end, int) and scheduler['end'] - (scheduler.get('begin') or 0) < min(end - begin, least):
         return None
     if full_cycle:
         scheduler['T_max'] = scheduler['end'] - (scheduler.get('begin') or 0)
@@ -247,13 +250,6 @@ def converted(scheduler: dict[str, Any], convert: Any) -> dict[str, Any]:
 
 def _by_iteration(scheduler: dict[str, Any]) -> dict[str, Any]:
     return {**{k: v for k, v in scheduler.items() if k != 'convert_to_iter_based'}, 'by_epoch': False}
-
-
-def _too_short(scheduler: dict[str, Any], before: int) -> bool:
-    # MMEngine's schedulers change the rate between their first and last step. One of a single step never gets that
-    # far: a warm-up would leave the rate at its start factor for the whole training.
-    length = scheduler['end'] - (scheduler.get('begin') or 0)
-    return length < min(before, 1 if scheduler.get('convert_to_iter_based') else 2)
 
 
 def _paper_steps(scheduler: dict[str, Any], scale: Scale) -> list[dict[str, Any]]:

@@ -126,12 +126,10 @@ def _chosen(modules: Mapping[str, nn.Module], targets: str | Sequence[str], excl
     chosen = _matches(modules, targets, 'targets') - excluded
     if not (convs := [name for name in modules if name in chosen]):
         raise TargetError(f'targets={targets!r} match no convolution{_after(excluded)}. {_candidates(modules)}')
-    if refused := [f'{name}: {why}' for name in convs if (why := why_not(modules, name))]:
+    if refused := '\n  '.join(f'{name}: {why}' for name in convs if (why := why_not(modules, name))):
         raise TargetError(
-            f'targets={targets!r} include convolutions that cannot be upgraded:\n  '
-            + '\n  '.join(refused)
-            + '\nTake them out with exclude, or name others. '
-            + _candidates(modules)
+            f'targets={targets!r} include convolutions that cannot be upgraded:\n  {refused}\nTake them out with '
+            f'exclude, or name others. {_candidates(modules)}'
         )
     return convs
 
@@ -160,10 +158,12 @@ def _matches(modules: Mapping[str, nn.Module], targets: str | Iterable[str], arg
         if _PART.fullmatch(target):
             found |= _in_part(modules, target, argument)
             continue
-        names = [target] if target in modules else [name for name in modules if name.endswith(f'.{target}')]
+        names = _called(modules, target)
         found |= (convs := {name for name in names if is_convolution(modules[name])})
-        if not convs:
-            unknown.append(_unknown(modules, target, names))
+        if not convs and names:
+            unknown.append(f'{target!r} is a {type(modules[names[0]]).__name__}, not a convolution')
+        elif not convs:
+            unknown.append(f'{target!r} names no module. {_meant(modules, target)}'.rstrip('. '))
     if unknown:
         raise TargetError(f'{argument}: {"; ".join(unknown)}. {_candidates(modules)}')
     return found
@@ -186,7 +186,10 @@ def _by_regex(modules: Mapping[str, nn.Module], pattern: str, argument: str) -> 
 def _in_part(modules: Mapping[str, nn.Module], target: str, argument: str) -> set[str]:
     """The spatial convolutions in the modules that a target names, shortcuts left out; to exclude, all of them."""
     if target.startswith('in:'):
-        parts = _named(modules, target.removeprefix('in:'))
+        name = target.removeprefix('in:')
+        if not (parts := _called(modules, name) if name else []):
+            known = [n for n in modules if n and n.count('.') < 2]
+            raise TargetError(f'{target}: there is no such module; there are {listed(known, _SHOWN)}')
     else:
         parts = [block for term in target.split('+') for block in _blocks(modules, term)]
     found = set()
@@ -205,12 +208,9 @@ def _in_part(modules: Mapping[str, nn.Module], target: str, argument: str) -> se
     return found
 
 
-def _named(modules: Mapping[str, nn.Module], name: str) -> list[str]:
-    found = [name] if name in modules else [n for n in modules if n.endswith(f'.{name}')]
-    if not name or not found:
-        parts = [n for n in modules if n and n.count('.') < 2]
-        raise TargetError(f'in:{name}: there is no such module; there are {listed(parts, _SHOWN)}')
-    return found
+def _called(modules: Mapping[str, nn.Module], name: str) -> list[str]:
+    """The module of a dotted name, else those whose names end in it."""
+    return [name] if name in modules else [known for known in modules if known.endswith(f'.{name}')]
 
 
 def _blocks(modules: Mapping[str, nn.Module], term: str) -> list[str]:
@@ -245,28 +245,17 @@ def _blocks(modules: Mapping[str, nn.Module], term: str) -> list[str]:
 
 
 def _indices(item: str, term: str) -> range:
-    first, _, last = item.partition('-')
-    start, stop = _index(first, term), _index(last or first, term)
+    labels = [label if label[0].isalpha() else f'b{label}' for label in item.split('-')]
+    if odd := [label for label in labels if label[1:] and label[0] != 'b']:
+        raise TargetError(f'{term}: {odd[0]!r} is no block; blocks are a, b, c ... or, in long stages, a, b1, b2 ...')
+    start, stop = (int(label[1:] or ord(label) - ord('a')) for label in (labels[0], labels[-1]))
     if stop < start:
         raise TargetError(f'{term}: the range {item} runs backwards')
     return range(start, stop + 1)
 
 
-def _index(label: str, term: str) -> int:
-    letter, digits = (label[0], label[1:]) if label[0].isalpha() else ('b', label)
-    if digits and letter != 'b':
-        raise TargetError(f'{term}: {label!r} is no block; blocks are a, b, c ... or, in long stages, a, b1, b2 ...')
-    return int(digits) if digits else ord(letter) - ord('a')
-
-
 def _label(index: int, blocks: int) -> str:
     return chr(ord('a') + index) if blocks <= 6 or index == 0 else f'b{index}'
-
-
-def _unknown(modules: Mapping[str, nn.Module], target: str, matches: Sequence[str]) -> str:
-    if matches:
-        return f'{target!r} is a {type(modules[matches[0]]).__name__}, not a convolution'
-    return f'{target!r} names no module. {_meant(modules, target)}'.rstrip('. ')
 
 
 def _meant(modules: Mapping[str, nn.Module], target: str) -> str:
