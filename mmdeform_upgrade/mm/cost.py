@@ -28,21 +28,13 @@ _SPREAD = 1.5  # of the offsets, in pixels
 
 @dataclass(frozen=True)
 class Cost:
-    """Backbone and neck of an upgrade beside its baseline's.
+    """Backbone and neck of an upgrade beside its baseline's."""
 
-    Attributes:
-        size: (height, width) of the picture.
-        maps: sizes of the upgraded layers' outputs, and how many layers have each.
-        flops: multiplications with their additions, one picture, before and after.
-        step: seconds of a forward and backward pass, before and after, at ``timed``.
-        timed: (height, width).
-    """
-
-    size: Size
-    maps: dict[Size, int]
-    flops: tuple[float, float]
-    step: tuple[float, float]
-    timed: Size
+    size: Size  # (height, width) of the picture
+    maps: dict[Size, int]  # sizes of the upgraded layers' outputs, and how many layers have each
+    flops: tuple[float, float]  # multiplications with their additions, one picture, before and after
+    step: tuple[float, float]  # seconds of a forward and backward pass, before and after
+    timed: Size  # (height, width) of the pictures that these take
 
     def __str__(self) -> str:
         maps = ', '.join(f'{h}x{w} ({count})' for (h, w), count in self.maps.items())

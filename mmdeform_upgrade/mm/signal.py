@@ -34,25 +34,15 @@ _PEEKED = 4  # batches whose labels are looked at before the work starts
 
 @dataclass(frozen=True)
 class SignalReport:
-    """Where an upgrade has something to learn.
+    """Where an upgrade has something to learn."""
 
-    Attributes:
-        part: the component of the model.
-        layers: see :class:`LayerSignal`; names are those inside the part.
-        reach: pixels of the picture that each layer sees, in theory and effectively, see :func:`reaches`.
-        extents: quartiles of the annotated objects' longer sides in pixels, as the network sees the pictures.
-        batch_size: pictures in a batch.
-        pictures: pictures in the training set.
-        targets: what to give to ``--targets``; empty where nothing learns.
-    """
-
-    part: str
-    layers: list[LayerSignal]
-    reach: dict[str, tuple[float, float]]
-    extents: tuple[float, float, float]
+    part: str  # the component of the model
+    layers: list[LayerSignal]  # names are those inside the part
+    reach: dict[str, tuple[float, float]]  # pixels of the picture that each layer sees, in theory and effectively
+    extents: tuple[float, float, float]  # quartiles of the objects' longer sides in pixels, as the network sees them
     batch_size: int
-    pictures: int
-    targets: list[str]
+    pictures: int  # in the training set
+    targets: list[str]  # what to give to --targets; empty where nothing learns
 
     def __str__(self) -> str:
         rows = [('layer', 'signal', 'z', 'own weights', 'step', 'cost', 'sees (effectively)', 'verdict')]
