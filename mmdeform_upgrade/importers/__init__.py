@@ -2,7 +2,7 @@
 """Foreign checkpoints: one module a family, each a table of names and pure functions on state dicts."""
 
 from .formats import OWN_NAMES, import_state_dict, matching_formats
-from .imported import Imported
 from .openmmlab import dataset_meta
+from .rules import Imported
 
 __all__ = ['OWN_NAMES', 'Imported', 'dataset_meta', 'import_state_dict', 'matching_formats']

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .imported import Check
+from .rules import Check
 
 
 def attribute_of(model: nn.Module, path: str) -> Any:

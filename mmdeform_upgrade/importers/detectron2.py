@@ -22,8 +22,7 @@ from .checks import (
     rpn_anchors,
     setting,
 )
-from .imported import Check, Imported
-from .rules import FOLD, Format, KeyMap, Rule, Source, names_with, respelled
+from .rules import FOLD, Check, Format, Imported, KeyMap, Rule, Source, names_with, respelled
 
 _PREFIXES = ('', 'backbone.', 'backbone.bottom_up.')
 _BACKBONE = r'(?:backbone\.(?:bottom_up\.)?)?'

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from . import detectron2, gluoncv, openmmlab, torchvision, torchvision_detection
-from .imported import Imported
-from .rules import Format
+from .rules import Format, Imported
 
 # One line a format; the order does not matter, since a state dict may be of one format alone.
 FORMATS = (
@@ -46,7 +45,7 @@ def import_state_dict(source: Mapping[str, Tensor], meta: Any = None, network: I
     openmmlab.refuse_version_one(() if fits else source, meta)
     formats = [] if fits else matching_formats(source)
     if not formats:
-        older = isinstance(meta, Mapping) and 'CLASSES' in meta and 'dataset_meta' not in meta
+        older = meta and 'CLASSES' in meta and 'dataset_meta' not in meta
         classes = openmmlab.dataset_meta(meta).get('classes')
         known = tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else ()
         return Imported(VERSION_TWO if older else OWN_NAMES, dict(source), {key: key for key in source}, classes=known)

@@ -26,8 +26,7 @@ from .checks import (
     rpn_anchors,
     setting,
 )
-from .imported import Check
-from .rules import Format, KeyMap, Rule, Source, names_with, select_rows
+from .rules import Check, Format, KeyMap, Rule, Source, names_with, select_rows
 
 _NAMES = (
     'person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,'

@@ -9,8 +9,9 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -21,10 +22,6 @@ from ..errors import CheckpointError, ConfigError, UpgradeError
 from ..settings import type_name
 from .loading import check_optimizer_state, read_checkpoints_safely
 from .network import whole_state_dict
-
-if TYPE_CHECKING:
-    from mmengine.config import Config
-
 
 _LAUNCHERS = {  # what starts the processes, and a variable that it sets in them
     'pytorch': ('torchrun', 'RANK'),

@@ -7,18 +7,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..analysis.complexity import PLAIN, hooked, multiplications
 from ..analysis.offsets import scatter_offsets_
 from ..layers import upgraded_layers
 from .preflight import build_network
-
-if TYPE_CHECKING:
-    from mmengine.config import Config
 
 Size = tuple[int, int]
 _LARGEST, _TIMED, _USUAL = 1344, 256, 512  # pixels of a side: looked at, timed, and where the config names none

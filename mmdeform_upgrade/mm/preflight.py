@@ -7,8 +7,8 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
+from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -21,9 +21,6 @@ from ..settings import type_name
 from ..upgrade import UpgradeReport
 from .loading import local_path, refuse_to_overwrite
 from .rates import building, describe_rates
-
-if TYPE_CHECKING:
-    from mmengine.config import Config
 
 
 @dataclass(frozen=True)

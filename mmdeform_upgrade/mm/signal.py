@@ -8,9 +8,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from mmengine.config import Config
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -25,9 +26,6 @@ from ..targets import Targets, find_targets, upgradable_names
 from ..upgrade import upgrade_
 from .loading import local_path
 from .preflight import build_network
-
-if TYPE_CHECKING:
-    from mmengine.config import Config
 
 _PEEKED = 4  # batches whose labels are looked at before the work starts
 

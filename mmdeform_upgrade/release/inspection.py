@@ -79,9 +79,8 @@ def inspect_checkpoint(path: str) -> Inspection:
     """
     path = os.path.expanduser(path)
     checkpoint = read_checkpoint(path)
-    meta = checkpoint.get('meta')
     beside = {key: int(value) for key, value in checkpoint.items() if key in _PROGRESS and _is_number(value)}
-    meta = {**beside, **(meta if isinstance(meta, Mapping) else {})}
+    meta = {**beside, **checkpoint.get('meta', {})}
     try:
         imported = import_checkpoint({**checkpoint, 'meta': meta})
         tensors, format = imported.state_dict, imported.format

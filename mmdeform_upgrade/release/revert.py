@@ -7,9 +7,10 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from mmengine.config import Config
 from torch import Tensor, nn
 
 from ..analysis.complexity import hooked
@@ -21,9 +22,6 @@ from ..layers import ZeroOffsetDCN, upgraded_layers
 from ..mm.hook import META_KEY
 from .onnx import flat_tensors
 from .rewrite import differing, with_layers, without_upgrade_hooks
-
-if TYPE_CHECKING:
-    from mmengine.config import Config
 
 Run = Callable[[], Any]  # one picture or batch through the network
 

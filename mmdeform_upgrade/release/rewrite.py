@@ -6,8 +6,9 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS
 from torch import Tensor
 
@@ -15,9 +16,6 @@ from ..config import BUILDER, TRAIN_OFFSETS
 from ..mm.preflight import build_network
 from ..rates import without_offset_optimizer
 from ..settings import settings_of, type_name
-
-if TYPE_CHECKING:
-    from mmengine.config import Config
 
 # Hooks that an upgrade alone needs, and all of this package's types in configs.
 UPGRADE_HOOKS = ('DeformUpgradeHook', 'OffsetLoggerHook')

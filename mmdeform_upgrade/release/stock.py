@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+
+from mmengine.config import Config
 
 from ..checkpoint import StateDict, remap_state_dict
 from ..errors import UpgradeError, listed
 from ..layers import upgraded_layers
 from ..mm.preflight import build_network
 from .rewrite import component_without_upgrade, differing, own_types, without_plugin
-
-if TYPE_CHECKING:
-    from mmengine.config import Config
 
 
 def stock_config(cfg: Config) -> Config | None:
