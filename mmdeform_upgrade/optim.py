@@ -7,8 +7,7 @@ SGD, sized for weights, move offsets by a twentieth of a pixel in a short fine-t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
@@ -152,20 +151,6 @@ def split_offsets(model: nn.Module) -> tuple[list[Parameter], list[Parameter]]:
     ]
     known = {id(parameter) for parameter in offsets}
     return [p for p in model.parameters() if p.requires_grad and id(p) not in known], offsets
-
-
-@contextmanager
-def without_offsets(model: nn.Module) -> Iterator[None]:
-    """Inside, a network shows none of its offset branches to those who walk through its modules."""
-    layers = list(upgraded_layers(model).values())
-    kept = [layer._modules for layer in layers]
-    try:
-        for layer in layers:
-            layer.__dict__['_modules'] = {name: m for name, m in layer._modules.items() if name != 'conv_offset'}
-        yield
-    finally:
-        for layer, modules in zip(layers, kept, strict=True):
-            layer.__dict__['_modules'] = modules
 
 
 def _positive(lr: Any) -> float:

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..layers import OffsetBranch
-from ..optim import OFFSET_LR, OffsetOptimizer, split_offsets, without_offsets
+from ..optim import OFFSET_LR, OffsetOptimizer, split_offsets
 
 
 class OffsetOptimizerConstructor:
@@ -35,7 +35,6 @@ class OffsetOptimizerConstructor:
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
         self._wrapper = dict(optim_wrapper_cfg)
         optimizer = self._wrapper.pop('optimizer')
-        self._optimizer = dict(optimizer)
         self._offsets = _offset_settings(self._wrapper.pop('offset_optimizer', {}), optimizer, paramwise_cfg or {})
         base = self._wrapper.pop('base_constructor', 'DefaultOptimWrapperConstructor')
         self._base = OPTIM_WRAPPER_CONSTRUCTORS.build(
@@ -55,13 +54,11 @@ class OffsetOptimizerConstructor:
                 'OffsetOptimizerConstructor: the network has no offset branches that train: upgrade a part of it '
                 "(type='DeformUpgrade'), or take optim_wrapper.constructor out; under FSDP set use_orig_params=True"
             )
-        with without_offsets(model):
-            # Where nothing else trains, an optimizer of no parameter has the schedule that the offsets follow.
-            base = (
-                self._base(model).optimizer
-                if others
-                else OPTIMIZERS.build(dict(self._optimizer, params=[{'params': []}]))
-            )
+        base, known = self._base(model).optimizer, {id(p) for p in offsets}
+        for group in base.param_groups:
+            group['params'] = [p for p in group['params'] if others and id(p) not in known]
+        # Where nothing else trains, a group of no parameter has the schedule that the offsets follow.
+        base.param_groups = [group for group in base.param_groups if group['params']] or base.param_groups[:1]
         own = OPTIMIZERS.build(dict(self._offsets, params=offsets))
         wrapper = {'type': 'OptimWrapper', **self._wrapper}
         return OPTIM_WRAPPERS.build(wrapper, default_args=dict(optimizer=OffsetOptimizer(base, own)))
