@@ -218,14 +218,13 @@ def _misfit(
     outputs_alone = shapes and all(
         a[1:] == b[1:] and re.sub(r'weight$', 'bias', key) in shapes for key, (a, b) in shapes.items()
     )
+    found = {
+        'missing in the checkpoint': missing,
+        'unexpected in the checkpoint': unexpected,
+        'of another shape': [f'{key}: the checkpoint has {a}, the network {b}' for key, (a, b) in shapes.items()],
+    }
     lines = ['the checkpoint does not fit the network (only offset branches may be new):']
-    for title, keys in (
-        ('missing in the checkpoint', missing),
-        ('unexpected in the checkpoint', unexpected),
-        ('of another shape', [f'{key}: the checkpoint has {a}, the network {b}' for key, (a, b) in shapes.items()]),
-    ):
-        if keys:
-            lines.append(f'  {title} ({len(keys)}): {listed(keys)}')
+    lines += [f'  {title} ({len(keys)}): {listed(keys)}' for title, keys in found.items() if keys]
     if others := sorted({key.rpartition('.conv_offset.')[0] for key in missing if is_offset_key(key)}):
         lines.append(
             f'These deformable layers are no ZeroOffsetDCN, or only a part of them is there: {listed(others)}. Newly '

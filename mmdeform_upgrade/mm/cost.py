@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from ..analysis.complexity import PLAIN, hooked, multiplications
 from ..analysis.offsets import scatter_offsets_
@@ -70,7 +71,8 @@ def measure_cost(before: Config, after: nn.Module) -> Cost:
     for _ in range(_ROUNDS):
         for network, spent in zip(networks, times, strict=True):
             start = time.perf_counter()
-            sum(feature.mean() for feature in _tensors(network.extract_feat(pictures))).backward()  # type: ignore[union-attr]
+            features = tree_flatten(network.extract_feat(pictures))[0]
+            torch.stack([feature.mean() for feature in features if isinstance(feature, Tensor)]).sum().backward()
             spent.append(time.perf_counter() - start)
     return Cost(size, maps, flops, (min(times[0]), min(times[1])), timed)
 
@@ -111,11 +113,3 @@ def _flops(network: Any, size: Size) -> tuple[tuple[float, float], dict[Size, in
         network.eval().extract_feat(torch.zeros(1, 3, *size))
     network.train()
     return (counts[PLAIN], sum(counts.values())), dict(maps)
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, (list, tuple)):
-        for item in output:
-            yield from _tensors(item)

@@ -11,13 +11,14 @@ import copy
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
 from ..errors import ExportError
 from ..files import written_whole
@@ -110,11 +111,7 @@ class _FlatMaps(nn.Module):
 
 def flat_tensors(output: Any) -> list[Tensor]:
     """The tensors in what a module returns, in order."""
-    if isinstance(output, Tensor):
-        return [output]
-    if isinstance(output, Mapping):
-        output = list(output.values())
-    return [tensor for entry in output for tensor in flat_tensors(entry)] if isinstance(output, (list, tuple)) else []
+    return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
 
 
 def _stages(model: nn.Module, part: str) -> tuple[list[nn.Module], tuple[str, ...]]:
