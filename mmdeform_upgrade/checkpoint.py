@@ -124,10 +124,9 @@ def remap_state_dict(
     """
     lacking = [key for key in network if key not in baseline]
     counters = [key for key in lacking if key.endswith('num_batches_tracked')]
-    # Half of an offset branch is a damaged checkpoint, not a baseline.
-    added = [
-        key for key in lacking if (is_offset_key(key) if new is None else key in new) and _twin(key) not in baseline
-    ]
+    may_lack = [key for key in lacking if (is_offset_key(key) if new is None else key in new)]
+    halves = {key.rpartition('.')[0] for key in baseline if is_offset_key(key)}  # of a damaged checkpoint
+    added = [key for key in may_lack if key.rpartition('.')[0] not in halves]
     missing = [key for key in lacking if key not in added and key not in counters]
     unexpected = [key for key in baseline if key not in network]
     shapes = {
@@ -204,11 +203,6 @@ def refuse_lost_offsets(path: str, names: Iterable[str], network: Collection[str
 def is_offset_key(key: str) -> bool:
     """Whether a state-dict key belongs to an offset branch."""
     return _OFFSET_KEY.fullmatch(key) is not None
-
-
-def _twin(key: str) -> str:
-    stem, _, last = key.rpartition('.')
-    return f'{stem}.{"bias" if last == "weight" else "weight"}'
 
 
 def _misfit(

@@ -47,7 +47,8 @@ def train_offsets_(model: nn.Module) -> list[str]:
         if id(parameter) not in offsets:
             parameter.requires_grad_(False)
     for module in model.modules():
-        if _keeps_buffers(module) and not _has_statistics(module):
+        kept = module._buffers.keys() - module._non_persistent_buffers_set
+        if kept and not _has_statistics(module):
             module.register_forward_pre_hook(_note_buffers, prepend=True)
             module.register_forward_hook(_put_back_buffers)
         if type(module).forward in _NORMS:
@@ -103,10 +104,6 @@ class _Scaled(torch.autograd.Function):
 
 def _has_statistics(module: nn.Module) -> bool:
     return 'running_mean' in module._buffers
-
-
-def _keeps_buffers(module: nn.Module) -> bool:
-    return bool(set(module._buffers) - module._non_persistent_buffers_set)
 
 
 def _note_buffers(module: nn.Module, args: Any) -> None:

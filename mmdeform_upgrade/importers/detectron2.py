@@ -76,20 +76,13 @@ def _fpn(source: Source) -> tuple[Rule, ...]:
 
 
 def _detectron2(source: Source) -> KeyMap:
-    retina = 'head.cls_score.weight' in source
-    rules = (*_RESNET, *_fpn(source), *(_RETINA if retina else _RCNN))
-    return KeyMap(
-        rules, [*_pixels(source), *roi_align(aligned=True, sampling_ratio=0), *_heads(source)], complete=_add_statistics
-    )
-
-
-def _pixels(source: Source) -> list[Check]:
-    """What the pixels' statistics in older files tell: those of unit scale belong to MSRA's networks of Caffe."""
-    if 'pixel_mean' not in source or 'pixel_std' not in source:
-        return []
-    mean, std = (source[f'pixel_{name}'].flatten().tolist() for name in ('mean', 'std'))
-    caffe = all(abs(value - 1) < 1e-3 for value in std)
-    return [preprocessing(mean, std, mean[0] > mean[-1]), *([setting('backbone.style', 'caffe')] if caffe else [])]
+    rules = (*_RESNET, *_fpn(source), *(_RETINA if 'head.cls_score.weight' in source else _RCNN))
+    checks = [*roi_align(aligned=True, sampling_ratio=0), *_heads(source)]
+    if {'pixel_mean', 'pixel_std'} <= source.keys():  # in older files; of unit scale are MSRA's networks of Caffe
+        mean, std = (source[f'pixel_{name}'].flatten().tolist() for name in ('mean', 'std'))
+        checks.append(preprocessing(mean, std, mean[0] > mean[-1]))
+        checks += [setting('backbone.style', 'caffe')] * all(abs(value - 1) < 1e-3 for value in std)
+    return KeyMap(rules, checks, complete=_add_statistics)
 
 
 def _heads(source: Source) -> list[Check]:

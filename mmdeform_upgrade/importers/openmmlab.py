@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import CheckpointError
-from .rules import Format, KeyMap, Rule, Source, names_with
+from .rules import Format, KeyMap, Rule, names_with
 
 _OLD_SSD = KeyMap(
     (
@@ -21,17 +21,16 @@ _OLD_SSD = KeyMap(
 _RPN = KeyMap((Rule(r'rpn_head\.(.*)', 'bbox_head.{1}'), Rule(r'((?:backbone|neck)\..*)', '{1}')))
 
 
-def _is_rpn(names: Source) -> bool:
-    heads = {name.partition('.')[0] for name in names} & {'rpn_head', 'roi_head', 'bbox_head'}
-    return 'rpn_head.rpn_conv.weight' in names and heads == {'rpn_head'}
-
-
 OLD_SSD = Format(
     'MMDetection SSD before 2.14',
     names_with(('backbone.features.0.weight', 'backbone.extra.0.weight', 'bbox_head.cls_convs.0.weight')),
     lambda source: _OLD_SSD,
 )
-RPN = Format('MMDetection RPN', _is_rpn, lambda source: _RPN)
+RPN = Format(
+    'MMDetection RPN',
+    lambda names: 'rpn_head.rpn_conv.weight' in names and not any(re.match('(roi|bbox)_head', name) for name in names),
+    lambda source: _RPN,
+)
 
 
 def refuse_version_one(names: Iterable[str], meta: Any) -> None:

@@ -20,10 +20,8 @@ _RESNET = (
 
 def _resnet(source: Source) -> KeyMap:
     # Files without the classifier have been converted before, and may come from a Caffe network.
-    checks = (
-        (setting('backbone.style', 'pytorch'), IMAGENET_RGB) if any(name.startswith('fc.') for name in source) else ()
-    )
-    return KeyMap(_RESNET, checks)
+    original = any(name.startswith('fc.') for name in source)
+    return KeyMap(_RESNET, (setting('backbone.style', 'pytorch'), IMAGENET_RGB) if original else ())
 
 
 _DEEPLAB = (

@@ -76,7 +76,10 @@ class OffsetLoggerHook(Hook):
         if recorder is not None:
             recorder.close()
             found = {name: statistics(record) for name, record in recorder.records.items()}
-            _check_offsets(found, runner)
+            broken = [name for name, numbers in found.items() if not math.isfinite(numbers.largest)]
+            if broken:
+                problem = f'offsets of {broken[0]} are not finite, the first of the layers in forward order.'
+                stop(runner, runner.iter + 1, f'{problem} {TAME_OFFSETS}')
         _check_loss(outputs, runner)
         if found:
             self._log(runner, found)
@@ -130,13 +133,6 @@ def _why_still(branch: Sequence[Tensor], optim_wrapper: Any) -> str:
         'they are in the optimizer, and no gradient reaches them, or none that their precision can hold; look '
         'whether the layer takes part in the loss, and whether the loss scale of mixed precision keeps falling'
     )
-
-
-def _check_offsets(found: dict[str, OffsetStatistics], runner) -> None:
-    for name, numbers in found.items():  # in the order of the forward pass: the first one is where it began
-        if not math.isfinite(numbers.largest):
-            problem = f'offsets of {name} are not finite, the first of the layers in forward order.'
-            stop(runner, runner.iter + 1, f'{problem} {TAME_OFFSETS}')
 
 
 def _check_loss(outputs: dict | None, runner) -> None:

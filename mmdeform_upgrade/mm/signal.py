@@ -134,28 +134,25 @@ def measure_signal(
     prepared = [_prepared(network, batch) for batch in first]
     extents = _extents(prepared, getattr(loader.dataset, 'metainfo', {}).get('classes') or ())
     every = upgradable_names(dict(component.named_modules()))
-    reach = _reaches(network, component, names, prepared[0]['inputs'][:2])
+    layers = {name: module for name, module in component.named_modules() if name in names}
+    network.eval()
+    reach = reaches(layers, prepared[0]['inputs'][:2], network.extract_feat)
     # The mode of a training: batch norms use and move what norm_eval leaves them.
     upgrade_(component, names)
     network.to(device).train()
     prefix = f'{part}.'
     measured = tqdm(islice(chain(first, stream), batches), total=batches, desc='signal', unit='batch')
     found = offset_signal(network, measured, _loss, lr=lr)
-    layers = [dataclasses.replace(layer, layer=layer.layer.removeprefix(prefix)) for layer in found]
-    learning = _strongest(layers)
+    signals = [dataclasses.replace(layer, layer=layer.layer.removeprefix(prefix)) for layer in found]
+    clear = [layer for layer in signals if layer.verdict == 'learns']
+    least = max((layer.snr - 1 for layer in clear), default=0.0) / 2
+    learning = [layer.layer for layer in clear if layer.snr - 1 >= least]  # whose signal is half of the strongest
     if learning and learning == every[-len(learning) :]:
         learning = [f'last:{len(learning)}']
-    return SignalReport(part, layers, reach, extents, len(prepared[0]['data_samples']), len(loader.dataset), learning)
+    return SignalReport(part, signals, reach, extents, len(prepared[0]['data_samples']), len(loader.dataset), learning)
 
 
-def _strongest(layers: list[LayerSignal]) -> list[str]:
-    """Layers that learn, and whose signal is at least half of the strongest."""
-    learning = [layer for layer in layers if layer.verdict == 'learns']
-    least = max((layer.snr - 1 for layer in learning), default=0.0) / 2
-    return [layer.layer for layer in learning if layer.snr - 1 >= least]
-
-
-def _baseline(cfg: Config, checkpoint: str, part: str) -> tuple[nn.Module, nn.Module]:
+def _baseline(cfg: Config, checkpoint: str, part: str) -> tuple[Any, nn.Module]:
     network = build_network(cfg)
     if upgraded_layers(network):
         raise ConfigError('the config is upgraded already: give the config and the checkpoint of the baseline')
@@ -216,12 +213,6 @@ def _prepared(network: Any, batch: Any) -> Any:
 def _loss(network: Any, batch: Any) -> Tensor:
     losses = network(**network.data_preprocessor(batch, training=True), mode='loss')
     return network.parse_losses(losses)[0]
-
-
-def _reaches(network: Any, component: nn.Module, names: list[str], images: Tensor) -> dict[str, tuple[float, float]]:
-    network.eval()
-    modules = dict(component.named_modules())
-    return reaches({name: modules[name] for name in names}, images, network.extract_feat)
 
 
 def _extents(batches: list[Any], classes: Sequence[str]) -> tuple[float, float, float]:

@@ -72,7 +72,14 @@ def kind_of(path: str) -> str:
         return 'safetensors file'
     if re.match(rb'\x80[\x02-\x05]|\(d|\}(?![ \r\n"])|ccollections\n', head):
         return 'older PyTorch checkpoint' if OLDER_MAGIC in head[:40] else 'pickle'
-    raise CheckpointError(_looks_like(head))
+    if not head:
+        raise CheckpointError('it is empty; copy or download it again')
+    for pattern, what in _LOOKS:
+        if re.match(pattern, head.removeprefix(b'\xef\xbb\xbf'), re.DOTALL | re.IGNORECASE):
+            raise CheckpointError(f'it looks like {what.format(repr(head[:40]))}')
+    raise CheckpointError(
+        'PyTorch, MXNet, safetensors and NumPy pickles begin otherwise; it may be damaged or another kind of file'
+    )
 
 
 def _kind_of_zip(path: str) -> str:
@@ -94,12 +101,3 @@ def _kind_of_zip(path: str) -> str:
         f'it is a zip archive of {", ".join(names[:5]) or "nothing"}, which PyTorch did not write; unpack it and give '
         'the checkpoint in it'
     )
-
-
-def _looks_like(head: bytes) -> str:
-    if not head:
-        return 'it is empty; copy or download it again'
-    for pattern, what in _LOOKS:
-        if re.match(pattern, head.removeprefix(b'\xef\xbb\xbf'), re.DOTALL | re.IGNORECASE):
-            return f'it looks like {what.format(repr(head[:40]))}'
-    return 'PyTorch, MXNet, safetensors and NumPy pickles begin otherwise; it may be damaged or another kind of file'

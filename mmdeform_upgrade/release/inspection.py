@@ -79,7 +79,8 @@ def inspect_checkpoint(path: str) -> Inspection:
     """
     path = os.path.expanduser(path)
     checkpoint = read_checkpoint(path)
-    beside = {key: int(value) for key, value in checkpoint.items() if key in _PROGRESS and _is_number(value)}
+    beside = {key: checkpoint[key] for key in _PROGRESS if key in checkpoint}
+    beside = {key: int(value) for key, value in beside.items() if isinstance(value, (int, np.integer, Tensor))}
     meta = {**beside, **checkpoint.get('meta', {})}
     try:
         imported = import_checkpoint({**checkpoint, 'meta': meta})
@@ -114,10 +115,6 @@ def _offset_layers(state_dict: Mapping[str, Tensor]) -> tuple[OffsetLayer, ...]:
         groups = len(tensor) // taps if taps and len(tensor) % taps == 0 else known.deform_groups
         layers[name] = OffsetLayer(name, groups, max(known.largest, float(tensor.abs().max())))
     return tuple(layers.values())
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) or (isinstance(value, Tensor) and value.numel() == 1)
 
 
 def _is_empty(value: Any) -> bool:

@@ -95,7 +95,9 @@ class RunGuardHook(Hook):
             if self._batches is None:
                 _warn('no sampler draws the training data: what they draw at random is not repeated by a resume')
             elif self._saved is not None:
-                _compare(self._saved, _identity(runner))
+                saved, now = self._saved, _identity(runner)
+                if changed := [f'{k} {saved.get(k)} -> {v}' for k, v in now.items() if saved.get(k) != v]:
+                    _warn(f'resumed with another {", ".join(changed)}: training goes on, but not bit for bit')
 
     def before_train_epoch(self, runner) -> None:
         """Count samples from the beginning of the epoch; iterations are one long epoch."""
@@ -185,12 +187,6 @@ def _identity(runner) -> dict[str, Any]:
         'world_size': runner.world_size,
         'batch_size': getattr(batches, 'batch_size', None),
     }
-
-
-def _compare(saved: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = [f'{key} {saved.get(key)} -> {value}' for key, value in now.items() if saved.get(key) != value]
-    if changed:
-        _warn(f'resumed with another {", ".join(changed)}: training goes on, but not bit for bit')
 
 
 def _warn(text: str) -> None:
