@@ -45,7 +45,7 @@ def import_state_dict(source: Mapping[str, Tensor], meta: Any = None, network: I
     openmmlab.refuse_version_one(() if fits else source, meta)
     formats = [] if fits else matching_formats(source)
     if not formats:
-        older = meta and 'CLASSES' in meta and 'dataset_meta' not in meta
+        older = isinstance(meta, Mapping) and 'CLASSES' in meta and 'dataset_meta' not in meta
         classes = openmmlab.dataset_meta(meta).get('classes')
         known = tuple(map(str, classes)) if isinstance(classes, (list, tuple)) else ()
         return Imported(VERSION_TWO if older else OWN_NAMES, dict(source), {key: key for key in source}, classes=known)

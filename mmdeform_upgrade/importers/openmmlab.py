@@ -35,7 +35,7 @@ RPN = Format(
 
 def refuse_version_one(names: Iterable[str], meta: Any) -> None:
     """Raise CheckpointError for what is of MMDetection 0.x or 1.x by its names, or says so itself."""
-    version = str((meta or {}).get('mmdet_version', ''))
+    version = str(meta.get('mmdet_version', '')) if isinstance(meta, Mapping) else ''
     if re.match(r'[01]\.', version) or any(re.fullmatch(r'bbox_head\.(?:\d\.)?fc_cls\.weight', name) for name in names):
         raise CheckpointError(
             'it comes from MMDetection 1 or older, which had the background as its first class and other anchors, box '
@@ -46,7 +46,8 @@ def refuse_version_one(names: Iterable[str], meta: Any) -> None:
 
 def dataset_meta(meta: Any) -> dict[str, Any]:
     """``dataset_meta`` of mmdet 3 and mmseg 1, from whichever version's meta."""
-    meta = meta or {}
+    if not isinstance(meta, Mapping):
+        return {}
     if isinstance(meta.get('dataset_meta'), Mapping):
         return dict(meta['dataset_meta'])
     found = {name.lower(): meta[name] for name in ('CLASSES', 'PALETTE') if meta.get(name) is not None}

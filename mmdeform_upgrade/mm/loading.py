@@ -88,8 +88,9 @@ def refuse_to_overwrite(load_from: str, work_dir: str, cfg: Mapping[str, Any], c
 
 def lacking_for_resume(checkpoint: Mapping[str, Any]) -> list[str]:
     """What a checkpoint would need to be one of an interrupted run."""
-    known = {*(checkpoint.get('meta') or ()), *checkpoint.keys() & {'message_hub'}}
-    return [key for key in ('epoch', 'iter', 'message_hub') if key not in known]
+    meta = checkpoint.get('meta')
+    lacking = [key for key in ('epoch', 'iter') if not isinstance(meta, Mapping) or key not in meta]
+    return [*lacking, *(() if 'message_hub' in checkpoint else ('message_hub',))]
 
 
 def check_optimizer_state(runner, checkpoint: Mapping[str, Any]) -> None:
@@ -155,7 +156,8 @@ def load_from_safe_reader(filename: str, map_location: Any = None) -> dict[str, 
             print_log(f'Imported {imported}', logger='current')
     else:
         checkpoint = read_checkpoint(path)
-    if 'config' in (meta := checkpoint.get('meta', {})):
+    meta = checkpoint.get('meta')
+    if isinstance(meta, Mapping) and 'config' in meta:
         checkpoint['meta'] = {key: value for key, value in meta.items() if key != 'config'}
     return drop_inert(checkpoint)
 

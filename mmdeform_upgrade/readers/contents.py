@@ -93,10 +93,7 @@ def _checkpoint(loaded: Any, key: str | None) -> dict[str, Any]:
     if others or any(isinstance(value, np.ndarray) for value in weights.values()):
         weights = {name: _tensor(name, value) for name, value in weights.items() if name not in beside}
     rest = {name: value for name, value in loaded.items() if key and (name != key or key == 'state_dict')}
-    checkpoint = {**beside, **rest, 'state_dict': weights}
-    if not isinstance(checkpoint.get('meta', {}), Mapping):
-        del checkpoint['meta']  # something else by that name
-    return checkpoint
+    return {**beside, **rest, 'state_dict': weights}
 
 
 def _weights_key(loaded: Mapping[Any, Any]) -> str | None:

@@ -65,7 +65,7 @@ def plain(value: Any) -> Any:
 
 def plain_meta(meta: Any) -> dict[str, Any]:
     """The entries of a checkpoint's ``meta`` that a release keeps."""
-    return {key: plain(meta[key]) for key in KEPT_META if meta and meta.get(key) is not None}
+    return {key: plain(meta[key]) for key in KEPT_META if isinstance(meta, Mapping) and meta.get(key) is not None}
 
 
 def meta_text(meta: Mapping[str, Any]) -> dict[str, str]:

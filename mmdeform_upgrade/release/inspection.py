@@ -81,7 +81,8 @@ def inspect_checkpoint(path: str) -> Inspection:
     checkpoint = read_checkpoint(path)
     beside = {key: checkpoint[key] for key in _PROGRESS if key in checkpoint}
     beside = {key: int(value) for key, value in beside.items() if isinstance(value, (int, np.integer, Tensor))}
-    meta = {**beside, **checkpoint.get('meta', {})}
+    meta = checkpoint.get('meta')
+    meta = {**beside, **(meta if isinstance(meta, Mapping) else {})}
     try:
         imported = import_checkpoint({**checkpoint, 'meta': meta})
         tensors, format = imported.state_dict, imported.format
