@@ -9,6 +9,7 @@ from typing import Any, Sequence
 import torch
 from mmengine.hooks import Hook
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from ..errors import ConfigError
 from .network import bare_network
@@ -52,18 +53,14 @@ class BFloat16Hook(Hook):
 def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     device = next(module.parameters()).device.type
     with torch.autocast(device, torch.bfloat16):
-        out = type(module).forward(module, *_channels_last(args), **kwargs)
-    return _plain(out)
+        out = type(module).forward(module, *tree_map_only(torch.Tensor, _channels_last, args), **kwargs)
+    return tree_map_only(torch.Tensor, _plain, out)
 
 
-def _channels_last(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
-    return type(value)(map(_channels_last, value)) if type(value) in (list, tuple) else value
+def _channels_last(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
 
-def _plain(value: Any) -> Any:
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
     # mmcv's operators on CPUs, RoIAlign for one, take any memory for contiguous and read channels-last maps wrong.
-    if isinstance(value, torch.Tensor):
-        return (value.float() if value.dtype == torch.bfloat16 else value).contiguous()
-    return type(value)(map(_plain, value)) if type(value) in (list, tuple) else value
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).contiguous()

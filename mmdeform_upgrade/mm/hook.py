@@ -85,7 +85,7 @@ class DeformUpgradeHook(Hook):
             raise CheckpointError(f'{path}: {error}') from error
         checkpoint['state_dict'] = given.state_dict
         self._loaded, self._untouched = given.state_dict, bool(given.added)
-        self.provenance = dict(_meta(checkpoint).get(META_KEY) or {})
+        self.provenance = dict((checkpoint.get('meta') or {}).get(META_KEY) or {})
         if not self._untouched:
             if not runner._resume:
                 runner.logger.info('The checkpoint is upgraded already and was loaded as it is.')
@@ -108,7 +108,7 @@ class DeformUpgradeHook(Hook):
             check_offset_rates(runner.cfg)
             refuse_to_overwrite(runner._load_from, runner.work_dir, runner.cfg, checkpoint_hooks(runner))
         network = whole_state_dict(runner)
-        changed = [key for key, value in self._loaded.items() if not _same(network[key], value)]
+        changed = [key for key, value in self._loaded.items() if not torch.equal(network[key], value.to(network[key]))]
         if changed:
             raise CheckpointError('the network does not hold the loaded values at ' + ', '.join(changed[:20]))
         self._loaded = None  # frees the copy
@@ -121,7 +121,8 @@ class DeformUpgradeHook(Hook):
         runner.logger.info('Validating the upgraded network before its first step.')
         with kept_random_state():
             runner.val_loop.run()
-        self.provenance['before_training'] = scores = _numbers(self._scores)
+        numbers = {key: value for key, value in self._scores.items() if isinstance(value, (int, float, np.number))}
+        self.provenance['before_training'] = scores = {key: float(value) for key, value in numbers.items()}
         runner.logger.info(
             'Before its first step the upgrade scores, as the baseline does: '
             + ', '.join(f'{key} {value:.4f}' for key, value in scores.items())
@@ -170,16 +171,3 @@ def _provenance(runner) -> dict[str, Any]:
         'layers': {name: layer.deform_groups for name, layer in upgraded_layers(bare_network(runner)).items()},
         'versions': {'mmdeform_upgrade': __version__, 'torch': str(torch.__version__)},
     }
-
-
-def _meta(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    meta = checkpoint.get('meta')
-    return meta if isinstance(meta, Mapping) else {}
-
-
-def _same(held: torch.Tensor, loaded: torch.Tensor) -> bool:
-    return torch.equal(held, loaded.to(device=held.device, dtype=held.dtype))
-
-
-def _numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float, np.number))}

@@ -45,14 +45,11 @@ def describe_rates(network: nn.Module, cfg: Mapping[str, Any]) -> str:
         history = list(_history(wrapper, cfg))
     name = type(getattr(wrapper.optimizer, 'base', wrapper.optimizer)).__name__
     own = type(wrapper.optimizer.offsets).__name__ if isinstance(wrapper.optimizer, OffsetOptimizer) else name
+    hook = type_name(((cfg.get('default_hooks') or {}).get('param_scheduler') or {}).get('type', 'ParamSchedulerHook'))
+    # mmyolo schedules rates in a hook, which is not looked at here.
+    note = '' if hook == 'ParamSchedulerHook' else f'; {hook} changes these rates during training'
     columns = {kind: [i for i, key in enumerate(groups) if kind in key[1:]] for kind in (False, True)}
-    return f'{name} {_span(history, columns[False])}; offsets: {own} {_span(history, columns[True])}{_hook_note(cfg)}'
-
-
-def _hook_note(cfg: Mapping[str, Any]) -> str:
-    """mmyolo schedules rates in a hook, which is not looked at here."""
-    kind = type_name(((cfg.get('default_hooks') or {}).get('param_scheduler') or {}).get('type', 'ParamSchedulerHook'))
-    return '' if kind == 'ParamSchedulerHook' else f'; {kind} changes these rates during training'
+    return f'{name} {_span(history, columns[False])}; offsets: {own} {_span(history, columns[True])}{note}'
 
 
 def build_optimizer(network: nn.Module, cfg: Mapping[str, Any]) -> OptimWrapper:
@@ -84,7 +81,12 @@ def _history(wrapper: OptimWrapper, cfg: Mapping[str, Any]) -> Iterator[list[flo
     given = listed_schedulers(cfg.get('param_scheduler'))
     if length.unit == 'epochs':
         given = _in_proportion(given, steps)
-    schedulers = [_scheduler(settings, wrapper, length, steps) for settings in map(dict, given)]
+    of_epochs, made = (
+        length.total if length.unit == 'epochs' else math.inf,
+        dict(optimizer=wrapper, epoch_length=_EPOCH),
+    )
+    ends = ({'end': of_epochs if settings.get('by_epoch', True) else steps, **settings} for settings in given)
+    schedulers = [PARAM_SCHEDULERS.build(settings, default_args=made) for settings in ends]
     schedulers = [scheduler for scheduler in schedulers if not getattr(scheduler, 'need_val_args', False)]
     for step in range(1, steps + 1):
         yield [float(group['lr'] or 0) for group in wrapper.optimizer.param_groups]
@@ -103,12 +105,6 @@ def _in_proportion(given: list[Mapping[str, Any]], steps: int) -> list[Mapping[s
         else converted(dict(settings), lambda mark: mark and max(1, round(mark * factor)))
         for settings in given
     ]
-
-
-def _scheduler(settings: dict[str, Any], wrapper: OptimWrapper, length: Length, steps: int) -> Any:
-    of_epochs = length.total if length.unit == 'epochs' else math.inf
-    settings.setdefault('end', of_epochs if settings.get('by_epoch', True) else steps)
-    return PARAM_SCHEDULERS.build(settings, default_args=dict(optimizer=wrapper, epoch_length=_EPOCH))
 
 
 def _span(history: list[list[float]], columns: list[int]) -> str:
