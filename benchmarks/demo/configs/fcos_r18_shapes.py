@@ -2,8 +2,8 @@
 # benchmarks/demo/checkpoints/fcos_r18_shapes.pth was trained by
 #     python -m benchmarks.camera shape-boxes --seeds 0 --out work_dirs/camera
 # on 2 000 scenes of 128 px (there shape-boxes-fcos-r18w32s2-identity-2000-0.pth, here in float16). The same recipe
-# stands below, for tools/train.py on folders of pictures.
-custom_imports = dict(imports=['mmdeform_upgrade'], allow_failed_imports=False)
+# stands here, for tools/train.py on folders of pictures.
+_base_ = './_base_/shapes_r18.py'
 default_scope = 'mmdet'
 
 metainfo = dict(
@@ -26,9 +26,6 @@ test_pipeline = [
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'instances')),
 ]
 train_dataloader = dict(
-    batch_size=8,
-    num_workers=0,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         ann_file='train.json',
         data_prefix=dict(img='train/images/'),
@@ -38,20 +35,10 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=8,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        ann_file='val.json', data_prefix=dict(img='val/images/'), pipeline=test_pipeline, test_mode=True, **dataset
-    ),
+    dataset=dict(ann_file='val.json', data_prefix=dict(img='val/images/'), pipeline=test_pipeline, **dataset),
 )
 test_dataloader = dict(
-    batch_size=8,
-    num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        ann_file='test.json', data_prefix=dict(img='test/images/'), pipeline=test_pipeline, test_mode=True, **dataset
-    ),
+    dataset=dict(ann_file='test.json', data_prefix=dict(img='test/images/'), pipeline=test_pipeline, **dataset),
 )
 val_evaluator = dict(type='CocoMetric', metric='bbox')
 test_evaluator = val_evaluator
@@ -59,22 +46,7 @@ test_evaluator = val_evaluator
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     type='SingleStageDetector',
-    data_preprocessor=dict(
-        type='DetDataPreprocessor',
-        mean=[103.53, 116.28, 123.675],  # BGR, as pictures are read
-        std=[57.375, 57.12, 58.395],
-        pad_size_divisor=8,
-    ),
-    backbone=dict(
-        type='ResNet',
-        depth=18,
-        base_channels=32,
-        num_stages=2,
-        strides=(1, 2),
-        dilations=(1, 1),
-        out_indices=(1,),
-        norm_cfg=norm_cfg,
-    ),
+    data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=8),
     bbox_head=dict(
         type='FCOSHead',
         num_classes=6,
@@ -95,17 +67,8 @@ model = dict(
     ),
 )
 
-optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=0.002, weight_decay=0.01))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.025, by_epoch=False, begin=0, end=40),
     dict(type='PolyLR', eta_min=0.0, power=0.9, begin=40, end=2000, by_epoch=False),
 ]
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=2000, val_interval=500)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-default_hooks = dict(
-    logger=dict(type='LoggerHook', interval=50, log_metric_by_epoch=False),
-    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=500, max_keep_ckpts=1),
-)
-log_processor = dict(by_epoch=False)
-randomness = dict(seed=0)
+train_cfg = dict(max_iters=2000)
