@@ -11,17 +11,7 @@ from functools import partial
 
 import torch
 
-from .checks import (
-    anchors,
-    box_stds,
-    cell_anchors,
-    extra_levels,
-    norm_eps,
-    preprocessing,
-    roi_align,
-    rpn_anchors,
-    setting,
-)
+from . import checks
 from .rules import FOLD, Check, Format, Imported, KeyMap, Rule, Source, names_with, respelled
 
 _PREFIXES = ('', 'backbone.', 'backbone.bottom_up.')
@@ -77,22 +67,22 @@ def _fpn(source: Source) -> tuple[Rule, ...]:
 
 def _detectron2(source: Source) -> KeyMap:
     rules = (*_RESNET, *_fpn(source), *(_RETINA if 'head.cls_score.weight' in source else _RCNN))
-    checks = [*roi_align(aligned=True, sampling_ratio=0), *_heads(source)]
+    needed = [*checks.roi_align(aligned=True, sampling_ratio=0), *_heads(source)]
     if {'pixel_mean', 'pixel_std'} <= source.keys():  # in older files; of unit scale are MSRA's networks of Caffe
         mean, std = (source[f'pixel_{name}'].flatten().tolist() for name in ('mean', 'std'))
-        checks.append(preprocessing(mean, std, mean[0] > mean[-1]))
-        checks += [setting('backbone.style', 'caffe')] * all(abs(value - 1) < 1e-3 for value in std)
-    return KeyMap(rules, checks, complete=_add_statistics)
+        needed.append(checks.preprocessing(mean, std, mean[0] > mean[-1]))
+        needed += [checks.setting('backbone.style', 'caffe')] * all(abs(value - 1) < 1e-3 for value in std)
+    return KeyMap(rules, needed, complete=_add_statistics)
 
 
 def _heads(source: Source) -> list[Check]:
-    eps = norm_eps([_EPS])
+    eps = checks.norm_eps([_EPS])
     if 'head.cls_score.weight' in source:
         sizes = [[base * 2 ** (octave / 3) for octave in range(3)] for base in (32, 64, 128, 256, 512)]
-        levels = extra_levels(source.get('backbone.top_block.p6.weight'))
-        return [eps, anchors('bbox_head', cell_anchors(sizes), 0.5), *levels]
+        levels = checks.extra_levels(source.get('backbone.top_block.p6.weight'))
+        return [eps, checks.anchors('bbox_head', checks.cell_anchors(sizes), 0.5), *levels]
     if 'proposal_generator.rpn_head.conv.weight' in source:
-        return [eps, rpn_anchors(0.5), box_stds('roi_head.bbox_head')]
+        return [eps, checks.rpn_anchors(0.5), checks.box_stds('roi_head.bbox_head')]
     return [eps]
 
 
@@ -150,14 +140,17 @@ _UNUSED = Rule(r'stem\.conv1\.bias', None, "of ImageNet's network; Detectron's h
 
 
 def _caffe2(source: Source) -> KeyMap:
-    checks = _heads(source)
+    needed = _heads(source)
     detector = 'roi_heads.box_predictor.cls_score.bias' in source
     rows, columns = source['res2.0.conv2.weight'].shape[:2]
     if rows == columns:  # no grouped convolutions, so not ResNeXt
-        checks += [setting('backbone.style', 'caffe'), preprocessing([103.53, 116.28, 123.675], [1.0] * 3, False)]
+        needed += [
+            checks.setting('backbone.style', 'caffe'),
+            checks.preprocessing([103.53, 116.28, 123.675], [1.0] * 3, False),
+        ]
     if detector:
-        checks += roi_align(aligned=False, sampling_ratio=2)
-    return KeyMap((*[_UNUSED] * detector, *_CAFFE2, *_RESNET, *_fpn(source), *_RCNN), checks, complete=_add_statistics)
+        needed += checks.roi_align(aligned=False, sampling_ratio=2)
+    return KeyMap((*[_UNUSED] * detector, *_CAFFE2, *_RESNET, *_fpn(source), *_RCNN), needed, complete=_add_statistics)
 
 
 DETECTRON2 = Format(

@@ -13,19 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .checks import (
-    IMAGENET_RGB,
-    anchors,
-    box_stds,
-    boxes_of,
-    cell_anchors,
-    extra_levels,
-    norm_eps,
-    preprocessing,
-    roi_align,
-    rpn_anchors,
-    setting,
-)
+from . import checks
 from .rules import Check, Format, KeyMap, Rule, Source, names_with, select_rows
 
 _NAMES = (
@@ -105,13 +93,13 @@ def _ssd(source: Source) -> KeyMap:
         Rule(rf'{deltas}5\.(.*)', 'bbox_head.reg_convs.5.0.{1}', rescaled, _for_unclipped_boxes(boxes[5])),
         Rule(rf'{deltas}(\d)\.(.*)', 'bbox_head.reg_convs.{1}.0.{2}'),  # whose boxes are smaller than the picture
     )
-    corners = [boxes_of(sides, step / 2) for sides, step in zip(boxes, _SSD_STEPS, strict=True)]
-    checks = (
-        preprocessing([123.0, 117.0, 104.0], [1.0] * 3, True),
-        anchors('bbox_head', corners, 0.1),
-        box_stds('bbox_head', _SSD_STDS),
+    corners = [checks.boxes_of(sides, step / 2) for sides, step in zip(boxes, _SSD_STEPS, strict=True)]
+    needed = (
+        checks.preprocessing([123.0, 117.0, 104.0], [1.0] * 3, True),
+        checks.anchors('bbox_head', corners, 0.1),
+        checks.box_stds('bbox_head', _SSD_STDS),
     )
-    return KeyMap(rules, checks, names)
+    return KeyMap(rules, needed, names)
 
 
 # ---- ResNet with FPN
@@ -144,7 +132,7 @@ _RETINANET = (
 def _resnet_checks(outputs: int) -> list[Check]:
     # The published COCO weights run with eps 0; who trained from them kept that, who began from ImageNet did not.
     eps = [0.0] if outputs == _COCO_OUTPUTS else [0.0, 1e-5]
-    return [IMAGENET_RGB, setting('backbone.style', 'pytorch'), norm_eps(eps)]
+    return [checks.IMAGENET_RGB, checks.setting('backbone.style', 'pytorch'), checks.norm_eps(eps)]
 
 
 def _rcnn(source: Source) -> KeyMap:
@@ -158,14 +146,14 @@ def _rcnn(source: Source) -> KeyMap:
         Rule(rf'{box}bbox_pred\.(.*)', 'roi_head.bbox_head.fc_reg.{1}', none, select_rows(kept, 4)),
         Rule(mask, 'roi_head.mask_head.conv_logits.{1}', none, select_rows(kept)),
     )
-    checks = [
+    needed = [
         *_resnet_checks(outputs),
-        *roi_align(aligned=False, sampling_ratio=2),
-        rpn_anchors(1.0),  # torchvision rounds corners, half a pixel at most
-        box_stds('rpn_head', (1.0,) * 4),
-        box_stds('roi_head.bbox_head'),
+        *checks.roi_align(aligned=False, sampling_ratio=2),
+        checks.rpn_anchors(1.0),  # torchvision rounds corners, half a pixel at most
+        checks.box_stds('rpn_head', (1.0,) * 4),
+        checks.box_stds('roi_head.bbox_head'),
     ]
-    return KeyMap(rules, checks, names)
+    return KeyMap(rules, needed, names)
 
 
 def _retinanet(source: Source) -> KeyMap:
@@ -174,13 +162,13 @@ def _retinanet(source: Source) -> KeyMap:
     logits = r'head\.classification_head\.cls_logits\.(.*)'
     classes = Rule(logits, 'bbox_head.retina_cls.{1}', f'{what}, background dropped', select_rows(kept))
     sizes = [[int(base * 2 ** (octave / 3)) for octave in range(3)] for base in (32, 64, 128, 256, 512)]
-    checks = [
+    needed = [
         *_resnet_checks(outputs),
-        anchors('bbox_head', cell_anchors(sizes), 2.0),
-        *extra_levels(source.get('backbone.fpn.extra_blocks.p6.weight')),
-        box_stds('bbox_head', (1.0,) * 4),
+        checks.anchors('bbox_head', checks.cell_anchors(sizes), 2.0),
+        *checks.extra_levels(source.get('backbone.fpn.extra_blocks.p6.weight')),
+        checks.box_stds('bbox_head', (1.0,) * 4),
     ]
-    return KeyMap((*_RETINANET, classes), checks, names)
+    return KeyMap((*_RETINANET, classes), needed, names)
 
 
 SSD = Format(
