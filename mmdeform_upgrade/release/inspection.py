@@ -79,8 +79,12 @@ def inspect_checkpoint(path: str) -> Inspection:
     """
     path = os.path.expanduser(path)
     checkpoint = read_checkpoint(path)
-    beside = {key: checkpoint[key] for key in _PROGRESS if key in checkpoint}
-    beside = {key: int(value) for key, value in beside.items() if isinstance(value, (int, np.integer, Tensor))}
+    beside = {
+        key: int(value)
+        for key, value in checkpoint.items()
+        if key in _PROGRESS
+        and (isinstance(value, (int, np.integer)) or (isinstance(value, Tensor) and value.numel() == 1))
+    }
     meta = checkpoint.get('meta')
     meta = {**beside, **(meta if isinstance(meta, Mapping) else {})}
     try:

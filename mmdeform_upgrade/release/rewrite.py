@@ -23,7 +23,7 @@ OWN_TYPES = tuple(
     name
     for registry in (HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFORMS)
     for name, registered in registry.module_dict.items()
-    if registered.__module__.startswith('mmdeform_upgrade')
+    if getattr(registered, '__module__', '').startswith('mmdeform_upgrade.')
 )
 _SETTINGS = ('base_type', 'targets', 'exclude', 'deform_groups')
 
