@@ -123,8 +123,8 @@ def anchors(head: str, expected: Sequence[Tensor], tolerance: float) -> Check:
     return check
 
 
-def boxes_of(sides: Tensor, centre: float = 0.0) -> Tensor:
-    """Corners, (A, 4), of boxes of some width and height, (A, 2), around a point of the diagonal."""
+def boxes_of(sides: Tensor, centre: float | Tensor = 0.0) -> Tensor:
+    """Corners, (A, 4), of boxes of some width and height, (A, 2), around points, (A, 2), or one of the diagonal."""
     return torch.cat([centre - sides / 2, centre + sides / 2], 1)
 
 

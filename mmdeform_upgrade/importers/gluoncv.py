@@ -22,7 +22,6 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from ..errors import CheckpointError
 from .checks import IMAGENET_RGB, anchors, box_stds, boxes_of, norm_eps, setting
@@ -95,7 +94,9 @@ def _ssd(source: Source) -> KeyMap:
             f'it looks like {SSD.name}, but has no backbone at all: MXNet 1.2.0 lost the features of such networks when '
             "it saved them; take the model zoo's file, or save the network with another version of MXNet"
         )
-    cells = [_first_cell(source[f'anchor_generators.{level}.anchors']) for level in range(6)]
+    # Of each level's first cell: a grid is (1, 1, H, W, A * 4), of (cx, cy, w, h) in pixels.
+    grids = (source[f'anchor_generators.{level}.anchors'][0, 0, 0, 0].float().reshape(-1, 4) for level in range(6))
+    cells = [boxes_of(grid[:, 2:], grid[:, :2]) for grid in grids]
     outputs = source['class_predictors.0.predictor.weight'].shape[0] // len(cells[0])
     moved = 'the background moved from the first place to the last', select_rows([*range(1, outputs), 0])
     classes = Rule(r'class_predictors\.([0-5])\.predictor\.(\w+)', 'bbox_head.cls_convs.{1}.0.{2}', *moved)
@@ -110,12 +111,6 @@ def _ssd(source: Source) -> KeyMap:
         IMAGENET_RGB,
     )
     return KeyMap((*_SSD, classes), checks)
-
-
-def _first_cell(grid: Tensor) -> Tensor:
-    """Corners of the first cell's anchors, (A, 4), of a grid (1, 1, H, W, A * 4) of (cx, cy, w, h), in pixels."""
-    centre, sides = grid[0, 0, 0, 0].float().reshape(-1, 4).split(2, 1)
-    return torch.cat([centre - sides / 2, centre + sides / 2], 1)
 
 
 # ---- YOLOv3

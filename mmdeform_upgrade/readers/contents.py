@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, listed
-from .kinds import existing_file, kind_of
+from .kinds import kind_of, split_key
 from .mxnet import read_mxnet
 from .pytorch import read_older, read_zip
 from .safetensors import read_safetensors
@@ -45,7 +45,13 @@ def read_checkpoint(path: str, *, key: str | None = None) -> dict[str, Any]:
     Raises:
         CheckpointError: no such file, another kind of file (says which), a damaged one, or one without weights.
     """
-    path, chosen = existing_file(path)
+    if not isinstance(path, (str, os.PathLike)):
+        raise CheckpointError(f'the checkpoint is given as a {type(path).__name__}, expected the path of a file')
+    path, chosen = split_key(path)
+    if os.path.isdir(path):
+        raise CheckpointError(f'{path!r} is a folder: give the path of a checkpoint in it')
+    if not os.path.isfile(path):
+        raise CheckpointError(f'there is no file {path!r}: give the path of a checkpoint')
     try:
         return _checkpoint(_READERS[kind_of(path)](path), key or chosen)
     except Exception as error:

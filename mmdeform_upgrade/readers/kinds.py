@@ -40,22 +40,6 @@ def split_key(path: str) -> tuple[str, str | None]:
     return (file, key) if file and not os.path.exists(path) else (path, None)
 
 
-def existing_file(path: str) -> tuple[str, str | None]:
-    """As :func:`split_key`.
-
-    Raises:
-        CheckpointError: there is no such file.
-    """
-    if not isinstance(path, (str, os.PathLike)):
-        raise CheckpointError(f'the checkpoint is given as a {type(path).__name__}, expected the path of a file')
-    path, key = split_key(path)
-    if os.path.isdir(path):
-        raise CheckpointError(f'{path!r} is a folder: give the path of a checkpoint in it')
-    if not os.path.isfile(path):
-        raise CheckpointError(f'there is no file {path!r}: give the path of a checkpoint')
-    return path, key
-
-
 def kind_of(path: str) -> str:
     """``'PyTorch checkpoint'``, ``'older PyTorch checkpoint'``, ``'pickle'``, ``'safetensors file'`` or ``'MXNet file'``.
 
