@@ -43,7 +43,6 @@ class Run:
         labels: how many labelled pictures there are, or None for all.
         targets: layers that the arm changes.
         source: geometry that the baseline was trained on.
-        source_steps: that the baseline was trained for; 0 for its usual ones.
         label: name that the report groups by.
     """
 
@@ -56,14 +55,12 @@ class Run:
     labels: int | None = None
     targets: str = 'last:3'
     source: str = 'identity'
-    source_steps: int = 0
     label: str = ''
 
     def key(self, seed: int) -> str:
         recipe = self.recipe
         rates = f'{recipe.optimizer},{recipe.lr:g},{recipe.offset_lr:g},{recipe.decay:g}'
-        source = f'{self.source}@{self.source_steps}' if self.source_steps else self.source
-        parts = (self.bed, self.network, self.arm, source, self.geometry, self.targets, self.labels)
+        parts = (self.bed, self.network, self.arm, self.source, self.geometry, self.targets, self.labels)
         return ' '.join(map(str, (*parts, recipe.steps, rates, seed)))
 
     @property
@@ -167,7 +164,7 @@ class Lab:
 
     def _baseline(self, run: Run, seed: int) -> Path:
         geometry = run.geometry if run.from_scratch else run.source
-        steps = run.recipe.steps if run.from_scratch else run.source_steps or BASELINE_STEPS[run.bed]
+        steps = run.recipe.steps if run.from_scratch else BASELINE_STEPS[run.bed]
         return self.out / f'{run.bed}-{run.network}-{geometry.partition(":")[0]}-{steps}-{seed}.pth'
 
     def _scores(self, run: Run, seed: int, model: nn.Module) -> dict:
