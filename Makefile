@@ -40,7 +40,7 @@ $(VENV)/.mmcv-compiled: $(VENV)/.torch
 	$(PIP) install -q -c constraints.txt ninja psutil
 	@echo 'Installing mmcv. Where no ready wheel is found, it is compiled, which takes about 15 minutes on two cores.'
 	@rm -f $(VENV)/.mmcv-pure
-	@$(BIN)/python tools/misc/pip_progress.py $(MMCV_INSTALL) --no-build-isolation
+	$(PIP) $(MMCV_INSTALL) --no-build-isolation
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.mmcv-$(MMCV) setup.py

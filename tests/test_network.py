@@ -9,7 +9,7 @@ import pytest
 
 from .conftest import ROOT
 
-TOOLS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'tools').rglob('*.py') if path.name != 'pip_progress.py')
+TOOLS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / 'tools').rglob('*.py'))
 HELP = """
 import contextlib, io, runpy, socket, sys
 def refuse(*arguments, **options):
