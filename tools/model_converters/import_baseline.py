@@ -9,7 +9,7 @@ from mmdeform_upgrade.config import read_config
 from mmdeform_upgrade.errors import CheckpointError
 from mmdeform_upgrade.importers import OWN_NAMES
 from mmdeform_upgrade.mm import command_line
-from mmdeform_upgrade.mm.loading import local_path, meta_of, read_imported
+from mmdeform_upgrade.mm.loading import local_path, meta_of
 from mmdeform_upgrade.mm.preflight import build_network
 from mmdeform_upgrade.readers import read_checkpoint
 from mmdeform_upgrade.release.contents import refuse_existing, write_checkpoint
@@ -28,18 +28,15 @@ def main(argv=None):
     args = parse_args(argv)
     args.src = local_path(args.src)
     refuse_existing([args.dst], args.force, [args.src])
-    if args.config:
-        imported = import_baseline(args.src, build_network(read_config(args.config)))
-        state_dict = {name: value for name, value in imported.state_dict.items() if name not in imported.added}
-        meta = meta_of(imported, read_checkpoint(args.src).get('meta'))
-    else:
-        checkpoint, imported = read_imported(args.src)
-        if imported.format == OWN_NAMES:
-            raise CheckpointError(
-                f'{args.src}: its names, such as {next(iter(imported.state_dict))}, are none that need an import or that '
-                'an importer knows (docs/formats.md lists them); give --config to see whether they fit its network'
-            )
-        state_dict, meta = imported.state_dict, meta_of(imported, checkpoint.get('meta'))
+    network = build_network(read_config(args.config)) if args.config else None
+    imported = import_baseline(args.src, network)
+    if network is None and imported.format == OWN_NAMES:
+        raise CheckpointError(
+            f'{args.src}: its names, such as {next(iter(imported.state_dict))}, are none that need an import or that '
+            'an importer knows (docs/formats.md lists them); give --config to see whether they fit its network'
+        )
+    state_dict = {name: value for name, value in imported.state_dict.items() if name not in imported.added}
+    meta = meta_of(imported, read_checkpoint(args.src).get('meta'))
     meta['imported'].update(source=os.path.basename(args.src), source_sha256=file_sha256(args.src))
     write_checkpoint(args.dst, state_dict, meta)
     print(imported)
