@@ -121,7 +121,7 @@ MODELS.register_module(name=TRAIN_OFFSETS, module=train_offsets)
 MODELS.register_module(module=ZeroOffsetDCN)
 for _file, _name in (('ssd', 'WideSSDNeck'), ('ssd', 'PredictableSSDHead'), ('aspp', 'ProjectedASPPHead')):
     MODELS.register_module(name=_name, module=_built_from(_file, _name))
-TRANSFORMS.register_module(name='ResizeByDirection', module=_built_from('transforms', 'ResizeByDirection'))
+TRANSFORMS.register_module(name='ResizeByDirection', module=_built_from('ssd', 'ResizeByDirection'))
 for _hook in (BFloat16Hook, DeformUpgradeHook, OffsetLoggerHook, RunGuardHook):
     HOOKS.register_module(module=_hook)
 OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=OffsetOptimizerConstructor)

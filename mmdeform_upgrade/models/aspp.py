@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Any, List
+from typing import Any
 
 import torch
 from mmcv.cnn import ConvModule
@@ -27,7 +27,7 @@ class ProjectedASPPHead(ASPPHead):
         self.project = ConvModule((len(self.dilations) + 1) * self.channels, self.channels, 1, **norms)
         self.bottleneck = ConvModule(self.channels, self.channels, 3, padding=1, **norms)
 
-    def _forward_feature(self, inputs: List[Tensor]) -> Tensor:
+    def _forward_feature(self, inputs: list[Tensor]) -> Tensor:
         x = self._transform_inputs(inputs)
         pooled = resize(self.image_pool(x), size=x.shape[2:], mode='bilinear', align_corners=self.align_corners)
         return self.bottleneck(self.project(torch.cat([pooled, *self.aspp_modules(x)], dim=1)))

@@ -1,11 +1,12 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
-"""SSD on ResNet, as in GluonCV's ``ssd_512_resnet50_v1``: what mmdet lacks for it."""
+"""SSD on ResNet, as in GluonCV's ``ssd_512_resnet50_v1``, and GluonCV's resize: what mmdet lacks for them."""
 
 from __future__ import annotations
 
-from typing import Optional, Sequence, Tuple
+from collections.abc import Sequence
 
 from mmcv.cnn import ConvModule
+from mmdet.datasets.transforms import Resize
 from mmdet.models.dense_heads import SSDHead
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -22,8 +23,6 @@ class WideSSDNeck(BaseModule):
         out_channels: channels of the added levels.
         min_channels: least width of a 1x1 convolution.
         norm_cfg: GluonCV's extra batch norms have eps 1e-3.
-        act_cfg: activation after each norm.
-        init_cfg: mmengine initialisation.
 
     Shapes: maps (N, C_i, H_i, W_i) in; the same maps and one of half the last one's size, rounded up, per added level
     out.
@@ -34,9 +33,9 @@ class WideSSDNeck(BaseModule):
         in_channels: Sequence[int],
         out_channels: Sequence[int] = (512, 512, 256, 256),
         min_channels: int = 128,
-        norm_cfg: Optional[dict] = None,
-        act_cfg: Optional[dict] = None,
-        init_cfg: Optional[dict] = None,
+        norm_cfg: dict | None = None,
+        act_cfg: dict | None = None,
+        init_cfg: dict | None = None,
     ):
         super().__init__(init_cfg or dict(type='Xavier', distribution='uniform', layer='Conv2d'))
         norm_cfg = norm_cfg or dict(type='BN', eps=1e-3)
@@ -53,7 +52,7 @@ class WideSSDNeck(BaseModule):
             )
             width = out
 
-    def forward(self, inputs: Sequence[Tensor]) -> Tuple[Tensor, ...]:
+    def forward(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         outs = list(inputs)
         for layer in self.extra_layers:
             outs.append(layer(outs[-1]))
@@ -68,3 +67,28 @@ class PredictableSSDHead(SSDHead):
     """
 
     loss_cls = None
+
+
+class ResizeByDirection(Resize):
+    """mmdet's ``Resize`` to a fixed size, with the interpolation that GluonCV chooses by direction.
+
+    GluonCV evaluates detectors with ``imresize(..., interp=9)`` (``gluoncv/data/transforms/presets/ssd.py``): cubic
+    where both sides grow, area where both shrink, linear otherwise.
+
+    Args:
+        scale: (width, height) in pixels; the aspect ratio is not kept.
+    """
+
+    def __init__(self, scale: tuple[int, int]):
+        super().__init__(scale=tuple(scale), keep_ratio=False)
+
+    def _resize_img(self, results: dict) -> None:
+        height, width = results['img'].shape[:2]
+        new_width, new_height = results['scale']
+        if new_width > width and new_height > height:
+            self.interpolation = 'bicubic'
+        elif new_width < width and new_height < height:
+            self.interpolation = 'area'
+        else:
+            self.interpolation = 'bilinear'
+        super()._resize_img(results)
