@@ -21,12 +21,12 @@ from scipy import stats
 
 from ..page import Page
 from .plans import TUNE_STEPS
-from .runs import SELECTION, read
+from .runs import BASELINE_STEPS, SELECTION, read
 from .testbeds import TESTBEDS
 
 Row = dict[str, Any]
 COLUMNS = (
-    *('bed', 'network', 'arm', 'source', 'source_steps', 'geometry', 'targets', 'labels', 'label'),
+    *('bed', 'network', 'arm', 'source', 'geometry', 'targets', 'labels', 'label'),
     *('steps', 'lr', 'offset_lr', 'batch', 'optimizer', 'decay', 'warmup', 'seed'),
     *('val', 'test', 'ap50', 'ap75', 'offsets', 'seconds', 'loss', 'device', 'torch', 'commit'),
 )
@@ -176,13 +176,7 @@ def reaches(rows: Sequence[Row]) -> list[Row]:
 
 def same_table(rows: Sequence[Row], bed: str, network: str) -> str:
     """Markdown: trained on its own pictures, the baseline, fine-tunes of it, and networks from scratch."""
-    own = [
-        r for r in select(rows, bed=bed, network=network, geometry='identity') if r['source_steps'] or from_scratch(r)
-    ]
-    steps = max((r['source_steps'] or 0 for r in own), default=0)
-    own = [r for r in own if r['steps'] >= steps or not from_scratch(r)]
-    if not steps:
-        return ''
+    own, steps = select(rows, bed=bed, network=network, geometry='identity'), BASELINE_STEPS[bed]
     groups: dict[tuple, list[Row]] = {}
     for row in own:
         key = (not from_scratch(row), row['steps'], SAME_ORDER.index(row['arm']), row['label'] or '', row['offset_lr'])
@@ -320,7 +314,7 @@ def report(rows: Sequence[Row], out: Path | None) -> str:
                     title,
                     axis,
                 )
-    beds = sorted({(r['bed'], r['network']) for r in rows if r['source_steps']})
+    beds = sorted({(r['bed'], r['network']) for r in rows if r['arm'] == 'control' and r['geometry'] == 'identity'})
     parts += [same_table(rows, *bed) for bed in beds]
     return '\n'.join(parts)
 
