@@ -112,8 +112,9 @@ def references(bed: str, network: str) -> Iterator[Run]:
 
 def layers(bed: str, network: str, recipes: Recipes, geometry: str) -> Iterator[Run]:
     """Which layers: more of the backbone's than the last three."""
-    for targets in ('last:4', 'last:8') if 's2' in network else ('last:6', 'last:12'):
-        yield Run(bed, network, 'upgraded', geometry, recipes['upgraded'], SEEDS, targets=targets)
+    for targets in ('last:4', 'last:8') if 's2' in network else ('last:12', 'last:6'):
+        for arm in ('upgraded', '5x5'):
+            yield Run(bed, network, arm, geometry, recipes[arm], SEEDS, targets=targets)
 
 
 def lengths(
