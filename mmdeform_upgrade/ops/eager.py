@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import matrices, sampling
-from .chunks import cut
+from .chunks import Cuts, cut
 from .geometry import Geometry
 from .passes import Grads, Operands, Wanted
 from .sampling import Corners
@@ -61,26 +61,33 @@ def backward(grad_output: Tensor, operands: Operands, geo: Geometry, wanted: Wan
     grad_table = torch.zeros_like(table) if wanted.input else None
     dots = table.new_empty((4, *plan.base.shape)) if wanted.plan else None
     grad_kernels = []
-    cuts = cut(geo, table.itemsize, table.device.type)
+    # With fewer positions than outputs, columns are turned and not a contiguous kernel.
+    few = geo.groups == 1 and 0 < geo.N * geo.L <= geo.O and weight.is_contiguous()
+    cuts = Cuts([slice(0, geo.K)], [slice(0, geo.N * geo.L)]) if few else cut(geo, table.itemsize, table.device.type)
     for taps in cuts.taps:
-        kernel = matrices.kernel_matrix(weight, taps, geo, product) if wanted.input or wanted.plan else None
-        grad_kernel = None
+        kernel = grad_kernel = None
+        if wanted.input or wanted.plan:
+            kernel = matrices.kernel_matrix(weight, taps, geo, product, by_channel=few)
         for positions in cuts.positions:
             corners = sampling.corners(plan.part(positions, taps), geo)
             if wanted.weight:
                 columns = _sample(table, corners, taps, geo)
+                columns = matrices.turn(columns, geo.K) if few else columns
                 grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, turned[:, positions], geo)
                 del columns  # before the gradients of the columns are made
             if kernel is None:
                 continue
-            grads = matrices.grad_columns(rows[positions], kernel, geo).to(work).reshape(-1, geo.C // geo.G)
+            grads = matrices.grad_columns(rows[positions], kernel, geo).to(work)
+            grads = (matrices.turn(grads, geo.C) if few else grads).reshape(-1, geo.C // geo.G)
             if dots is not None:
                 found = _corner_dots(table, corners, grads).view(-1, taps.stop - taps.start, geo.G, 4)
                 dots[:, positions, taps].copy_(found.permute(3, 0, 1, 2))
             if grad_table is not None:
                 _add_to_table(grad_table, corners, grads)
         grad_kernels += [] if grad_kernel is None else [grad_kernel]
-    grad_weight = matrices.join_taps(grad_kernels, weight, geo) if wanted.weight else None
+    grad_weight = None
+    if wanted.weight:
+        grad_weight = grad_kernels[0].view_as(weight) if few else matrices.join_taps(grad_kernels, weight, geo)
     grad_input = None if grad_table is None else sampling.from_table(grad_table, geo, matrices.format_of(input))
     grad_offset, grad_mask = (None, None) if dots is None else sampling.plan_gradients(plan, dots, geo)
     return Grads(grad_input, grad_offset, grad_weight, grad_mask)

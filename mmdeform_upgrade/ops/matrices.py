@@ -28,8 +28,13 @@ def product_dtype(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
-def kernel_matrix(weight: Tensor, taps: slice, geo: Geometry, dtype: torch.dtype) -> Tensor:
-    """Some taps of the kernel (O, C/groups, kh, kw) as (groups, O/groups, k*C/groups); a view of all of channels-last."""
+def kernel_matrix(weight: Tensor, taps: slice, geo: Geometry, dtype: torch.dtype, by_channel: bool = False) -> Tensor:
+    """Some taps of the kernel (O, C/groups, kh, kw) as (groups, O/groups, k*C/groups); a view of all of channels-last.
+
+    ``by_channel`` is the whole of a contiguous one, (1, O, C*K), which is a view of it.
+    """
+    if by_channel:
+        return weight.view(1, geo.O, -1).to(dtype)
     rows = _by_tap(weight)[:, taps].to(dtype)
     return rows.reshape(geo.groups, geo.O // geo.groups, -1).contiguous()
 
@@ -44,6 +49,11 @@ def join_taps(parts: list[Tensor], weight: Tensor, geo: Geometry) -> Tensor:
     grad = torch.empty_like(weight, memory_format=format_of(weight))
     torch.cat(rows, dim=1, out=_by_tap(grad))
     return grad
+
+
+def turn(columns: Tensor, outer: int) -> Tensor:
+    """Columns (p, outer * inner) as (p, inner * outer)."""
+    return columns.view(len(columns), outer, -1).transpose(1, 2).flatten(1)
 
 
 def _by_tap(weight: Tensor) -> Tensor:
