@@ -19,7 +19,6 @@ import torch
 
 from benchmarks.operator import benchmark_op as operator
 
-FUSED_ALWAYS, FUSED_NEVER = {2: 2**30, 4: 2**30}, {2: 0, 4: 0}
 CONVOLVE = {
     2: ((128, 32, 8, 256, 3), (128, 32, 8, 256, 2), (128, 64, 8, 256, 2), (128, 64, 8, 128, 2), (64, 64, 4, 128, 2),
         (64, 32, 8, 512, 2), (64, 64, 4, 256, 2), (128, 64, 8, 128, 3), (64, 64, 4, 128, 1), (128, 64, 8, 128, 1),
@@ -35,43 +34,44 @@ MEGABYTES = (256, 32, 64, 128, 512, 1024)
 
 
 class Setting(NamedTuple):
-    """A change of the backend's constants."""
+    """A change of the backend."""
 
     kind: str  # what it is compared within
     title: str
-    values: dict[str, Any]
+    values: dict[str, Any]  # names of the backend's constants and functions
 
 
 def forward_settings(itemsize: int) -> Iterator[Setting]:
-    """Ways through the forward pass; the default comes first."""
+    """Ways through the forward pass; the package's comes first."""
+    from benchmarks.operator.candidates import Sampling
     from mmdeform_upgrade.ops.triton_backend import Tile
 
     for tile in CONVOLVE[itemsize]:
         p, c, warps, outputs, stages = tile
-        values = {'FUSED': FUSED_ALWAYS, '_CONVOLVE': {itemsize: (Tile(p, c, warps, outputs, stages),)}}
-        yield Setting('fused', str(tile), values)
-    for first in (1, 0, 2):
+        yield Setting('fused', str(tile), {'_CONVOLVE': {itemsize: (Tile(p, c, warps, outputs, stages),)}})
+    for order in (1, 0, 2):
         for tile in SAMPLE:
-            yield Setting(f'columns order={first}', str(tile),
-                          {'FUSED': FUSED_NEVER, 'ORDER': first, '_SAMPLE': Tile(*tile)})  # yapf: disable
+            values = {'FUSED': False, 'sample_kernel': Sampling(order, False), '_SAMPLE': Tile(*tile)}
+            yield Setting(f'columns order={order}', str(tile), values)
     for size in MEGABYTES[1:4]:
-        yield Setting('columns bytes', f'{size} MB', {'FUSED': FUSED_NEVER, 'DEFAULT_COLUMN_BYTES': size * 2**20})
+        yield Setting('columns bytes', f'{size} MB', {'FUSED': False, 'DEFAULT_COLUMN_BYTES': size * 2**20})
 
 
 def backward_settings() -> Iterator[Setting]:
     """Ways through the backward pass."""
+    from benchmarks.operator.candidates import GatherByPatches, Sampling
     from mmdeform_upgrade.ops.triton_backend import Tile
 
-    for late in (False, True):
-        for first in (0, 1, 2) if late else (0,):
-            for tile in SAMPLE:
-                yield Setting(f'plan late={late} order={first}', str(tile),
-                              {'LATE': late, 'ORDER': first, '_PLAN': Tile(*tile)})  # yapf: disable
+    for tile in SAMPLE:
+        yield Setting('plan', str(tile), {'_PLAN': Tile(*tile)})
+    for order in (0, 1, 2):
+        for tile in SAMPLE:
+            values = {'sample_kernel': Sampling(order, True), '_PLAN': Tile(*tile)}
+            yield Setting(f'plan late order={order}', str(tile), values)
     for tile in GATHER:
         yield Setting('gather', str(tile), {'_GATHER': Tile(*tile)})
-    for p, c, warps, stages in PATCH:
-        tile = Tile(p, c, warps, stages=stages)
-        yield Setting('patch', str((p, c, warps, 0, stages)), {'PATCHES': True, '_PATCH': tile})
+    for patch in PATCH:
+        yield Setting('gather', f'patches {patch}', {'_gather': GatherByPatches(*patch)})
     for size in MEGABYTES:
         kind = 'bytes' if size <= 512 else 'too many bytes'
         yield Setting(kind, f'{size} MB', {'DEFAULT_COLUMN_BYTES': size * 2**20})
@@ -79,9 +79,12 @@ def backward_settings() -> Iterator[Setting]:
 
 @contextlib.contextmanager
 def applied(values: dict[str, Any]) -> Iterator[None]:
-    """The backend with other constants."""
+    """The backend with other constants and functions; ``FUSED_UP_TO`` output channels is a choice for each call."""
     from mmdeform_upgrade.ops import chunks, triton_backend
 
+    values = dict(values)
+    if 'FUSED_UP_TO' in values:
+        values['forward'] = _fused_up_to(values.pop('FUSED_UP_TO'))
     homes = {name: chunks if hasattr(chunks, name) else triton_backend for name in values}
     before = {name: getattr(home, name) for name, home in homes.items()}
     try:
@@ -93,6 +96,22 @@ def applied(values: dict[str, Any]) -> Iterator[None]:
         for name, home in homes.items():
             setattr(home, name, before[name])
         triton_backend._fits.clear()
+
+
+def _fused_up_to(outputs: dict[int, int]) -> Callable[..., torch.Tensor]:
+    """The backend's forward pass, in one kernel up to so many output channels, by bytes of a number."""
+    from mmdeform_upgrade.ops import triton_backend
+
+    run = triton_backend.forward
+
+    def forward(operands, geo):
+        triton_backend.FUSED = outputs[operands.input.itemsize] >= geo.O
+        try:
+            return run(operands, geo)
+        finally:
+            triton_backend.FUSED = True
+
+    return forward
 
 
 def relative(found: Iterable[torch.Tensor], expected: Iterable[torch.Tensor]) -> float:
@@ -147,7 +166,7 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(sum(logs) / len(logs))
 
 
-def best(rows: list[dict[str, float | str]]) -> tuple[float, str]:
+def best(rows: Iterable[dict[str, float | str]]) -> tuple[float, str]:
     """The setting of the lowest geometric mean over the shapes; infinite if there is none that ran on all of them."""
     rows = [row for row in rows if row]  # time may have run out before a shape's turn
     everywhere = [title for title in (rows or [{}])[0] if all(isinstance(row.get(title), float) for row in rows)]
@@ -156,37 +175,36 @@ def best(rows: list[dict[str, float | str]]) -> tuple[float, str]:
 
 
 def winners(tuned: dict[tuple[tuple[int, ...], int], dict[str, Any]]) -> dict[str, Any]:
-    """The constants that are fastest over all shapes; keys of ``tuned`` are a shape and the bytes of a number."""
+    """What is fastest over all shapes; keys of ``tuned`` are a shape and the bytes of a number."""
     from mmdeform_upgrade.ops import triton_backend as backend
 
-    values: dict[str, Any] = {'FUSED': {}, '_CONVOLVE': {}}
-    passes = {p: [row[p] for row in tuned.values()] for p in ('forward', 'backward')}
-    of = lambda p, kind: best([row.get(kind, {}) for row in passes[p]])  # noqa: E731
-    plans = {(late, first): of('backward', f'plan late={late} order={first}') for late in (False, True) for first in (0, 1, 2)}  # yapf: disable
-    columns = {first: of('forward', f'columns order={first}') for first in (0, 1, 2)}
-    late, first = min(plans, key=lambda key: plans[key][0] * min(columns[key[1]][0], 1e9))
-    values |= {'LATE': late, 'ORDER': first}
-    for name, title in {
-        '_PLAN': plans[late, first][1],
-        '_SAMPLE': columns[first][1],
-        '_GATHER': of('backward', 'gather')[1],
-    }.items():
-        if title:
-            values[name] = backend.Tile(*eval(title))
-    patches = of('backward', 'patch')
-    values['PATCHES'] = patches[0] < of('backward', 'gather')[0]
-    if patches[1]:
-        values['_PATCH'] = backend.Tile(*eval(patches[1]))
-    size = of('backward', 'bytes')[1]
-    if size:
-        values['DEFAULT_COLUMN_BYTES'] = int(size.split()[0]) * 2**20
-    for itemsize in (2, 4):
+    settings = [*forward_settings(2), *forward_settings(4), *backward_settings()]
+    known = {(kind, title): values for kind, title, values in settings}
+
+    def of(name: str, kind: str) -> tuple[float, str]:
+        return best(row[name].get(kind, {}) for row in tuned.values())
+
+    values: dict[str, Any] = {}
+    plans = {'plan': 0, **{f'plan late order={order}': order for order in (0, 1, 2)}}
+    columns = {order: of('forward', f'columns order={order}') for order in (0, 1, 2)}
+    plan = min(plans, key=lambda kind: of('backward', kind)[0] * min(columns[plans[kind]][0], 1e9))
+    order = plans[plan]
+    for kind, title in (
+        (f'columns order={order}', columns[order][1]),
+        (plan, of('backward', plan)[1]),
+        ('gather', of('backward', 'gather')[1]),
+        ('bytes', of('backward', 'bytes')[1]),
+    ):
+        values |= known.get((kind, title), {})
+    values.pop('FUSED', None)
+    values |= {'FUSED_UP_TO': {}, '_CONVOLVE': {}}
+    for size in (2, 4):
         rows = {
-            shape: row['forward'] for (shape, size_of), row in tuned.items() if size_of == itemsize and row['forward']
+            shape: row['forward'] for (shape, itemsize), row in tuned.items() if itemsize == size and row['forward']
         }
-        values['FUSED'][itemsize], tile = _threshold(rows, f'columns order={first}', columns[first][1])
-        tiles = backend._CONVOLVE[itemsize]
-        values['_CONVOLVE'][itemsize] = (backend.Tile(*eval(tile)), *tiles) if tile else tiles
+        values['FUSED_UP_TO'][size], title = _threshold(rows, f'columns order={order}', columns[order][1])
+        tile = known.get(('fused', title), {}).get('_CONVOLVE', {}).get(size, ())
+        values['_CONVOLVE'][size] = (*tile, *backend._CONVOLVE[size])
     return values
 
 

@@ -20,11 +20,9 @@ from . import matrices
 from .chunks import cut
 from .geometry import Geometry
 from .passes import Grads, Operands, Wanted
-from .triton_kernels import convolve_kernel, gather_kernel, patch_kernel, sample_kernel
+from .triton_kernels import convolve_kernel, gather_kernel, sample_kernel
 
-# The forward pass samples and multiplies in one kernel up to so many output channels, by bytes of a number.
-FUSED = {2: 2**30, 4: 2**30}
-ORDER, LATE = 0, False
+FUSED = True  # whether the forward pass samples and multiplies in one kernel, where it can
 
 
 class Tile(NamedTuple):
@@ -41,8 +39,6 @@ class Tile(NamedTuple):
 _SAMPLE = Tile(32, 64, 4)
 _PLAN = Tile(16, 64, 4)
 _GATHER = Tile(4, 128, 1)
-PATCHES = False  # whether a program gathers for 4x4 pixels
-_PATCH = Tile(16, 128, 4)
 # By bytes of a number; each for GPUs that lack the shared memory of the one before it.
 _CONVOLVE = {
     2: (Tile(128, 32, 8, 256), Tile(128, 32, 8, 128), Tile(64, 32, 4, 128, 2)),
@@ -76,7 +72,7 @@ def forward(operands: Operands, geo: Geometry) -> Tensor:
     """See :class:`.passes.Passes`."""
     input, _, weight, bias, _ = operands
     read, memory_format = _read(operands), matrices.format_of(input)
-    fused = geo.groups == 1 and FUSED[input.itemsize] >= geo.O
+    fused = FUSED and geo.groups == 1
     # Stores to a contiguous map are as wide as its rows are aligned.
     direct = memory_format if fused and geo.L % 16 == 0 else torch.channels_last
     shape = (geo.N, geo.O, geo.Ho, geo.Wo)
@@ -233,7 +229,7 @@ def _sample(
     tile = _SAMPLE if grad_offset is None else _PLAN
     _, positions, _, taps = part.sizes
     optional = (read.mask, columns, grad_columns, grad_offset, grad_mask, keys, weights)
-    sample_kernel[(-(-positions // tile.positions) * (1 if ORDER == 2 else taps) * geo.G,)](
+    sample_kernel[(-(-positions // tile.positions), taps, geo.G)](
         read.rows,
         read.offset,
         *(read.offset if tensor is None else tensor for tensor in optional),
@@ -246,9 +242,6 @@ def _sample(
         COLUMNS=columns is not None,
         PLAN=grad_offset is not None,
         KEYS=keys is not None,
-        ORDER=ORDER,
-        LATE=LATE,
-        num_stages=tile.stages,
     )
 
 
@@ -260,29 +253,6 @@ def _gather(
     cells = torch.arange(_cells(geo) + 1, device=keys.device, dtype=keys.dtype)
     starts = torch.searchsorted(keys, cells, out_int32=len(keys) < 2**31)
     per_group = geo.C // geo.G
-    if PATCHES:
-        tile = _PATCH
-        channels = min(tile.channels, _power_of_2(per_group))
-        patch_kernel[(geo.N * geo.G * -(-geo.H // 4) * -(-geo.W // 4), -(-per_group // channels))](
-            grad_columns,
-            keys,
-            order,
-            weights,
-            starts,
-            grad_rows,
-            len(keys),
-            geo.H,
-            geo.W,
-            per_group,
-            G=geo.G,
-            ADDING=adding,
-            TF32=grad_columns.dtype != torch.float32 or matrices.tf32_allowed(),
-            BLOCK_E=tile.positions,
-            BLOCK_C=channels,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-        )
-        return
     channels = min(_GATHER.channels, _power_of_2(per_group))
     gather_kernel[(geo.N * geo.G * geo.H * geo.W, -(-per_group // channels))](
         grad_columns,
