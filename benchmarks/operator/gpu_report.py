@@ -15,7 +15,6 @@ import contextlib
 import faulthandler
 import json
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +25,8 @@ import torch
 from benchmarks.operator import benchmark_op as operator
 from benchmarks.operator import networks as whole
 from benchmarks.operator import roofline, tuning
-from benchmarks.timing import conditions, now, race, summary
+from benchmarks.operator.clocks import capture, cold, queued
+from benchmarks.timing import conditions, race, summary
 
 PRECISIONS = ('bfloat16', 'tf32', 'float16', 'float32')
 # Of the largest value, root mean square, against float64.
@@ -108,47 +108,6 @@ def captured_equals_eager(inputs, grad, found) -> bool:
     graph.replay()
     torch.cuda.synchronize()
     return all(torch.equal(r, f) for r, f in zip(results, found, strict=True))
-
-
-def capture(function):
-    """A CUDA graph of a function, and what it returned."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = function()
-    return graph, results
-
-
-def cold(function, device: str, repetitions: int = 15) -> float:
-    """Milliseconds from an idle GPU to an idle GPU, the host's part included."""
-    times = []
-    for _ in range(repetitions + 2):
-        start = now(device)
-        function()
-        times.append((now(device) - start) * 1e3)
-    return statistics.median(times[2:])
-
-
-def queued(function, device: str, calls: int = 10, rounds: int = 3) -> float:
-    """Milliseconds of the GPU alone: the host has launched everything before the first kernel begins."""
-    if device != 'cuda':
-        return cold(function, device, calls)
-    times = []
-    for _ in range(rounds):
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        torch.cuda._sleep(int(3e6) * calls)  # about 1.5 ms for each call
-        first.record()
-        for _ in range(calls):
-            function()
-        last.record()
-        last.synchronize()
-        times.append(first.elapsed_time(last) / calls)
-    return min(times)
 
 
 def operator_times(shape, name: str, device: str) -> dict[str, Any]:
