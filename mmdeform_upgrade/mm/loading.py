@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from http.client import HTTPException
 from typing import Any
@@ -17,6 +19,7 @@ from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.runner import CheckpointLoader, Runner
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from ..checkpoint import import_checkpoint
@@ -29,10 +32,6 @@ from ..own_run import inside, outputs_in
 from ..readers import drop_inert, read_checkpoint, split_key
 
 _WEB = ('http://', 'https://')
-_SAME_OPTIMIZER = (
-    'resume with the optim_wrapper that the run was started with, or start anew from its weights, given as load_from, '
-    'with resume=False'
-)
 
 
 def local_path(path: str) -> str:
@@ -103,19 +102,32 @@ def check_optimizer_state(runner, checkpoint: Mapping[str, Any]) -> None:
     saved = checkpoint.get('optimizer')
     if not (isinstance(runner, Runner) and runner._resume and isinstance(wrapper, OptimWrapper) and saved):
         return  # strategies load states of their own forms
+    optimizer = wrapper.optimizer
+    parts = (optimizer.base, optimizer.offsets) if isinstance(optimizer, OffsetOptimizer) else (optimizer,)
     try:
         wrapper.load_state_dict(dict(saved))  # it takes out what it has read
-    except (KeyError, ValueError, UpgradeError) as error:
-        why = f'the optimizer state has no {error}' if isinstance(error, KeyError) else error
-        raise CheckpointError(f'resume: {why}: {_SAME_OPTIMIZER}') from error
-    optimizer = wrapper.optimizer
-    for part in (optimizer.base, optimizer.offsets) if isinstance(optimizer, OffsetOptimizer) else (optimizer,):
-        lacking = sorted({key for group in part.param_groups for key in part.defaults.keys() - group.keys()})
-        if lacking:
-            raise CheckpointError(
-                f'resume: the optimizer state has no {", ".join(lacking)}, which {type(part).__name__} needs, so it is of '
-                f'another optimizer: {_SAME_OPTIMIZER}'
-            )
+        for part in parts:
+            _try_step(part)
+    except (KeyError, RuntimeError, TypeError, ValueError, UpgradeError) as error:
+        names = ' and '.join(type(part).__name__ for part in parts)
+        why = f'the optimizer state has no {error} (for {names})' if isinstance(error, KeyError) else error
+        raise CheckpointError(
+            f'resume: {why}: resume with the optim_wrapper that the run was started with, or start anew from its weights, '
+            'given as load_from, with resume=False'
+        ) from error
+
+
+def _try_step(optimizer: Optimizer) -> None:
+    """Take a step with the first parameter's state on a copy: PyTorch loads whatever it is given, and misses it there."""
+    group = next((group for group in optimizer.param_groups if group['params']), None)
+    if group is None:
+        return
+    parameter = torch.nn.Parameter(group['params'][0].detach().clone())
+    parameter.grad = torch.zeros_like(parameter)
+    trial = copy.copy(optimizer)
+    trial.state = defaultdict(dict, {parameter: copy.deepcopy(optimizer.state.get(group['params'][0], {}))})
+    trial.param_groups = [{**group, 'params': [parameter]}]
+    trial.step()
 
 
 def read_imported(path: str) -> tuple[dict[str, Any], Imported]:

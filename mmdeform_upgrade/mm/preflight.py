@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from ..checkpoint import import_baseline
-from ..config import GUARD_HOOK, HOOK
+from ..config import HOOK
 from ..errors import ConfigError
 from ..importers import OWN_NAMES, Imported
 from ..schedule import describe_schedule
@@ -81,7 +81,7 @@ def check_before_training(cfg: Config) -> None:
         UpgradeError: targets, the checkpoint, or a folder whose checkpoints the run would write over.
     """
     hooks = {type_name(hook.get('type', '')) for hook in cfg.get('custom_hooks') or [] if isinstance(hook, Mapping)}
-    if not hooks & {HOOK, GUARD_HOOK} or not cfg.get('load_from') or cfg.get('resume'):
+    if not cfg.get('load_from') or cfg.get('resume'):
         return
     checkpoints = (cfg.get('default_hooks') or {}).get('checkpoint')
     refuse_to_overwrite(cfg.load_from, cfg.work_dir, cfg, [checkpoints] if checkpoints else [])

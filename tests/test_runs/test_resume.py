@@ -134,9 +134,10 @@ OF_BIASES = dict(optimizer=dict(type='SGD', lr=0.01), paramwise_cfg=dict(bias_lr
 @pytest.mark.parametrize(
     'saved,other,message',
     [
-        (dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)), ADAM, "the optimizer state has no 'step'"),
-        (ADAM, dict(optimizer=dict(type='SGD', lr=0.01)), 'has no dampening, momentum, which SGD needs'),
-        (APART, dict(APART, **ADAM), 'has no betas, eps, which Adam needs'),
+        (dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)), ADAM, r"has no 'step' \(for Adam\)"),
+        (ADAM, dict(optimizer=dict(type='SGD', lr=0.01)), r"has no 'momentum' \(for SGD\)"),
+        (APART, dict(APART, **ADAM), r"has no 'betas' \(for Adam and Adam\)"),
+        (ADAM, dict(optimizer=dict(type='Adamax', lr=0.001)), r"has no 'exp_inf' \(for Adamax\)"),
         (APART, dict(optimizer=APART['optimizer']), 'loaded state dict has a different number of parameter groups'),
         (OF_BIASES, APART, 'the optimizer state has .* groups and 0 of offsets, this optimizer has 1 groups and 1'),
     ],
