@@ -29,7 +29,7 @@ from ..files import written_whole
 from ..importers import OWN_NAMES, Imported, dataset_meta
 from ..optim import OffsetOptimizer
 from ..own_run import inside, outputs_in
-from ..readers import drop_inert, read_checkpoint, split_key
+from ..readers import drop_inert, kind_of, read_checkpoint, split_key
 
 _WEB = ('http://', 'https://')
 
@@ -210,3 +210,4 @@ def _download(address: str, target: str) -> None:
                 bar.update(len(block))
         if length and os.path.getsize(temporary) != length:
             raise OSError('the connection ended early; try again')
+        kind_of(temporary)  # or a page that was sent instead would be kept

@@ -118,9 +118,12 @@ def served(tmp_path, monkeypatch):
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self):
-            if not self.path.startswith('/half/'):
+            if not self.path.startswith(('/half/', '/page/')):
                 return super().do_GET()
             self.send_response(200)
+            if self.path.startswith('/page/'):
+                self.end_headers()
+                return self.wfile.write(b'<!doctype html><title>Log in</title>')
             self.send_header('Content-Length', '1000')
             self.end_headers()
             self.wfile.write(b'x' * 500)
@@ -164,6 +167,7 @@ def test_plan_training_and_inspection_take_an_address(served, tmp_path, capsys):
     'name,problem',
     [
         ('half/epoch_1.pth', 'could not be downloaded .the connection ended early'),
+        ('page/epoch_1.pth', 'could not be downloaded .it looks like a web page'),
         ('a b/epoch_1.pth', 'could not be downloaded .URL can.t contain control'),
         ('', 'names no file'),
     ],
