@@ -81,10 +81,11 @@ class OffsetOptimizer(Optimizer):
         """All groups; what schedulers wrote of the offsets' rate is replaced by the schedule's shape."""
         leader = next((group for group in self._groups if 'peak_lr' in group), None)
         if leader is not None:
-            shape = leader['lr'] / leader.get('max_lr', leader['peak_lr'])  # OneCycleLR names a peak of its own
             for group in self._groups:
                 if group.get('offsets'):
-                    group['lr'] = group['offset_lr'] * shape
+                    # OneCycleLR names a peak of its own, which a multiple of the weights' rate follows.
+                    peak = leader['peak_lr'] if group.get('multiple') else leader.get('max_lr', leader['peak_lr'])
+                    group['lr'] = group['offset_lr'] * leader['lr'] / peak
         return self._groups
 
     @param_groups.setter

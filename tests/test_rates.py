@@ -127,7 +127,8 @@ def test_offsets_follow_the_shape_of_every_schedule(scheduler, offset_optimizer)
     settings = dict(optimizer=LR, constructor=ADAM['constructor'], offset_optimizer=offset_optimizer)
     wrapper = build_optim_wrapper(network, Config(settings)._cfg_dict)
     built = PARAM_SCHEDULERS.build(dict(scheduler, by_epoch=True), default_args=dict(optimizer=wrapper, epoch_length=2))
-    peak, own = scheduler.get('eta_max', 0.01), offset_optimizer.get('lr', 0.1)
+    peak = scheduler.get('eta_max', 0.01)
+    own = offset_optimizer.get('lr', 10 * peak)
     seen = []
     for _ in range(8):
         weights, offsets = wrapper.optimizer.param_groups

@@ -35,7 +35,9 @@ class OffsetOptimizerConstructor:
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
         self._wrapper = dict(optim_wrapper_cfg)
         optimizer = self._wrapper.pop('optimizer')
-        self._offsets = _offset_settings(self._wrapper.pop('offset_optimizer', {}), optimizer, paramwise_cfg or {})
+        given = self._wrapper.pop('offset_optimizer', {})
+        self._offsets = _offset_settings(given, optimizer, paramwise_cfg or {})
+        self._multiple = not {'type', 'lr'} & given.keys()
         base = self._wrapper.pop('base_constructor', 'DefaultOptimWrapperConstructor')
         self._base = OPTIM_WRAPPER_CONSTRUCTORS.build(
             dict(
@@ -59,7 +61,8 @@ class OffsetOptimizerConstructor:
             group['params'] = [p for p in group['params'] if others and id(p) not in known]
         # Where nothing else trains, a group of no parameter has the schedule that the offsets follow.
         base.param_groups = [group for group in base.param_groups if group['params']] or base.param_groups[:1]
-        own = OPTIMIZERS.build(dict(self._offsets, params=offsets))
+        group = {'params': offsets, **({'multiple': True} if self._multiple else {})}
+        own = OPTIMIZERS.build(dict(self._offsets, params=[group]))
         wrapper = {'type': 'OptimWrapper', **self._wrapper}
         return OPTIM_WRAPPERS.build(wrapper, default_args=dict(optimizer=OffsetOptimizer(base, own)))
 
