@@ -85,10 +85,10 @@ def _pure_python(inherits: str, names: _ImportedNames, body: str, cfg: Config) -
 
 
 def _merged(key: str, value: Any, known: Any) -> str:
-    text = _pretty({key: value})
-    if not (isinstance(value, Mapping) and isinstance(known, Mapping)):
-        return text
-    return f'{key}.merge({text.partition(" = ")[2].rstrip()})\n'
+    text = _pretty({key: value}).rstrip()  # MMEngine ends some settings with a line break, and some not
+    if isinstance(value, Mapping) and isinstance(known, Mapping):
+        text = f'{key}.merge({text.partition(" = ")[2]})'
+    return f'{text}\n'
 
 
 def _pretty(settings: Mapping[str, Any]) -> str:
