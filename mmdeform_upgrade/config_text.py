@@ -85,9 +85,9 @@ def _pure_python(inherits: str, names: _ImportedNames, body: str, cfg: Config) -
 
 
 def _merged(key: str, value: Any, known: Any) -> str:
-    text = _pretty({key: value}).rstrip()  # MMEngine ends some settings with a line break, and some not
+    text = _pretty({key: value}).rstrip()  # laid out by yapf, or not
     if isinstance(value, Mapping) and isinstance(known, Mapping):
-        text = f'{key}.merge({text.partition(" = ")[2]})'
+        text = f'{key}.merge({text.partition("=")[2].lstrip()})'
     return f'{text}\n'
 
 
