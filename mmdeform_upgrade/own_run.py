@@ -46,17 +46,17 @@ def own_run(cfg: Mapping[str, Any], work_dir: str | None, load_from: str | None 
 
 def outputs_in(cfg: Mapping[str, Any], folder: str) -> Iterator[tuple[str, str]]:
     """Settings (dotted) and paths by which hooks, evaluators and visualizers of a config write into a folder."""
-    for place, path in _strings({section: cfg.get(section) for section in _REPORTS}):
+    for place, path in _reported(cfg):
         if _lies_in(path, folder) and _is_written(place[-1], path):
             yield '.'.join(map(str, place)), path
 
 
 def describe_outputs(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """A line for each output of a config that goes elsewhere in another one."""
-    moved = {place: path for place, path in _strings({section: after.get(section) for section in _REPORTS})}
+    moved = dict(_reported(after))
     return ''.join(
         f'\noutput: {".".join(map(str, place))} {path} -> {moved[place]}'
-        for place, path in _strings({section: before.get(section) for section in _REPORTS})
+        for place, path in _reported(before)
         if moved.get(place, path) != path
     )
 
@@ -87,6 +87,11 @@ def _lies_in(path: str, folder: str) -> bool:
 
 def _is_written(key: Any, path: str) -> bool:
     return key in _WRITES or not os.path.isfile(path)
+
+
+def _reported(cfg: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
+    """Texts in what hooks, evaluators and visualizers are told."""
+    return _strings({section: cfg.get(section) for section in _REPORTS})
 
 
 def _strings(node: Any, *place: Any) -> Iterator[tuple[Place, str]]:
