@@ -15,8 +15,8 @@ from typing import Any, Deque, Dict, Iterator, List, Optional, Tuple
 
 from tqdm import tqdm
 
+from mmdeform_upgrade.config import Length
 from mmdeform_upgrade.errors import UpgradeError
-from mmdeform_upgrade.schedule import Length
 
 ROOT = Path(__file__).resolve().parents[1]
 _EPOCHS = re.compile(r'Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\]')

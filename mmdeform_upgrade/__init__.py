@@ -3,20 +3,19 @@
 
 from importlib.util import find_spec
 
-from .adapters import disable_adapter, load_adapter, set_adapter
 from .checkpoint import load_baseline
-from .config import upgrade_config
+from .config import shorten_schedule, upgrade_config
 from .errors import UpgradeError
 from .layers import ZeroOffsetDCN
-from .offsets_only import train_offsets_
+from .offsets import OffsetOptimizer, disable_adapter, load_adapter, set_adapter, split_offsets, train_offsets_
 from .ops import deform_conv2d
-from .schedule import shorten_schedule
 from .targets import find_targets
 from .upgrade import UpgradeReport, revert_, upgrade_
 
 __version__ = '0.1.0'
 
 __all__ = [
+    'OffsetOptimizer',
     'UpgradeError',
     'UpgradeReport',
     'ZeroOffsetDCN',
@@ -28,6 +27,7 @@ __all__ = [
     'revert_',
     'set_adapter',
     'shorten_schedule',
+    'split_offsets',
     'train_offsets_',
     'upgrade_',
     'upgrade_config',

@@ -10,9 +10,8 @@ from mmcv.ops import batched_nms
 from mmengine.config import Config
 
 from mmdeform_upgrade import upgrade_config
-from mmdeform_upgrade.config import read_config
+from mmdeform_upgrade.config import Length, read_config
 from mmdeform_upgrade.layers import upgraded_layers
-from mmdeform_upgrade.schedule import Length
 
 from .conftest import ROOT, build
 

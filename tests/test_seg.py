@@ -19,12 +19,11 @@ from mmseg.evaluation import IoUMetric
 from benchmarks.datasets import SHAPE_CLASSES, SHAPE_OPTIONS, compose_shapes
 from mmdeform_upgrade import shorten_schedule, upgrade_
 from mmdeform_upgrade.checkpoint import file_sha256
-from mmdeform_upgrade.config import find_config
+from mmdeform_upgrade.config import describe_schedule, find_config
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.readers import read_checkpoint
-from mmdeform_upgrade.schedule import describe_schedule
 
 from .conftest import ROOT, build, relative_error, run_tool
 

@@ -7,8 +7,10 @@ import shlex
 from difflib import get_close_matches
 from pathlib import Path
 
-from mmdeform_upgrade.config import SCHEME, control_changes, find_config, read_config, upgrade_changes
-from mmdeform_upgrade.config_text import config_text
+from mmdeform_upgrade.config import SCHEME, Length, control_changes, find_config, read_config, upgrade_changes
+from mmdeform_upgrade.config.own_run import describe_outputs
+from mmdeform_upgrade.config.settings import changed
+from mmdeform_upgrade.config.text import config_text
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.importers import OWN_NAMES
 from mmdeform_upgrade.mm import command_line
@@ -16,11 +18,8 @@ from mmdeform_upgrade.mm.cost import describe_cost
 from mmdeform_upgrade.mm.loading import local_path
 from mmdeform_upgrade.mm.preflight import plan_upgrade
 from mmdeform_upgrade.mm.signal import measure_signal
-from mmdeform_upgrade.optim import OFFSET_LR
-from mmdeform_upgrade.own_run import describe_outputs
+from mmdeform_upgrade.offsets.optimizer import OFFSET_LR
 from mmdeform_upgrade.release import inspect_checkpoint
-from mmdeform_upgrade.schedule import Length
-from mmdeform_upgrade.settings import changed
 
 ZOO = Path(__file__).resolve().parents[1] / 'configs' / 'zoo'
 

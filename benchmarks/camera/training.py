@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmdeform_upgrade.optim import OffsetOptimizer
+from mmdeform_upgrade import OffsetOptimizer
 
 from ..datasets.geometry import IGNORED
 from .arms import Groups

@@ -23,10 +23,9 @@ from mmengine.device import get_device
 
 from benchmarks.timing import conditions
 from mmdeform_upgrade.checkpoint import file_sha256
-from mmdeform_upgrade.config import control_changes, retrain_changes, upgrade_changes
-from mmdeform_upgrade.config_text import inheriting_text
+from mmdeform_upgrade.config import Length, control_changes, retrain_changes, upgrade_changes
+from mmdeform_upgrade.config.text import inheriting_text
 from mmdeform_upgrade.errors import UpgradeError
-from mmdeform_upgrade.schedule import Length
 from mmdeform_upgrade.targets import Targets
 
 from ..tool_runs import read_curve, read_test_score, read_train_seconds, run_tool

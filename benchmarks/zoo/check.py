@@ -13,10 +13,10 @@ from torch import nn
 
 from mmdeform_upgrade.checkpoint import remap_state_dict
 from mmdeform_upgrade.config import upgrade_config
+from mmdeform_upgrade.config.settings import type_name
 from mmdeform_upgrade.errors import UpgradeError
 from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.mm.preflight import build_network
-from mmdeform_upgrade.settings import type_name
 
 from . import network, reasons, weights
 from .configs import BACKBONES, NECKS, component, load_config, parts_called, repository_of

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, Mapping, Sequence, Tuple
 
-from mmdeform_upgrade.config import is_download
+from mmdeform_upgrade.config.upgrade import is_download
 
 if TYPE_CHECKING:
     from mmengine.config import Config

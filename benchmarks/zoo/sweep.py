@@ -13,8 +13,8 @@ from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Seque
 
 from tqdm import tqdm
 
+from mmdeform_upgrade.config.settings import type_name
 from mmdeform_upgrade.errors import DataError
-from mmdeform_upgrade.settings import type_name
 
 from .configs import BACKBONES, NECKS, choose, component, config_key, config_names, load_config, parts_called
 from .worker import Task, Worker

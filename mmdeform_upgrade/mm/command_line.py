@@ -18,8 +18,8 @@ from mmengine.runner import Runner
 
 from ..checkpoint import is_offset_key, refuse_lost_offsets
 from ..config import read_config
+from ..config.settings import type_name
 from ..errors import CheckpointError, ConfigError, UpgradeError
-from ..settings import type_name
 from .loading import check_optimizer_state, read_checkpoints_safely
 from .network import whole_state_dict
 

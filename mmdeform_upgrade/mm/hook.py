@@ -14,10 +14,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import find_latest_checkpoint
 
 from ..checkpoint import StateDict, clean_state_dict, file_sha256, fit_baseline, import_checkpoint
+from ..config.rates import check_offset_rates
 from ..errors import CheckpointError, ConfigError, listed
 from ..importers import OWN_NAMES, Imported
 from ..layers import merging_method, upgraded_layers
-from ..rates import check_offset_rates
 from .loading import check_optimizer_state, lacking_for_resume, local_path, read_checkpoints_safely, refuse_to_overwrite
 from .network import bare_network, checkpoint_hooks, whole_state_dict
 from .random_state import kept_random_state

@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from ..checkpoint import import_checkpoint
 from ..config import SCHEME
+from ..config.own_run import inside, outputs_in
 from ..errors import CheckpointError, ConfigError, UpgradeError
 from ..files import written_whole
 from ..importers import OWN_NAMES, Imported, dataset_meta
-from ..optim import OffsetOptimizer
-from ..own_run import inside, outputs_in
+from ..offsets import OffsetOptimizer
 from ..readers import drop_inert, kind_of, read_checkpoint, split_key
 
 _WEB = ('http://', 'https://')

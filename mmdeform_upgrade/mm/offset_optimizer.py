@@ -13,7 +13,7 @@ from torch import nn
 
 from ..errors import ConfigError
 from ..layers import OffsetBranch
-from ..optim import OFFSET_LR, OffsetOptimizer, split_offsets
+from ..offsets.optimizer import OFFSET_LR, OffsetOptimizer, split_offsets
 
 
 class OffsetOptimizerConstructor:

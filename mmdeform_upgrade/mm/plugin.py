@@ -21,7 +21,7 @@ from ..analysis.complexity import register_handles
 from ..config import BUILDER, SCHEME, TRAIN_OFFSETS
 from ..errors import ConfigError, TargetError
 from ..layers import ZeroOffsetDCN
-from ..offsets_only import train_offsets_
+from ..offsets.training import train_offsets_
 from ..targets import Targets
 from ..upgrade import upgrade_
 from . import mmcv_ops

@@ -14,10 +14,10 @@ from torch import nn
 
 from ..checkpoint import import_baseline
 from ..config import HOOK
+from ..config.schedule import describe_schedule
+from ..config.settings import type_name
 from ..errors import ConfigError
 from ..importers import OWN_NAMES, Imported
-from ..schedule import describe_schedule
-from ..settings import type_name
 from ..upgrade import UpgradeReport
 from .loading import local_path, refuse_to_overwrite
 from .rates import building, describe_rates

@@ -17,11 +17,11 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from torch import nn
 
+from ..config.rates import check_offset_rates
+from ..config.schedule import Length, converted, schedule_changes
+from ..config.settings import last_iteration, listed_schedulers, type_name
 from ..errors import ConfigError, UpgradeError
-from ..optim import OffsetOptimizer, split_offsets
-from ..rates import check_offset_rates
-from ..schedule import Length, converted, schedule_changes
-from ..settings import last_iteration, listed_schedulers, type_name
+from ..offsets import OffsetOptimizer, split_offsets
 
 _OF_THE_OPTIMIZER = ('constructor', 'base_constructor', 'optimizer', 'offset_optimizer', 'paramwise_cfg')
 _MANY = 1000  # iterations that are looked at, of a longer schedule in proportion

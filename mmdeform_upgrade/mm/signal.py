@@ -21,7 +21,7 @@ from ..analysis.signal import FEWEST, LayerSignal, offset_signal
 from ..checkpoint import load_baseline
 from ..errors import ConfigError, DataError, TargetError
 from ..layers import upgraded_layers
-from ..optim import OFFSET_LR
+from ..offsets.optimizer import OFFSET_LR
 from ..targets import Targets, find_targets, upgradable_names
 from ..upgrade import upgrade_
 from .loading import local_path

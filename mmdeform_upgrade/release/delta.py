@@ -9,10 +9,10 @@ import os
 import torch
 from torch import Tensor
 
-from ..adapters import as_bytes, baseline_sha256, contents_sha256, read_delta, tensors_sha256
 from ..checkpoint import DELTA, StateDict, clean_state_dict, file_sha256, load_baseline
 from ..errors import CheckpointError, listed
 from ..files import write_safetensors
+from ..offsets.adapters import as_bytes, baseline_sha256, contents_sha256, read_delta, tensors_sha256
 from ..readers import read_checkpoint
 from .contents import meta_text, plain_meta, write_checkpoint
 

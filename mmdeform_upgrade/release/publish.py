@@ -13,7 +13,7 @@ from typing import Any
 
 from ..checkpoint import clean_state_dict, file_sha256, refuse_delta
 from ..config import read_config
-from ..config_text import whole_text
+from ..config.text import whole_text
 from ..errors import CheckpointError, ConfigError, listed
 from ..files import write_safetensors
 from ..readers import read_checkpoint

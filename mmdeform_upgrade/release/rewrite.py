@@ -13,9 +13,9 @@ from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, TRANSFO
 from torch import Tensor
 
 from ..config import BUILDER, TRAIN_OFFSETS
+from ..config.rates import without_offset_optimizer
+from ..config.settings import settings_of, type_name
 from ..mm.preflight import build_network
-from ..rates import without_offset_optimizer
-from ..settings import settings_of, type_name
 
 # Hooks that an upgrade alone needs, and all of this package's types in configs.
 UPGRADE_HOOKS = ('DeformUpgradeHook', 'OffsetLoggerHook')

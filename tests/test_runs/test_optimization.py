@@ -12,8 +12,8 @@ from mmengine.runner import autocast
 
 from mmdeform_upgrade.errors import ConfigError, TargetError
 from mmdeform_upgrade.mm import command_line
+from mmdeform_upgrade.offsets.optimizer import OFFSET_LR
 from mmdeform_upgrade.ops import sampling
-from mmdeform_upgrade.optim import OFFSET_LR
 
 from .conftest import build_runner, offsets, train
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from mmdeform_upgrade.config import read_config
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.mm.signal import measure_signal
-from mmdeform_upgrade.optim import OFFSET_LR
+from mmdeform_upgrade.offsets.optimizer import OFFSET_LR
 
 
 def parse_args(argv):

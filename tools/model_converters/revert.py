@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 from mmdeform_upgrade.analysis.look import predict
 from mmdeform_upgrade.checkpoint import clean_state_dict, remap_state_dict
 from mmdeform_upgrade.config import read_config
-from mmdeform_upgrade.config_text import whole_text
+from mmdeform_upgrade.config.text import whole_text
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.mm import command_line

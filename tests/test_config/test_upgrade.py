@@ -5,13 +5,13 @@ from mmengine.config import Config
 
 from mmdeform_upgrade import find_targets, shorten_schedule, upgrade_config
 from mmdeform_upgrade.config import control_changes, upgrade_changes
-from mmdeform_upgrade.config_text import inheriting_text
+from mmdeform_upgrade.config.own_run import describe_outputs, own_run
+from mmdeform_upgrade.config.settings import changed
+from mmdeform_upgrade.config.text import inheriting_text
 from mmdeform_upgrade.errors import ConfigError, TargetError
 from mmdeform_upgrade.layers import upgraded_layers
-from mmdeform_upgrade.own_run import describe_outputs, own_run
-from mmdeform_upgrade.settings import changed
 
-from .conftest import MMDET_CONFIGS, ROOT, build
+from ..conftest import MMDET_CONFIGS, ROOT, build
 
 BASELINE = ROOT / 'configs/ssd/ssd512_r50_240e_voc0712.py'
 

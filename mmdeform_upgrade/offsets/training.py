@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import TargetError
-from .layers import upgraded_layers
-from .targets import check_module
+from ..errors import TargetError
+from ..layers import upgraded_layers
+from ..targets import check_module
 
 _NORMS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)  # of all kinds in PyTorch, which inherit the first
 

@@ -10,16 +10,15 @@ from mmengine.config import Config
 from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.registry import DefaultScope
 
-from mmdeform_upgrade.config import read_config, upgrade_changes, upgrade_config
-from mmdeform_upgrade.config_text import config_text, whole_text
+from mmdeform_upgrade.config import read_config, shorten_schedule, upgrade_changes, upgrade_config
+from mmdeform_upgrade.config.text import config_text, whole_text
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.mm.command_line import set_amp
 from mmdeform_upgrade.mm.preflight import build_network
 from mmdeform_upgrade.release.rewrite import with_layers
-from mmdeform_upgrade.schedule import shorten_schedule
 
+from ..conftest import run_tool
 from . import pure_python
-from .conftest import run_tool
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import ConfigError
-from .optim import OFFSET_LR
+from ..errors import ConfigError
+from ..offsets.optimizer import OFFSET_LR
 from .settings import is_number, listed_schedulers, settings_of, type_name
 
 OFFSET_OPTIMIZER = 'adam'  # how an upgrade trains its offsets unless something else is said

@@ -9,7 +9,7 @@ from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, StepLR
 
 from mmdeform_upgrade import UpgradeError, upgrade_
-from mmdeform_upgrade.optim import OFFSET_LR, OffsetOptimizer, split_offsets
+from mmdeform_upgrade.offsets.optimizer import OFFSET_LR, OffsetOptimizer, split_offsets
 
 PICTURES = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 

@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn import Parameter
 from torch.optim import Adam, Optimizer
 
-from .errors import UpgradeError
-from .layers import upgraded_layers
+from ..errors import UpgradeError
+from ..layers import upgraded_layers
 
 OFFSET_LR = 2e-3
 _ALIKE = ('maximize', 'foreach', 'capturable', 'differentiable', 'fused')  # what one of the two has, both need

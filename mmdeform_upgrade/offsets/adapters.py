@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import DELTA, StateDict, is_delta, is_offset_key
-from .errors import CheckpointError, UpgradeError
-from .layers import ZeroOffsetDCN, upgraded_layers
-from .readers import read_checkpoint
-from .targets import check_module
-from .upgrade import replace_modules
+from ..checkpoint import DELTA, StateDict, is_delta, is_offset_key
+from ..errors import CheckpointError, UpgradeError
+from ..layers import ZeroOffsetDCN, upgraded_layers
+from ..readers import read_checkpoint
+from ..targets import check_module
+from ..upgrade import replace_modules
 
 COUNTER = 'num_batches_tracked'
 _ATTRIBUTE = '_offset_switch'

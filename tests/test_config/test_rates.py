@@ -11,10 +11,10 @@ from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS, init
 from torch import nn
 
 from mmdeform_upgrade import shorten_schedule, upgrade_
+from mmdeform_upgrade.config.rates import check_offset_rates, rate_changes, without_offset_optimizer
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.mm.rates import describe_rates
-from mmdeform_upgrade.optim import OFFSET_LR
-from mmdeform_upgrade.rates import check_offset_rates, rate_changes, without_offset_optimizer
+from mmdeform_upgrade.offsets.optimizer import OFFSET_LR
 
 ADAM = dict(constructor='OffsetOptimizerConstructor', offset_optimizer=dict(type='Adam', lr=OFFSET_LR))
 

@@ -7,11 +7,11 @@ from mmengine.config import Config
 from mmengine.registry import PARAM_SCHEDULERS
 
 from mmdeform_upgrade import shorten_schedule, upgrade_config
+from mmdeform_upgrade.config import describe_schedule
+from mmdeform_upgrade.config.rates import rate_changes
 from mmdeform_upgrade.errors import ConfigError
-from mmdeform_upgrade.rates import rate_changes
-from mmdeform_upgrade.schedule import describe_schedule
 
-from .conftest import MMDET_CONFIGS, ROOT
+from ..conftest import MMDET_CONFIGS, ROOT
 
 
 def _cfg(total, schedulers, unit='epochs', **more):

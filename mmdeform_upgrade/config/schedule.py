@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError
-from .ops.geometry import is_whole
+from ..errors import ConfigError
+from ..ops.geometry import is_whole
 from .settings import changed, is_number, last_iteration, listed_schedulers, settings_of, type_name
 
 if TYPE_CHECKING:

@@ -1,0 +1,31 @@
+# Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
+"""Config to config, and to the text of a file: pure functions, none of which needs a runner."""
+
+from .reading import find_config, read_config
+from .schedule import Length, describe_schedule, shorten_schedule
+from .upgrade import (
+    BUILDER,
+    HOOK,
+    SCHEME,
+    TRAIN_OFFSETS,
+    control_changes,
+    retrain_changes,
+    upgrade_changes,
+    upgrade_config,
+)
+
+__all__ = [
+    'BUILDER',
+    'HOOK',
+    'SCHEME',
+    'TRAIN_OFFSETS',
+    'Length',
+    'control_changes',
+    'describe_schedule',
+    'find_config',
+    'read_config',
+    'retrain_changes',
+    'shorten_schedule',
+    'upgrade_changes',
+    'upgrade_config',
+]
