@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from mmdeform_upgrade.analysis.signal import offset_signal
 
 from .detection import detection_loss
-from .report import Row, by_seed, difference, load, select
 from .runs import Lab, Run, read
+from .tables import Row, by_seed, difference, load, select
 from .testbeds import TESTBEDS
 from .training import Recipe, segmentation_loss
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.camera import archives, arms, foretell, plans, report, runs, testbeds, training
+from benchmarks.camera import archives, arms, foretell, plans, runs, tables, testbeds, training
 from benchmarks.camera.references import ComputedOffsets, Rectified
 from benchmarks.camera.runs import Lab, Run
 from benchmarks.camera.testbeds import Geometry, Pictures
@@ -121,18 +121,18 @@ def test_scores_are_those_of_mmseg():
 
 
 def test_an_interval_is_students():
-    mean, half = report.interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    mean, half = tables.interval([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     assert mean == 3.5 and half == pytest.approx(2.5706 * 1.8708 / math.sqrt(6), rel=1e-3)
-    assert report.difference({0: 2.0, 1: 4.0, 2: 9.0}, {0: 1.0, 1: 2.0})[::2] == (1.5, 2)
+    assert tables.difference({0: 2.0, 1: 4.0, 2: 9.0}, {0: 1.0, 1: 2.0})[::2] == (1.5, 2)
 
 
 def test_kept_rows_are_what_was_run(lab, tmp_path, monkeypatch):
     monkeypatch.setitem(plans.TUNE_STEPS, 'shapes', 3)
     lab.run([an_arm('upgraded'), an_arm('control'), an_arm('bn')])
-    rows = report.load([lab.file])
-    report.keep(rows, tmp_path / 'rows.json')
-    assert report.load([tmp_path / 'rows.json']) == json.loads(json.dumps(rows))
-    text = report.arms_table(rows, 'shapes', 'r18w8s2', 'fisheye')
+    rows = tables.load([lab.file])
+    tables.keep(rows, tmp_path / 'rows.json')
+    assert tables.load([tmp_path / 'rows.json']) == json.loads(json.dumps(rows))
+    text = tables.arms_table(rows, 'shapes', 'r18w8s2', 'fisheye')
     assert '1 baselines' in text and 'upgraded, everything' in text
 
 
