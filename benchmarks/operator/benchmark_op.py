@@ -233,7 +233,7 @@ def parse_args(argv):
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--dtypes', nargs='+', default=['float32'], choices=['float32', 'float16', 'bfloat16'])
     parser.add_argument('--backends', nargs='+', help='of this package; default eager, on a GPU also triton')
-    parser.add_argument('--shapes', nargs='+', help='such as 2x512x16x16; default: those of docs/results.md')
+    parser.add_argument('--shapes', nargs='+', help='such as 2x512x16x16; default: those of docs/development.md')
     parser.add_argument('--repetitions', type=int, default=15)
     parser.add_argument('--threads', type=int, default=2, help='CPU threads')
     parser.add_argument('--out', type=Path, help='where to write OUT.json, OUT.md and OUT.png')

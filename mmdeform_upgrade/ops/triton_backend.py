@@ -35,7 +35,7 @@ class Tile(NamedTuple):
     stages: int = 3  # of the software pipeline
 
 
-# The fastest, or nearly, of those tried on an H100 for the shapes of docs/results.md.
+# The fastest, or nearly, of those tried on an H100 for the shapes of docs/development.md.
 _SAMPLE = Tile(32, 64, 4)
 _PLAN = Tile(16, 64, 4)
 _GATHER = Tile(4, 128, 1)
