@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 _REPORTS = ('default_hooks', 'custom_hooks', 'val_evaluator', 'test_evaluator', 'visualizer', 'vis_backends')
 # What the frameworks write, wherever it lies. To out_dir and test_out_dir of their hooks they add the run's own name.
-_WRITES = ('outfile_prefix', 'outfile_path', 'out_file_path', 'output_dir', 'save_dir', 'json_trace_path')
+_WRITES = ('outfile_prefix', 'outfile_path', 'out_file_path', 'output_dir', 'save_dir', 'json_trace_path', 'dir')
+# By which init_kwargs of a tracker (wandb, Aim, Neptune, ClearML, DVCLive) continue a run that it knows.
+_TRACKED = (
+    *('id', 'resume', 'resume_from', 'fork_from', 'run_hash', 'with_id', 'custom_run_id'),
+    *('continue_last_task', 'reuse_last_task_id'),
+)
 _UNSET = {'resume': False, 'launcher': 'none', 'experiment_name': None}  # as dumped configs have them
 
 Place = tuple[Any, ...]  # keys and indices of a setting
@@ -20,7 +24,7 @@ def own_run(cfg: Mapping[str, Any], work_dir: str | None, load_from: str | None 
     """What another run changes of a config: its folder, what it writes, and that it starts anew.
 
     What hooks, evaluators and visualizers write goes into its folder: to the same place there if it lies in the folder
-    of the old run. What they read there, an existing file, stays.
+    of the old run. What they read there, an existing file, stays. Trackers begin a run of their own.
 
     Args:
         cfg: the config of the old run, as plain dicts.
@@ -33,21 +37,16 @@ def own_run(cfg: Mapping[str, Any], work_dir: str | None, load_from: str | None 
     new = work_dir or (old and f'{old}-upgrade')
     if named or work_dir:
         changes['work_dir'] = new
-    moved = copy.deepcopy({section: cfg[section] for section in _REPORTS if cfg.get(section)})
-    for place, path in _strings(moved):
-        if new and (to := _moved(place[-1], path, old, new)):
-            node: Any = moved
-            for step in place[:-1]:
-                node = node[step]
-            node[place[-1]] = to
-            changes[place[0]] = moved[place[0]]
+    for section in _REPORTS:
+        if (moved := _of_new_run(cfg.get(section), (section,), old, new)) != cfg.get(section):
+            changes[section] = moved
     return changes
 
 
 def outputs_in(cfg: Mapping[str, Any], folder: str) -> Iterator[tuple[str, str]]:
     """Settings (dotted) and paths by which hooks, evaluators and visualizers of a config write into a folder."""
     for place, path in _reported(cfg):
-        if _lies_in(path, folder) and _is_written(place[-1], path):
+        if isinstance(path, str) and _lies_in(path, folder) and _is_written(place[-1], path):
             yield '.'.join(map(str, place)), path
 
 
@@ -57,7 +56,7 @@ def describe_outputs(before: Mapping[str, Any], after: Mapping[str, Any]) -> str
     return ''.join(
         f'\noutput: {".".join(map(str, place))} {path} -> {moved[place]}'
         for place, path in _reported(before)
-        if moved.get(place, path) != path
+        if isinstance(path, str) and moved.get(place) != path
     )
 
 
@@ -69,6 +68,16 @@ def inside(path: str, folder: str) -> bool:
 
 def _folder(checkpoint: str | None) -> str:
     return '' if not checkpoint or '://' in str(checkpoint) else os.path.dirname(os.fspath(checkpoint))
+
+
+def _of_new_run(node: Any, place: Place, old: str, new: str) -> Any:
+    if isinstance(node, Mapping):
+        return {key: _of_new_run(value, (*place, key), old, new) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return type(node)(_of_new_run(value, (*place, index), old, new) for index, value in enumerate(node))
+    if place[-2:-1] == ('init_kwargs',) and place[-1] in _TRACKED:
+        return None
+    return (_moved(place[-1], node, old, new) if new and isinstance(node, str) else None) or node
 
 
 def _moved(key: Any, path: str, old: str, new: str) -> str | None:
@@ -89,15 +98,14 @@ def _is_written(key: Any, path: str) -> bool:
     return key in _WRITES or not os.path.isfile(path)
 
 
-def _reported(cfg: Mapping[str, Any]) -> Iterator[tuple[Place, str]]:
-    """Texts in what hooks, evaluators and visualizers are told."""
-    return _strings({section: cfg.get(section) for section in _REPORTS})
+def _reported(cfg: Mapping[str, Any]) -> Iterator[tuple[Place, Any]]:
+    """What hooks, evaluators and visualizers are told, and where it stands."""
+    return _leaves({section: cfg.get(section) for section in _REPORTS})
 
 
-def _strings(node: Any, *place: Any) -> Iterator[tuple[Place, str]]:
-    """Texts in a config and where they stand."""
-    if isinstance(node, str):
+def _leaves(node: Any, *place: Any) -> Iterator[tuple[Place, Any]]:
+    if not isinstance(node, (Mapping, list, tuple)):
         yield place, node
-    elif isinstance(node, (Mapping, list, tuple)):
-        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
-            yield from _strings(value, *place, key)
+        return
+    for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+        yield from _leaves(value, *place, key)

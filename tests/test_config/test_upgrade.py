@@ -198,6 +198,19 @@ def test_what_the_baseline_wrote_is_not_written_by_its_upgrade(tmp_path):
     assert len(said) == 8 and not said[0]
 
 
+def test_a_tracked_run_is_continued_by_no_other():
+    cfg = Config.fromfile(BASELINE)
+    wandb = dict(type='WandbVisBackend', init_kwargs=dict(project='p', id='abc', resume='must', dir='wandb'))
+    aim = dict(type='AimVisBackend', init_kwargs=dict(repo='/aim', run_hash='0f'))
+    cfg.merge_from_dict(dict(vis_backends=(wandb, aim), visualizer=dict(vis_backends=[wandb])))
+    for change in (upgrade_changes, control_changes):
+        merged = changed(cfg, change(cfg, load_from='x.pth', work_dir='work_dirs/up'))
+        for first in (merged.vis_backends[0], merged.visualizer.vis_backends[0]):
+            assert first.init_kwargs == dict(project='p', id=None, resume=None, dir='work_dirs/up/wandb')
+        assert merged.vis_backends[1].init_kwargs == dict(repo='/aim', run_hash=None)
+    assert 'output: vis_backends.1.init_kwargs.run_hash 0f -> None' in describe_outputs(cfg, merged).splitlines()
+
+
 def test_outputs_are_told_from_words_in_the_folder_of_the_baseline_itself(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cfg = Config.fromfile(BASELINE)
