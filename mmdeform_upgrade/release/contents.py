@@ -7,7 +7,8 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import date
 from pathlib import PurePath
 from typing import Any
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
 from ..files import written_whole
-from ..readers import META, Inert, split_key
+from ..readers import META, split_key
 
 # What tells where a checkpoint is from; times, seeds and paths of a run stay behind.
 KEPT_META = (
@@ -35,9 +36,6 @@ KEPT_META = (
 )
 
 
-_LEFT = (Inert, torch.dtype, torch.device)
-
-
 def plain(value: Any) -> Any:
     """``value`` made of dict, list, tuple, str, int, float, bool and None alone; entries of other kinds are left out.
 
@@ -51,21 +49,30 @@ def plain(value: Any) -> Any:
     if value is None or type(value) in (bool, int, float):
         return value
     if isinstance(value, Mapping):
-        known = (pair for pair in value.items() if not any(isinstance(part, _LEFT) for part in pair))
-        return {plain(key): plain(entry) for key, entry in known}
+        result = {}
+        for key, entry in value.items():
+            with suppress(CheckpointError):
+                result[plain(key)] = plain(entry)
+        return result
     if isinstance(value, (list, tuple, deque, range)):
-        entries = [plain(entry) for entry in value if not isinstance(entry, _LEFT)]
-        return tuple(entries) if isinstance(value, tuple) else entries
+        return tuple(_plain(value)) if isinstance(value, tuple) else list(_plain(value))
     if isinstance(value, (set, frozenset)):
-        return sorted(plain(entry) for entry in value)
+        return sorted(_plain(value), key=lambda entry: (type(entry).__name__, entry))
     if isinstance(value, (PurePath, date)):
         return str(value)
     raise CheckpointError(f'meta holds a {type(value).__name__}, which a release cannot; take it out of meta')
 
 
+def _plain(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        with suppress(CheckpointError):
+            yield plain(value)
+
+
 def plain_meta(meta: Any) -> dict[str, Any]:
     """The entries of a checkpoint's ``meta`` that a release keeps."""
-    return {key: plain(meta[key]) for key in KEPT_META if isinstance(meta, Mapping) and meta.get(key) is not None}
+    kept: dict[str, Any] = plain(meta) if isinstance(meta, Mapping) else {}
+    return {key: kept[key] for key in KEPT_META if kept.get(key) is not None}
 
 
 def meta_text(meta: Mapping[str, Any]) -> dict[str, str]:
