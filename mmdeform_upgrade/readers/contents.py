@@ -108,7 +108,7 @@ def _weights_key(loaded: Mapping[Any, Any]) -> str | None:
     for usual in _USUAL_KEYS:
         if usual in found or (usual == 'state_dict' and usual in loaded):
             return usual
-    if any(_is_array(value) and value.ndim for value in loaded.values()):
+    if any(_is_array(value) and value.ndim and '.' in str(name) for name, value in loaded.items()):
         found.append(None)
     if len(found) > 1:
         raise CheckpointError(

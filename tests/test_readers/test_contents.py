@@ -110,6 +110,7 @@ WEIGHTS = {'a.weight': torch.ones(2), 'a.bias': torch.zeros(1)}
         {
             'model_state_dict': WEIGHTS,
             'loss': torch.tensor(0.5),
+            'loss_history': torch.ones(3),
             'optimizer_state_dict': {'state': {}, 'param_groups': []},
         },
         {'params_ema': WEIGHTS},
