@@ -208,13 +208,21 @@ def why_not_upgradable(module: nn.Module, deform_groups: int = 1) -> str | None:
         if isinstance(module, nn.Conv2d):
             return f'it is a subclass of Conv2d ({type(module).__qualname__}) with a forward of its own'
         return f'it is a {type(module).__qualname__}, not a Conv2d'
-    if 'weight' not in module._parameters or module._forward_pre_hooks or module._forward_hooks:
-        return 'it has forward hooks or a computed weight (weight_norm, spectral_norm), which would be lost'
+    if own := _own(module):
+        return f'it has hooks, a computed weight (weight_norm, LoRA) or parts of its own ({own}), which would be lost'
     if module.weight.is_complex():
         return f'its dtype is {module.weight.dtype}'
     if not divides(deform_groups, module.in_channels):
         return f'deform_groups={deform_groups!r} does not divide its {module.in_channels} input channels'
     return None
+
+
+def _own(conv: nn.Conv2d) -> str:
+    """What a convolution has that no other has: hooks, parameters, methods set on it; names them."""
+    own = {*conv._parameters, *conv._buffers, *conv._modules} ^ {'weight', 'bias'}
+    hooks = {name for name, value in vars(conv).items() if name.endswith('_hooks') and value}
+    methods = {name for name in vars(conv) if callable(getattr(type(conv), name, None))}
+    return ', '.join(sorted(own | hooks | methods))
 
 
 def merging_method(block: nn.Module | None) -> str:

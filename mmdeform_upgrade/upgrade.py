@@ -116,6 +116,10 @@ def upgrade_(
     """
     groups = deform_groups_of(model, targets, exclude, deform_groups)
     modules = dict(model.named_modules())
+    if any(isinstance(module, nn.parallel.DistributedDataParallel) for module in modules.values()):
+        raise TargetError(
+            'upgrade a network before DistributedDataParallel wraps it, which would synchronise no offsets'
+        )
     problems = [f'{name}: {why}' for name, count in groups.items() if (why := why_not_upgradable(modules[name], count))]
     if not allow_frozen:
         problems += [

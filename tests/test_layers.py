@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.model import efficient_conv_bn_eval, initialize
 from mmengine.model.utils import convert_sync_batchnorm  # noqa: F401  (import must not disturb the layer)
 from torch import nn
+from torch.nn.utils.prune import random_unstructured
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -113,9 +114,9 @@ def _weight_normed():
     return parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
 
 
-def _hooked():
+def _with(change):
     conv = nn.Conv2d(4, 4, 3)
-    conv.register_forward_hook(lambda *_: None)
+    change(conv)
     return conv
 
 
@@ -128,7 +129,14 @@ class Conv2dOfMine(nn.Conv2d):
     [
         (lambda: Conv2dOfMine(4, 4, 3), 'subclass of Conv2d .Conv2dOfMine.'),
         (_weight_normed, 'subclass of Conv2d'),
-        (_hooked, 'forward hooks'),
+        (lambda: _with(lambda conv: conv.register_forward_hook(print)), 'hooks.*_forward_hooks'),
+        (lambda: _with(lambda conv: conv.register_full_backward_hook(print)), '_backward_hooks'),
+        (lambda: _with(lambda conv: conv.register_load_state_dict_pre_hook(print)), '_load_state_dict_pre_hooks'),
+        (lambda: _with(lambda conv: setattr(conv, 'forward', conv.forward)), 'parts of its own .forward.'),
+        (lambda: _with(lambda conv: setattr(conv, '_conv_forward', print)), '_conv_forward'),
+        (lambda: _with(lambda conv: conv.register_module('lora', nn.Linear(2, 2))), 'lora'),
+        (lambda: _with(lambda conv: conv.register_buffer('mask', torch.ones(1))), 'mask'),
+        (lambda: _with(lambda conv: random_unstructured(conv, 'bias', 0.5)), 'bias_mask, bias_orig'),
         (lambda: nn.ConvTranspose2d(4, 4, 3), 'ConvTranspose2d, not a Conv2d'),
         (lambda: nn.Conv2d(4, 4, 3, dtype=torch.complex64), 'complex64'),
         (lambda: ZeroOffsetDCN(4, 4, 3), 'deformable already'),

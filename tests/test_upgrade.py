@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine.config import Config
 from torch import nn
 
@@ -193,6 +194,17 @@ def test_refused_call_leaves_the_model_untouched(call, message):
     with pytest.raises(TargetError, match=message):
         call(net)
     assert _state(net) == before
+
+
+def test_a_wrapped_network_is_refused():
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(nn.Sequential(nn.Conv2d(3, 3, 3)))
+        with pytest.raises(TargetError, match='before DistributedDataParallel wraps it'):
+            upgrade_(wrapped, 'last:1')
+    finally:
+        dist.destroy_process_group()
+    upgrade_(wrapped.module, 'last:1')
 
 
 def test_frozen_layers_are_upgraded_frozen_where_allowed():

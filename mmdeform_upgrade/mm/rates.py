@@ -48,6 +48,8 @@ def describe_rates(network: nn.Module, cfg: Mapping[str, Any]) -> str:
     hook = type_name(((cfg.get('default_hooks') or {}).get('param_scheduler') or {}).get('type', 'ParamSchedulerHook'))
     # mmyolo schedules rates in a hook, which is not looked at here.
     note = '' if hook == 'ParamSchedulerHook' else f'; {hook} changes these rates during training'
+    if (scaling := cfg.get('auto_scale_lr') or {}).get('enable'):
+        note += f'; auto_scale_lr multiplies these by the pictures of a step / {scaling.get("base_batch_size")}'
     columns = {kind: [i for i, key in enumerate(groups) if kind in key[1:]] for kind in (False, True)}
     return f'{name} {_span(history, columns[False])}; offsets: {own} {_span(history, columns[True])}{note}'
 

@@ -311,9 +311,11 @@ def test_a_constructor_of_another_framework_gets_what_mmengine_would_give_it():
     assert describe_rates(network, plain).startswith('SGD')
 
 
-def test_the_plan_says_that_a_hook_changes_the_rates():
+def test_the_plan_says_what_else_changes_the_rates():
     hook = dict(type='YOLOv5ParamSchedulerHook', max_epochs=4)
     cfg = Config(dict(optim_wrapper=dict(ADAM, optimizer=LR), train_cfg=dict(max_epochs=4)))
     assert 'changes these rates' not in describe_rates(Network(), cfg)
     cfg.default_hooks = dict(param_scheduler=hook)
     assert describe_rates(Network(), cfg).endswith('; YOLOv5ParamSchedulerHook changes these rates during training')
+    cfg.auto_scale_lr = dict(enable=True, base_batch_size=16)
+    assert describe_rates(Network(), cfg).endswith('; auto_scale_lr multiplies these by the pictures of a step / 16')
