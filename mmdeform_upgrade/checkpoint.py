@@ -171,8 +171,10 @@ def file_sha256(path: str) -> str:
 
 
 def clean_state_dict(state_dict: Mapping[str, Tensor]) -> StateDict:
-    """A state dict, as read, without the prefix that a distributed wrapper leaves."""
-    return {key.removeprefix('module.'): value for key, value in state_dict.items()}
+    """A state dict, as read, without the prefix that a distributed wrapper leaves, and without the copies that mmcv 1's
+    ``EMAHook`` left in it: those of the raw weights, while the averaged ones have the names of the network."""
+    copies = {f'ema_{key.replace(".", "_")}' for key in state_dict}
+    return {key.removeprefix('module.'): value for key, value in state_dict.items() if key not in copies}
 
 
 def is_delta(checkpoint: Mapping[str, Any]) -> bool:

@@ -13,6 +13,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
+from zipfile import BadZipFile
 
 import torch
 from mmengine.dist import barrier, get_local_rank
@@ -191,7 +192,7 @@ def _downloaded(address: str) -> str:
     if get_local_rank() == 0 and not os.path.isfile(target):
         try:
             _download(address, target)
-        except (OSError, ValueError, HTTPException) as error:  # HTTPError and URLError are OSErrors
+        except (OSError, ValueError, HTTPException, BadZipFile) as error:  # HTTPError and URLError are OSErrors
             problem = str(error)
     barrier()
     if not os.path.isfile(target):

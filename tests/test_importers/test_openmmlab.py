@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mmdeform_upgrade.checkpoint import fit_baseline, load_baseline
+from mmdeform_upgrade.checkpoint import fit_baseline, import_checkpoint, load_baseline
 from mmdeform_upgrade.errors import CheckpointError
 from mmdeform_upgrade.importers import OWN_NAMES, dataset_meta, import_state_dict
 
@@ -57,6 +57,16 @@ def test_classes_of_version_two_become_dataset_meta():
     assert str(imported) == 'MMDetection 2 or MMSegmentation 0: 1 tensors, all as they are'
     today = dict(dataset_meta=dict(classes=('x',)), CLASSES=('y',))
     assert dataset_meta(today) == dict(classes=('x',)) and dataset_meta(None) == {}
+
+
+def test_the_copies_that_version_ones_ema_hook_left_are_left_out():
+    weights = {
+        'backbone.conv1.weight': torch.ones(1),
+        'ema_backbone_conv1_weight': torch.zeros(1),
+        'ema_rate': torch.ones(1),
+    }
+    found = import_checkpoint({'state_dict': weights, 'meta': dict(mmdet_version='2.25.0')}).state_dict
+    assert found == {'backbone.conv1.weight': torch.ones(1), 'ema_rate': torch.ones(1)}
 
 
 @pytest.mark.parametrize(

@@ -118,12 +118,14 @@ def served(tmp_path, monkeypatch):
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def do_GET(self):
-            if not self.path.startswith(('/half/', '/page/')):
+            if not self.path.startswith(('/half/', '/page/', '/cut/')):
                 return super().do_GET()
             self.send_response(200)
-            if self.path.startswith('/page/'):
+            if not self.path.startswith('/half/'):
                 self.end_headers()
-                return self.wfile.write(b'<!doctype html><title>Log in</title>')
+                return self.wfile.write(
+                    b'PK\x03\x04...' if 'cut' in self.path else b'<!doctype html><title>Log in</title>'
+                )
             self.send_header('Content-Length', '1000')
             self.end_headers()
             self.wfile.write(b'x' * 500)
@@ -167,6 +169,7 @@ def test_plan_training_and_inspection_take_an_address(served, tmp_path, capsys):
     'name,problem',
     [
         ('half/epoch_1.pth', 'could not be downloaded .the connection ended early'),
+        ('cut/epoch_1.pth', 'could not be downloaded .File is not a zip file'),
         ('page/epoch_1.pth', 'could not be downloaded .it looks like a web page'),
         ('a b/epoch_1.pth', 'could not be downloaded .URL can.t contain control'),
         ('', 'names no file'),
