@@ -218,7 +218,7 @@ def _drop_downloads(settings: Mapping[str, Any], changes: dict[str, Any]) -> Non
     for key, value in settings.items():
         if key == 'pretrained' and value:
             changes[key] = False if value is True else None
-        elif key == 'init_cfg' and any(map(is_download, value if isinstance(value, (list, tuple)) else [value])):
+        elif key == 'init_cfg' and is_download(value):
             changes[key] = None
         elif isinstance(value, Mapping):
             _drop_downloads(value, inner := changes.get(key, {}))
@@ -226,9 +226,13 @@ def _drop_downloads(settings: Mapping[str, Any], changes: dict[str, Any]) -> Non
 
 
 def is_download(init_cfg: Any) -> bool:
-    """Whether an initialisation reads weights from a file or an address."""
+    """Whether an initialisation, or any of several, reads weights from a file or an address."""
+    if isinstance(init_cfg, (list, tuple)):
+        return any(map(is_download, init_cfg))
     return isinstance(init_cfg, Mapping) and bool(
-        type_name(init_cfg.get('type', '')) == 'Pretrained' or init_cfg.get('checkpoint')  # PVT's has no type
+        type_name(init_cfg.get('type', '')) == 'Pretrained'
+        or init_cfg.get('checkpoint')  # PVT's has no type
+        or is_download(init_cfg.get('override'))
     )
 
 

@@ -78,10 +78,14 @@ def test_a_baseline_brings_its_weights_so_nothing_is_downloaded(name):
 def test_whatever_asks_for_pretrained_weights_is_told_to_ask_for_none():
     given = dict(type='Pretrained', checkpoint='y.pth')
     parts = dict(
-        type='A', init_cfg=[dict(type='Normal'), given], pretrained=True, init=dict(init_cfg=dict(type='Normal'))
+        type='A',
+        init_cfg=[dict(type='Normal'), given],
+        pretrained=True,
+        init=dict(init_cfg=dict(type='Normal', override=dict(type='Xavier', name='a'))),
+        stem=dict(init_cfg=dict(type='Normal', override=[dict(given, name='a')])),
     )
     cfg = Config(dict(train_cfg=dict(max_epochs=4), model=dict(type='M', pretrained='x.pth', backbone=parts)))
-    model = dict(pretrained=None, backbone=dict(init_cfg=None, pretrained=False))
+    model = dict(pretrained=None, backbone=dict(init_cfg=None, pretrained=False, stem=dict(init_cfg=None)))
     assert control_changes(cfg, load_from='x')['model'] == model
 
 
