@@ -65,11 +65,7 @@ def import_baseline(path: str, model: nn.Module | None = None, *, key: str | Non
 
 
 def import_checkpoint(checkpoint: Mapping[str, Any], network: Iterable[str] | None = None) -> Imported:
-    """A read checkpoint (``state_dict`` and what stands beside it) under mmdet's or mmseg's names.
-
-    Args:
-        checkpoint: as :func:`read_checkpoint` gives it.
-        network: names of the network that it is meant for, where that is known.
+    """A checkpoint, as read, under mmdet's or mmseg's names; those of its network, where that is known, stay.
 
     Raises:
         CheckpointError: it cannot be imported, or is a delta.

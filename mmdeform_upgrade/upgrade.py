@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import nn
@@ -90,7 +90,6 @@ def upgrade_(
     *,
     exclude: Targets = (),
     deform_groups: int = 1,
-    allow_frozen: bool = False,
 ) -> UpgradeReport:
     """Replace convolutions of ``model``, in place, by deformable ones that compute the same (paper, section 3).
 
@@ -106,7 +105,6 @@ def upgrade_(
         targets: see :func:`find_targets`.
         exclude: see :func:`find_targets`.
         deform_groups: G, groups of channels that share offsets; a mapping of ``targets`` says it for each.
-        allow_frozen: accept targets whose weight does not require a gradient; their offset branch is frozen as well.
 
     Returns:
         UpgradeReport: the layers and the parameter counts; ``print`` it.
@@ -121,13 +119,12 @@ def upgrade_(
             'upgrade a network before DistributedDataParallel wraps it, which would synchronise no offsets'
         )
     problems = [f'{name}: {why}' for name, count in groups.items() if (why := why_not_upgradable(modules[name], count))]
-    if not allow_frozen:
-        problems += [
-            f'{name}: its weight is frozen (requires_grad=False), so its offsets would never train; lower '
-            'frozen_stages or exclude it'
-            for name in groups
-            if not modules[name].weight.requires_grad
-        ]
+    problems += [
+        f'{name}: its weight is frozen (requires_grad=False), so its offsets would never train; lower '
+        'frozen_stages or exclude it'
+        for name in groups
+        if not modules[name].weight.requires_grad
+    ]
     if problems:
         raise TargetError('nothing was upgraded:\n  ' + '\n  '.join(problems))
     new: dict[nn.Module, nn.Module] = {
@@ -137,14 +134,11 @@ def upgrade_(
     return UpgradeReport.of(model, groups)
 
 
-def revert_(
-    model: nn.Module, *, keep: Callable[[str, ZeroOffsetDCN], bool] | None = None, drop: Collection[str] = ()
-) -> list[str]:
+def revert_(model: nn.Module, *, drop: Collection[str] = ()) -> list[str]:
     """Turn deformable layers whose offsets are exactly zero back into plain convolutions, in place.
 
     Args:
         model: any module.
-        keep: ``keep(name, layer)`` says which of them to leave deformable; none by default.
         drop: dotted names of layers that go back although their offsets have moved, which changes the output.
 
     Returns:
@@ -156,19 +150,13 @@ def revert_(
     check_module(model)
     if isinstance(drop, str) or not isinstance(drop, Collection) or not all(isinstance(name, str) for name in drop):
         raise UpgradeError(f"drop={drop!r} is no sequence of names: give a list, such as ['layer4.2.conv2']")
-    if keep is not None and not callable(keep):
-        raise UpgradeError(f'keep is a {type(keep).__name__}, expected a function keep(name, layer)')
     layers = upgraded_layers(model)
     if not layers:
         raise UpgradeError(f'{type(model).__name__} has no ZeroOffsetDCN: there is nothing to revert')
     unknown = [name for name in drop if name not in layers]
     if unknown:
         raise UpgradeError(f'drop names {", ".join(unknown)}, and the deformable layers are {", ".join(layers)}')
-    chosen = {
-        name: m
-        for name, m in layers.items()
-        if (name in drop or m.conv_offset.is_zero()) and not (keep and keep(name, m))
-    }
+    chosen = {name: m for name, m in layers.items() if name in drop or m.conv_offset.is_zero()}
     replace_modules(model, {layer: layer.to_conv(force=True) for layer in chosen.values()})
     return list(chosen)
 

@@ -207,12 +207,6 @@ def test_a_wrapped_network_is_refused():
     upgrade_(wrapped.module, 'last:1')
 
 
-def test_frozen_layers_are_upgraded_frozen_where_allowed():
-    net = Net().requires_grad_(False)
-    upgrade_(net, 'last:1', allow_frozen=True)
-    assert not any(p.requires_grad for p in net.parameters())
-
-
 def test_report_gives_the_papers_numbers():
     report = upgrade_(nn.Sequential(nn.Conv2d(512, 512, 3, padding=1, bias=False)), 'last:1')
     (layer,) = report.layers

@@ -36,11 +36,7 @@ class Look:
 
 
 def look(model: nn.Module, image: str) -> Look:
-    """Run the framework's own inference on a picture and keep the offsets.
-
-    Args:
-        model: from mmdet's ``init_detector`` or mmseg's ``init_model``.
-        image: file of the picture.
+    """Run the framework's own inference on the file of a picture and keep the offsets.
 
     Raises:
         ConfigError: the model has no upgraded layer, or is of another framework.
@@ -95,12 +91,8 @@ def object_points(seen: Look, count: int) -> list[Point]:
 def records_up_to(seen: Look, layer: str | None = None) -> list[Record]:
     """The layers that ran before one, and it; all of them without a name.
 
-    Args:
-        seen: a look at a picture.
-        layer: dotted name of an upgraded layer, or the end of it.
-
     Raises:
-        ConfigError: none, or several, are called so.
+        ConfigError: none, or several, are called so, or have names that end so.
     """
     if layer is None:
         return seen.records

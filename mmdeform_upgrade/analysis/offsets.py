@@ -132,14 +132,9 @@ def _rescaled(points: Tensor, size: Sequence[int], to: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def scatter_offsets_(model: nn.Module, sigma: float, run: Callable[[], Any]) -> None:
-    """Give every offset branch random weights such that its offsets spread by ``sigma`` pixels.
+    """Give every offset branch random weights such that its offsets spread by ``sigma`` pixels in one ``run``.
 
     At step 0 all offsets are zero, which reads memory in order; a timing should not rely on that.
-
-    Args:
-        model: the upgraded network.
-        sigma: standard deviation, in pixels.
-        run: runs the network once, on typical input.
     """
 
     def fit(branch: nn.Module, args: Any, output: Tensor) -> Tensor:

@@ -19,13 +19,7 @@ COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#0
 
 
 def draw_signal(layers: Sequence[LayerSignal], path: Path, *, title: str) -> None:
-    """The signal of each layer's offsets and of its own weights.
-
-    Args:
-        layers: from :func:`offset_signal`.
-        path: PNG to write.
-        title: data and conditions.
-    """
+    """The signal of each layer's offsets and of its own weights, as a PNG; ``title`` names data and conditions."""
     figure = Figure(figsize=(7.2, 1.4 + 0.32 * len(layers)), layout='constrained')
     axes = figure.subplots()
     rows = np.arange(len(layers))
@@ -45,12 +39,9 @@ def draw_signal(layers: Sequence[LayerSignal], path: Path, *, title: str) -> Non
 
 
 def draw_sampling(picture: np.ndarray, rows: Sequence[SamplingRow], path: Path) -> None:
-    """One row a position: sampling points through one and more layers, then effective receptive fields.
+    """One row a position: sampling points through one and more layers, then effective receptive fields, as a PNG.
 
-    Args:
-        picture: (H, W, 3) RGB.
-        rows: for each position its (y, x), point sets by title, and fields (H, W) by title.
-        path: PNG to write.
+    ``picture`` is (H, W, 3) RGB; a row has its position (y, x), point sets by title, and fields (H, W) by title.
     """
     columns = len(rows[0][1]) + len(rows[0][2])
     height, width = picture.shape[:2]

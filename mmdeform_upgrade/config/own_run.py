@@ -33,7 +33,8 @@ def own_run(cfg: Mapping[str, Any], work_dir: str | None, load_from: str | None 
     """
     changes = {key: value for key, value in _UNSET.items() if cfg.get(key, value) not in (None, value)}
     named = cfg.get('work_dir')
-    old = str(named or _folder(load_from)).rstrip('/')
+    beside = '' if '://' in str(load_from or '') else os.path.dirname(os.fspath(load_from or ''))
+    old = str(named or beside).rstrip('/')
     new = work_dir or (old and f'{old}-upgrade')
     if named or work_dir:
         changes['work_dir'] = new
@@ -64,10 +65,6 @@ def inside(path: str, folder: str) -> bool:
     """Whether a path is a folder, or something in it."""
     path, folder = os.path.realpath(path), os.path.realpath(folder)
     return path == folder or path.startswith(os.path.join(folder, ''))
-
-
-def _folder(checkpoint: str | None) -> str:
-    return '' if not checkpoint or '://' in str(checkpoint) else os.path.dirname(os.fspath(checkpoint))
 
 
 def _of_new_run(node: Any, place: Place, old: str, new: str) -> Any:

@@ -77,7 +77,10 @@ def schedule_changes(cfg: Mapping[str, Any], epoch_ratio: float = 0.25, max_iter
             if (cfg.get('default_hooks') or {}).get(name):
                 hooks.setdefault(name, {})[key] = False
         changes['log_processor'] = {'by_epoch': False}
-        changes.update(_infinite_sampler(cfg.get('train_dataloader') or {}))
+        sampler = (cfg.get('train_dataloader') or {}).get('sampler') or {}
+        if type_name(sampler.get('type', '')) == 'DefaultSampler':
+            infinite = {'_delete_': True, 'type': 'InfiniteSampler', 'shuffle': sampler.get('shuffle', True)}
+            changes['train_dataloader'] = {'sampler': infinite}
     return {**changes, 'default_hooks': hooks} if hooks else changes
 
 
@@ -193,14 +196,6 @@ class Scale:
 
 def _round(number: float) -> int:
     return math.floor(number + 0.5)  # halves up; round() takes them to even
-
-
-def _infinite_sampler(loader: Mapping[str, Any]) -> dict[str, Any]:
-    sampler = loader.get('sampler') or {}
-    if type_name(sampler.get('type', '')) != 'DefaultSampler':
-        return {}
-    shuffle = sampler.get('shuffle', True)
-    return {'train_dataloader': {'sampler': {'_delete_': True, 'type': 'InfiniteSampler', 'shuffle': shuffle}}}
 
 
 def _schedulers(schedulers: Any, scale: Scale, validations: float) -> Any:

@@ -23,11 +23,7 @@ _REGISTER = (
 def config_text(base: str, out: str, full: Config, changes: Mapping[str, Any]) -> str:
     """Text of a config file at ``out``: what changes of ``base``, or all of it where a file cannot inherit from that.
 
-    Args:
-        base: the baseline's config: a file, or ``'mmdet::NAME.py'``.
-        out: the file that is to be written.
-        full: ``base`` with ``changes``.
-        changes: what merges into ``base``.
+    ``base`` is a file, or ``'mmdet::NAME.py'``; ``full`` is it with the ``changes`` that merge into it.
     """
     from mmengine.config import Config
 
@@ -110,8 +106,7 @@ class _Code:
 class _ImportedNames:
     """Names for the classes and functions in settings, and the statements that import them.
 
-    Args:
-        taken: names that the config needs for its settings; None where it cannot import, and holds names alone.
+    ``taken`` are names that the config needs for its settings; None where it cannot import, and holds names alone.
     """
 
     def __init__(self, taken: Mapping[str, Any] | None):

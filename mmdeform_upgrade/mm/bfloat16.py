@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from ..errors import ConfigError
-from .network import bare_network
+from .run import bare_network
 
 
 class BFloat16Hook(Hook):

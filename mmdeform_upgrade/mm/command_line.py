@@ -21,7 +21,7 @@ from ..config import read_config
 from ..config.settings import type_name
 from ..errors import CheckpointError, ConfigError, UpgradeError
 from .loading import check_optimizer_state, read_checkpoints_safely
-from .network import whole_state_dict
+from .run import whole_state_dict
 
 _LAUNCHERS = {  # what starts the processes, and a variable that it sets in them
     'pytorch': ('torchrun', 'RANK'),

@@ -57,9 +57,7 @@ def describe_cost(before: Config, after: nn.Module) -> str:
 def measure_cost(before: Config, after: nn.Module) -> Cost:
     """Build the baseline, and run its backbone and neck and the upgrade's on random pictures.
 
-    Args:
-        before: the baseline's config.
-        after: the upgraded network; its offsets are random afterwards.
+    The offsets of ``after``, the upgraded network, are random afterwards.
     """
     networks: list[Any] = [build_network(before).train(), after.train()]
     size = picture_size(before)

@@ -19,8 +19,7 @@ from ..errors import CheckpointError, ConfigError, listed
 from ..importers import OWN_NAMES, Imported
 from ..layers import merging_method, upgraded_layers
 from .loading import check_optimizer_state, lacking_for_resume, local_path, read_checkpoints_safely, refuse_to_overwrite
-from .network import bare_network, checkpoint_hooks, whole_state_dict
-from .random_state import kept_random_state
+from .run import bare_network, checkpoint_hooks, kept_random_state, whole_state_dict
 
 META_KEY = 'deform_upgrade'
 

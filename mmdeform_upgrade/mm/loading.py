@@ -52,16 +52,9 @@ def local_path(path: str) -> str:
 
 
 def refuse_to_overwrite(load_from: str, work_dir: str, cfg: Mapping[str, Any], checkpoint_hooks: Iterable[Any]) -> None:
-    """The folder of a baseline is no place for what starts from it to write.
+    """Raise ConfigError where a run would write over the baseline, its run's checkpoints, or what that reported.
 
-    Args:
-        load_from: the baseline.
-        work_dir: folder of the run.
-        cfg: its config.
-        checkpoint_hooks: its ``CheckpointHook``s, or their settings.
-
-    Raises:
-        ConfigError: the run would write over the baseline, its run's checkpoints, or what that reported.
+    ``checkpoint_hooks`` are the run's ``CheckpointHook``s, or their settings.
     """
     folder, name = os.path.split(os.path.realpath(split_key(load_from.removeprefix(SCHEME))[0]))
     of_a_run = os.path.isfile(os.path.join(folder, 'last_checkpoint'))
@@ -131,23 +124,6 @@ def _try_step(optimizer: Optimizer) -> None:
     trial.step()
 
 
-def read_imported(path: str) -> tuple[dict[str, Any], Imported]:
-    """A checkpoint under mmdet's or mmseg's names, for loaders that know no network; and the import's report.
-
-    One in the libraries' own names passes untouched. What an imported file had for resuming (optimizer, epoch) is
-    left out, since it is of another library or version.
-    """
-    checkpoint = read_checkpoint(path)
-    try:
-        imported = import_checkpoint(checkpoint)
-    except CheckpointError as error:
-        raise CheckpointError(f'{path}: {error}') from error
-    if imported.format == OWN_NAMES:
-        return checkpoint, imported
-    kept = {key: value for key, value in checkpoint.items() if key == 'ema_state_dict'}
-    return {**kept, 'meta': meta_of(imported, checkpoint.get('meta')), 'state_dict': imported.state_dict}, imported
-
-
 def meta_of(imported: Imported, meta: Any) -> dict[str, Any]:
     """``meta`` of an imported baseline: the classes, where they are known, and what was done."""
     dataset = dataset_meta(meta)
@@ -161,17 +137,23 @@ def load_from_safe_reader(filename: str, map_location: Any = None) -> dict[str, 
 
     It leaves out what the reader did not know, so that a scheduler that is resumed keeps its own functions, and
     ``meta['config']``, a program's text that MMEngine runs when a training is resumed. Tensors come on the CPU.
+    What an imported file had for resuming (optimizer, epoch) is left out: it is of another library or version.
     """
     path = local_path(filename)
+    checkpoint = read_checkpoint(path)
     if filename.startswith(SCHEME):
-        checkpoint, imported = read_imported(path)
+        try:
+            imported = import_checkpoint(checkpoint)
+        except CheckpointError as error:
+            raise CheckpointError(f'{path}: {error}') from error
         if imported.format != OWN_NAMES:
             print_log(f'Imported {imported}', logger='current')
-    else:
-        checkpoint = read_checkpoint(path)
-    meta = checkpoint.get('meta')
-    if isinstance(meta, Mapping) and 'config' in meta:
-        checkpoint['meta'] = {key: value for key, value in meta.items() if key != 'config'}
+            kept = {key: value for key, value in checkpoint.items() if key == 'ema_state_dict'}
+            meta = meta_of(imported, checkpoint.get('meta'))
+            checkpoint = {**kept, 'meta': meta, 'state_dict': imported.state_dict}
+    given = checkpoint.get('meta')
+    if isinstance(given, Mapping) and 'config' in given:
+        checkpoint['meta'] = {key: value for key, value in given.items() if key != 'config'}
     return drop_inert(checkpoint)
 
 

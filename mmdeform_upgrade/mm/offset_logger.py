@@ -15,8 +15,7 @@ from ..analysis.offsets import OffsetRecorder, OffsetStatistics, statistics
 from ..checkpoint import not_finite
 from ..errors import ConfigError
 from ..layers import upgraded_layers
-from .finite import TAME_OFFSETS, stop, stop_for_weights
-from .network import bare_network, named_tensors
+from .run import TAME_OFFSETS, bare_network, named_tensors, stop, stop_for_weights
 
 
 class OffsetLoggerHook(Hook):
@@ -82,18 +81,12 @@ class OffsetLoggerHook(Hook):
                 stop(runner, runner.iter + 1, f'{problem} {TAME_OFFSETS}')
         _check_loss(outputs, runner)
         if found:
-            self._log(runner, found)
+            kinds = ('mean', 'percentile95', 'outside')
+            values = {f'offsets/{name}/{key}': getattr(found[name], key) for name in found for key in kinds}
+            runner.visualizer.add_scalars(values, step=runner.iter + 1)
             self._warn_of_explosions(runner, found)
         if self._start and runner.iter + 1 - self._first_iter >= self.patience:
             self._warn_of_standstill(runner)
-
-    def _log(self, runner, found: dict[str, OffsetStatistics]) -> None:
-        values = {
-            f'offsets/{name}/{key}': getattr(numbers, key)
-            for name, numbers in found.items()
-            for key in ('mean', 'percentile95', 'outside')
-        }
-        runner.visualizer.add_scalars(values, step=runner.iter + 1)
 
     def _warn_of_explosions(self, runner, found: dict[str, OffsetStatistics]) -> None:
         for name, numbers in found.items():

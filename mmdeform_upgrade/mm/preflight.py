@@ -13,8 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from ..checkpoint import import_baseline
-from ..config import HOOK
-from ..config.schedule import describe_schedule
+from ..config import HOOK, describe_schedule
 from ..config.settings import type_name
 from ..errors import ConfigError
 from ..importers import OWN_NAMES, Imported
@@ -25,23 +24,14 @@ from .rates import building, describe_rates
 
 @dataclass(frozen=True)
 class UpgradePlan:
-    """What an upgraded config will do to a baseline, for a person to check; and the upgraded network."""
+    """The upgraded network, the baseline fitted to it, and what will be done, for a person to check."""
 
     network: nn.Module
-    report: UpgradeReport
     imported: Imported
-    schedule_before: str
-    schedule_after: str
-    rates: str
+    text: str
 
     def __str__(self) -> str:
-        added = len(self.imported.added)
-        imported = '' if self.imported.format == OWN_NAMES else f'imported {self.imported}\n'
-        return (
-            f'{self.report}\n{imported}checkpoint: {len(self.imported.state_dict) - added} tensors fit, {added} offset '
-            f'tensors start at zero\nschedule before: {self.schedule_before}\n'
-            f'schedule after:  {self.schedule_after}\nrates of the built optimizer: {self.rates}'
-        )
+        return self.text
 
 
 def build_network(cfg: Config) -> nn.Module:
@@ -67,8 +57,16 @@ def plan_upgrade(before: Config, after: Config, checkpoint: str) -> UpgradePlan:
     """
     network = build_network(after)
     imported = import_baseline(local_path(checkpoint), network)
-    schedules = describe_schedule(before), describe_schedule(after)
-    return UpgradePlan(network, UpgradeReport.of(network), imported, *schedules, describe_rates(network, after))
+    added = len(imported.added)
+    lines = [
+        str(UpgradeReport.of(network)),
+        *([f'imported {imported}'] if imported.format != OWN_NAMES else []),
+        f'checkpoint: {len(imported.state_dict) - added} tensors fit, {added} offset tensors start at zero',
+        f'schedule before: {describe_schedule(before)}',
+        f'schedule after:  {describe_schedule(after)}',
+        f'rates of the built optimizer: {describe_rates(network, after)}',
+    ]
+    return UpgradePlan(network, imported, '\n'.join(lines))
 
 
 def check_before_training(cfg: Config) -> None:

@@ -184,14 +184,13 @@ def _loader(cfg: Config) -> Any:
     from mmengine.runner import Runner
 
     try:
-        loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+        return Runner.build_dataloader(cfg.train_dataloader, seed=0)
     except OSError as error:
         raise DataError(f'the training set cannot be read: {error}') from error
     except ValueError as error:  # of a set without pictures, from MMEngine's serialisation
         raise DataError(
             f'the training set has no picture with labels of the classes in the config ({error})'
         ) from error
-    return loader
 
 
 def _endless(loader: Any) -> Iterator[Any]:

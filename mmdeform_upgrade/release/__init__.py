@@ -4,7 +4,7 @@
 from .delta import apply_delta, make_delta
 from .inspection import Inspection, inspect_checkpoint
 from .publish import publish, published_checkpoint
-from .stock import stock_config
+from .rewrite import stock_config
 
 __all__ = [
     'Inspection',

@@ -18,7 +18,7 @@ from ..errors import CheckpointError, ConfigError, listed
 from ..files import write_safetensors
 from ..readers import read_checkpoint
 from .contents import meta_text, plain_meta, refuse_existing, write_checkpoint
-from .stock import why_not_stock
+from .rewrite import why_not_stock
 
 _NO_CONFIG = 'the config in a checkpoint is a program, which is not run; give --config'
 

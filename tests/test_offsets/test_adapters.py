@@ -147,8 +147,8 @@ def test_a_batch_norm_behind_it_computes_the_same_and_keeps_no_input():
 def test_a_network_whose_offsets_cannot_train_is_refused_untouched(frozen):
     model = network()
     if frozen:
+        upgrade_(model, 'last:1')
         model.requires_grad_(False)
-        upgrade_(model, 'last:1', allow_frozen=True)
         model[1].weight.requires_grad_(True)
     with pytest.raises(TargetError, match='those of 7 are frozen' if frozen else 'it has no ZeroOffsetDCN'):
         train_offsets_(model)

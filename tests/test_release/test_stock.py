@@ -13,7 +13,7 @@ from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 
 from mmdeform_upgrade.release import publish, stock_config
-from mmdeform_upgrade.release.stock import why_not_stock
+from mmdeform_upgrade.release.rewrite import why_not_stock
 
 from ..conftest import MMDET_CONFIGS, ROOT, build
 

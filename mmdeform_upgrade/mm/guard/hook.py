@@ -15,10 +15,8 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from ...checkpoint import clean_state_dict, not_finite, refuse_not_finite
 from ...errors import CheckpointError, ConfigError
 from ...files import remove_leftovers
-from ..finite import stop_for_weights
 from ..loading import SCHEME, refuse_to_overwrite
-from ..network import bare_network, checkpoint_hooks, named_tensors
-from ..random_state import kept_random_state
+from ..run import bare_network, checkpoint_hooks, kept_random_state, named_tensors, stop_for_weights
 from .checkpoints import BACKEND, find_resumable
 from .lock import hold
 from .randomness import PlacedBatches, open_data_anew, place_samples, seed_step

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..random_state import kept_random_state
+from ..run import kept_random_state
 
 _STEP, _SAMPLE, _BATCH = range(3)  # two uses of the same place never share a seed
 
@@ -70,35 +72,24 @@ class PlacedBatches:
         return getattr(self.batches, name)
 
 
-class SeededFetch:
-    """Reads a batch, each sample with random numbers of its own: the same ones in any worker or none.
+def fetch_seeded(dataset: Any, draws: Iterable[Any]) -> list[Any]:
+    """Read a batch, each sample with random numbers of its own: the same ones in any worker or none."""
+    with kept_random_state() if get_worker_info() is None else nullcontext():
+        return [_sample(dataset, draw) for draw in draws]
 
-    PyTorch's fetcher calls it where a data set has it as ``__getitems__``.
-    """
 
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
-
-    def __call__(self, draws: Iterable[Any]) -> list[Any]:
-        if get_worker_info() is not None:
-            return [self._sample(draw) for draw in draws]
-        with kept_random_state():
-            return [self._sample(draw) for draw in draws]
-
-    def _sample(self, draw: Any) -> Any:
-        if not isinstance(draw, Draw):
-            return self.dataset[draw]
-        # torch.manual_seed would queue a call for CUDA, too
-        torch.default_generator.manual_seed(_seed_python_and_numpy(_SAMPLE, *draw.place))
-        return self.dataset[draw.index]
+def _sample(dataset: Any, draw: Any) -> Any:
+    if not isinstance(draw, Draw):
+        return dataset[draw]
+    # torch.manual_seed would queue a call for CUDA, too
+    torch.default_generator.manual_seed(_seed_python_and_numpy(_SAMPLE, *draw.place))
+    return dataset[draw.index]
 
 
 def place_samples(loader: Any, sampler_seed: int | None = None) -> PlacedBatches | None:
     """Have a data loader give each sample random numbers of its own; None where no sampler draws its data.
 
-    Args:
-        loader: of the training data.
-        sampler_seed: that of the run that is resumed: where a config names no seed, every process draws one.
+    ``sampler_seed`` is that of the run that is resumed: where a config names no seed, every process draws one.
     """
     batches: Any = getattr(loader, 'batch_sampler', None)
     if batches is None or isinstance(loader.dataset, IterableDataset):
@@ -107,7 +98,7 @@ def place_samples(loader: Any, sampler_seed: int | None = None) -> PlacedBatches
     if sampler_seed is not None and hasattr(sampler, 'seed'):
         sampler.seed = sampler_seed
     placed = vars(loader)['batch_sampler'] = PlacedBatches(batches)  # DataLoader refuses an assignment
-    loader.dataset.__getitems__ = SeededFetch(loader.dataset)
+    loader.dataset.__getitems__ = partial(fetch_seeded, loader.dataset)  # which PyTorch's fetcher calls
     return placed
 
 
