@@ -17,10 +17,6 @@ class ShapeError(UpgradeError, ValueError):
     """A tensor's shape, dtype or device does not fit the operation."""
 
 
-class LayerError(UpgradeError, ValueError):
-    """A layer cannot have such settings."""
-
-
 class TargetError(UpgradeError, ValueError):
     """The targets match no convolution, or one that cannot be upgraded."""
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import LayerError, TrainingError
+from ..errors import TargetError, TrainingError
 from ..layers import ZeroOffsetDCN, upgraded_layers
 from .complexity import PLAIN, hooked, multiplications
 
@@ -101,12 +101,12 @@ def offset_signal(
         The upgraded layers in registration order; frozen offset branches are left out.
 
     Raises:
-        LayerError: the model has no upgraded layer whose offsets train.
+        TargetError: the model has no upgraded layer whose offsets train.
         TrainingError: a loss is not finite, or there are too few batches.
     """
     layers = {name: m for name, m in upgraded_layers(model).items() if m.conv_offset.weight.requires_grad}
     if not layers:
-        raise LayerError(f'{type(model).__name__} has no ZeroOffsetDCN whose offsets train: upgrade it first')
+        raise TargetError(f'{type(model).__name__} has no ZeroOffsetDCN whose offsets train: upgrade it first')
     offsets = {name: _Tally(layer.conv_offset.weight) for name, layer in layers.items()}
     weights = {name: _Tally(layer.weight) for name, layer in layers.items() if layer.weight.requires_grad}
     parameters = [layers[name].conv_offset.weight for name in offsets] + [layers[name].weight for name in weights]

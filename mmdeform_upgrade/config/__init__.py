@@ -13,19 +13,3 @@ from .upgrade import (
     upgrade_changes,
     upgrade_config,
 )
-
-__all__ = [
-    'BUILDER',
-    'HOOK',
-    'SCHEME',
-    'TRAIN_OFFSETS',
-    'Length',
-    'control_changes',
-    'describe_schedule',
-    'find_config',
-    'read_config',
-    'retrain_changes',
-    'shorten_schedule',
-    'upgrade_changes',
-    'upgrade_config',
-]

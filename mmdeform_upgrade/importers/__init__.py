@@ -4,5 +4,3 @@
 from .formats import OWN_NAMES, import_state_dict, matching_formats
 from .openmmlab import dataset_meta
 from .rules import Imported
-
-__all__ = ['OWN_NAMES', 'Imported', 'dataset_meta', 'import_state_dict', 'matching_formats']

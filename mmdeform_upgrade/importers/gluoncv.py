@@ -58,7 +58,6 @@ def _unit(conv: str, norm: str, our_conv: str, our_norm: str) -> tuple[Rule, ...
     )
 
 
-# ---- SSD512
 def _is_ssd(names: Source) -> bool:
     spelled = set(map(_spelling, names))
     return {'class_predictors.0.predictor.weight', 'box_predictors.0.predictor.weight'} <= spelled and bool(
@@ -113,7 +112,6 @@ def _ssd(source: Source) -> KeyMap:
     return KeyMap((*_SSD, classes), checks)
 
 
-# ---- YOLOv3
 def _darknet_and_heads() -> Iterator[Rule]:
     """Both ways of naming a convolution and its norm: by place, and counted in the order of execution."""
 

@@ -38,7 +38,6 @@ def _classes(outputs: int) -> tuple[list[int], tuple[str, ...], str]:
     return kept, COCO, f'{len(COCO)} of {_COCO_OUTPUTS} rows selected'
 
 
-# ---- SSD300
 _SSD = (
     Rule(r'backbone\.scale_weight', 'neck.l2_norm.weight'),
     Rule(r'backbone\.(features\.\d+\..*)', 'backbone.{1}'),
@@ -102,7 +101,6 @@ def _ssd(source: Source) -> KeyMap:
     return KeyMap(rules, needed, names)
 
 
-# ---- ResNet with FPN
 _FPN = (
     Rule(r'backbone\.body\.((?:conv1|bn1|layer[1-4])\..*)', 'backbone.{1}'),
     Rule(r'backbone\.fpn\.inner_blocks\.(\d)(?:\.0)?\.(weight|bias)', 'neck.lateral_convs.{1}.conv.{2}'),

@@ -46,9 +46,6 @@ def get_compiling_cuda_version() -> str:
     return 'not available'
 
 
-# ---- boxes
-
-
 def _iou(first: Tensor, second: Tensor, offset: int) -> Tensor:
     """(n, 4), (m, 4) -> (n, m), in the compiled operator's order of operations, so that ties fall the same way."""
     sides = []
@@ -130,9 +127,6 @@ def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
         groups.append(order[over].tolist())
         order = order[~over]
     return groups
-
-
-# ---- regions
 
 
 def roi_align_forward(
@@ -230,9 +224,6 @@ def _interpolation(
     return matrix.flatten(1, -2), cells.flatten(1).amin(1), cells.flatten(1).amax(1) + 1
 
 
-# ---- losses
-
-
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
@@ -257,9 +248,6 @@ def _focal(input: Tensor, target: Tensor, weight: Tensor, alpha: float) -> tuple
     scale = torch.where(own, alpha, 1 - alpha).to(logits)
     # the loss of another class is that of the class itself, mirrored
     return torch.where(own, logits, -logits), own, scale * weight[target, None] if weight.numel() else scale
-
-
-# ---- the stand-in
 
 
 def __getattr__(name: str) -> Callable[..., Any]:

@@ -8,6 +8,7 @@ imported when a config names it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -94,19 +95,15 @@ def _build_base(builder: str, base_type: Any, settings: Mapping[str, Any]) -> nn
             f"dict(type='{builder}', base_type='ResNet', ...)"
         )
     with MODELS.switch_scope_and_registry(None) as registry:
-        if isinstance(base_type, str) and not _is_registered(base_type, registry):
+        known = not isinstance(base_type, str)
+        with suppress(RuntimeError):  # the registry tries names as modules' contents, too
+            known = known or registry.get(base_type) is not None
+        if not known:
             raise ConfigError(
                 f'{builder}: base_type {base_type!r} is not registered in the scope {registry.scope!r}; '
                 "set default_scope in the config, or name it with its scope, as in 'mmdet.ResNet'"
             )
     return MODELS.build(dict(type=base_type, **settings))
-
-
-def _is_registered(name: str, registry: Any) -> bool:
-    try:
-        return registry.get(name) is not None
-    except RuntimeError:  # it also tries names as modules' contents
-        return False
 
 
 def _built_from(file: str, name: str) -> Callable[..., Any]:

@@ -4,12 +4,3 @@
 from .adapters import disable_adapter, load_adapter, set_adapter
 from .optimizer import OffsetOptimizer, split_offsets
 from .training import train_offsets_
-
-__all__ = [
-    'OffsetOptimizer',
-    'disable_adapter',
-    'load_adapter',
-    'set_adapter',
-    'split_offsets',
-    'train_offsets_',
-]

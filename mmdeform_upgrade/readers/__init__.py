@@ -5,12 +5,3 @@ from .contents import drop_inert, read_checkpoint
 from .kinds import kind_of, split_key
 from .safetensors import META
 from .unpickle import Inert
-
-__all__ = [
-    'META',
-    'Inert',
-    'drop_inert',
-    'kind_of',
-    'read_checkpoint',
-    'split_key',
-]

@@ -5,13 +5,3 @@ from .delta import apply_delta, make_delta
 from .inspection import Inspection, inspect_checkpoint
 from .publish import publish, published_checkpoint
 from .rewrite import stock_config
-
-__all__ = [
-    'Inspection',
-    'apply_delta',
-    'inspect_checkpoint',
-    'make_delta',
-    'publish',
-    'published_checkpoint',
-    'stock_config',
-]

@@ -10,7 +10,7 @@ from torch import nn
 
 from mmdeform_upgrade import upgrade_
 from mmdeform_upgrade.analysis.signal import FEWEST, offset_signal
-from mmdeform_upgrade.errors import LayerError, TrainingError
+from mmdeform_upgrade.errors import TargetError, TrainingError
 
 
 def _pictures(count, size=24):
@@ -131,7 +131,7 @@ def test_measuring_leaves_the_network_as_it_was():
 
 def test_what_cannot_be_measured_is_refused():
     model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1))
-    with pytest.raises(LayerError, match='Sequential has no ZeroOffsetDCN whose offsets train'):
+    with pytest.raises(TargetError, match='Sequential has no ZeroOffsetDCN whose offsets train'):
         offset_signal(model, _planted(FEWEST), _loss)
     upgrade_(model, 'last:1')
     with pytest.raises(TrainingError, match=f'3 batches cannot tell .* give at least {FEWEST}'):

@@ -4,5 +4,3 @@
 from .checkpoints import BACKEND, WholeFiles, find_resumable, why_not_resumable
 from .hook import RunGuardHook
 from .lock import hold
-
-__all__ = ['BACKEND', 'RunGuardHook', 'WholeFiles', 'find_resumable', 'hold', 'why_not_resumable']
