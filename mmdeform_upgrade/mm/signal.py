@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -82,11 +82,8 @@ class SignalReport:
         kept = dataclasses.asdict(self)
         for row, layer in zip(kept['layers'], self.layers, strict=True):
             row.update(noise_scale=layer.noise_scale, verdict=layer.verdict)
-            row.update(
-                {key: None for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
-            )
-        kept['reach'] = {n: [r if math.isfinite(r) else None for r in pair] for n, pair in self.reach.items()}
-        return kept
+        plain: dict[str, Any] = json.loads(json.dumps(kept), parse_constant=lambda text: None)
+        return plain
 
 
 def measure_signal(

@@ -125,11 +125,9 @@ class OffsetOptimizer(Optimizer):
             [bool(group.get('offsets')) for group in groups] for groups in (state_dict['param_groups'], self._groups)
         )
         if saved != own:
-            found, expected = (
-                f'{flags.count(False)} groups and {flags.count(True)} of offsets' for flags in (saved, own)
-            )
             raise UpgradeError(
-                f'the optimizer state has {found}, this optimizer has {expected}: resume with the optim_wrapper that the '
+                f'the optimizer state has {saved.count(False)} groups and {saved.count(True)} of offsets, this optimizer '
+                f'has {own.count(False)} groups and {own.count(True)} of offsets: resume with the optim_wrapper that the '
                 'state was saved with'
             )
         super().load_state_dict(state_dict)
