@@ -392,7 +392,8 @@ def as_config(plain):
         return None
 
 
-NONSENSE = (TypeError, AttributeError, KeyError, ValueError)  # settings that MMEngine would not take either
+# Settings that MMEngine would not take either; a tensor's truth is a RuntimeError.
+NONSENSE = (TypeError, AttributeError, KeyError, ValueError, RuntimeError)
 RATIO = st.one_of(st.floats(0.01, 1), st.sampled_from([25, 0, -0.25, 1.01, '0.25']), JUNK)
 
 
