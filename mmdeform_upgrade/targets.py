@@ -112,6 +112,8 @@ def predicts_offsets(name: str, modules: Mapping[str, nn.Module]) -> bool:
 
 def why_not(modules: Mapping[str, nn.Module], name: str) -> str | None:
     """Why a convolution cannot be upgraded where it is, or None if it can."""
+    if predicts_offsets(name, modules):
+        return 'it predicts the offsets of a deformable layer'
     around = name
     while around:
         around = around.rpartition('.')[0]

@@ -299,7 +299,7 @@ def test_fusing_feature_maps_merges_no_convolutions():
     assert FPG.fuse and not merging_method(FPG.__new__(FPG))
 
 
-def test_what_predicts_offsets_inside_another_conv_is_not_counted_by_last():
+def test_what_predicts_offsets_inside_another_conv_is_neither_counted_by_last_nor_upgraded():
     from mmcv.ops import DeformConv2dPack, SAConv2d
 
     net = Net()
@@ -307,6 +307,9 @@ def test_what_predicts_offsets_inside_another_conv_is_not_counted_by_last():
     net.layer2[0].conv2 = DeformConv2dPack(4, 4, 3, padding=1)
     assert type(net.layer2[1].conv2.offset_s) is type(net.layer2[0].conv2.conv_offset) is nn.Conv2d
     assert find_targets(net, 'last:2') == ['layer1.0.conv2', 'layer1.1.conv2']
+    for targets in (r'.*conv_offset', ['layer2.1.conv2.offset_s']):
+        with pytest.raises(TargetError, match='it predicts the offsets of a deformable layer'):
+            find_targets(net, targets)
 
 
 @pytest.mark.parametrize('conv_cfg', ['ConvWS', 'ConvAWS'])
