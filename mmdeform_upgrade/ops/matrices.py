@@ -35,7 +35,8 @@ def kernel_matrix(weight: Tensor, taps: slice, geo: Geometry, dtype: torch.dtype
     """
     if by_channel:
         return weight.view(1, geo.O, -1).to(dtype)
-    rows = _by_tap(weight)[:, taps].to(dtype)
+    rows = _by_tap(weight).to(dtype)
+    rows = rows if taps.stop - taps.start == geo.K else rows[:, taps]
     return rows.reshape(geo.groups, geo.O // geo.groups, -1).contiguous()
 
 
@@ -45,7 +46,7 @@ def join_taps(parts: list[Tensor], weight: Tensor, geo: Geometry) -> Tensor:
         return torch.zeros_like(weight)
     rows = [part.view(geo.O, -1, geo.C // geo.groups) for part in parts]
     if len(rows) == 1:
-        return rows[0].unflatten(1, (geo.kh, geo.kw)).permute(0, 3, 1, 2)
+        return rows[0].view(geo.O, geo.kh, geo.kw, -1).permute(0, 3, 1, 2)
     grad = torch.empty_like(weight, memory_format=format_of(weight))
     torch.cat(rows, dim=1, out=_by_tap(grad))
     return grad
@@ -103,7 +104,7 @@ def project(out: Tensor, columns: Tensor, kernel: Tensor, geo: Geometry, first: 
     if geo.groups == 1:
         columns = columns.to(kernel.dtype)
         long_sum = columns.shape[1] > LONGEST_SUM and not columns.is_cuda
-        product = columns @ kernel[0].t() if long_sum else _times_transposed(columns, kernel[0])
+        product = columns @ kernel[0].t() if long_sum else _times(columns, kernel[0].t())
     else:
         grouped = torch.bmm(_split_columns(columns.to(kernel.dtype), geo), kernel.transpose(1, 2))
         product = grouped.permute(1, 0, 2).reshape(out.shape)
@@ -119,27 +120,28 @@ def add_grad_kernel(total: Tensor | None, columns: Tensor, turned: Tensor, geo: 
     elif columns.is_cuda and columns.dtype == torch.float32 and tf32_allowed():
         product = _pointwise_grad(turned.t(), columns).unsqueeze(0)
     else:
-        product = _times_transposed(turned, columns.t()).unsqueeze(0)
+        product = _times(turned, columns).unsqueeze(0)
     return product.to(like) if total is None else total.add_(product)
 
 
 def grad_columns(grad_rows: Tensor, kernel: Tensor, geo: Geometry) -> Tensor:
     """Gradient (p, k*C) of the columns: grad_rows (p, O) times kernel."""
     if geo.groups == 1:
-        return _times_transposed(grad_rows, kernel[0].t())
+        return _times(grad_rows, kernel[0])
     product = torch.bmm(_split_outputs(grad_rows, geo), kernel)  # (groups, p, k*C/groups)
     split = product.view(geo.groups, len(grad_rows), -1, geo.C // geo.groups)
     return split.permute(1, 2, 0, 3).reshape(len(grad_rows), -1)
 
 
-def _times_transposed(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b.t()`` by the fastest product there is."""
-    if _ONEDNN is not None and _onednn_suits(a):
-        product: Tensor = _ONEDNN(_blas_ready(a), _blas_ready(b), None, 'none', [], '')
-        return product
-    if a.is_cuda and a.dtype == torch.float32 and tf32_allowed():
-        return _as_convolution(a, b)
-    return a @ b.t()
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` by the fastest product there is."""
+    if a.dtype == torch.float32:
+        if a.is_cuda and tf32_allowed():
+            return _as_convolution(a, b.t())
+        if _onednn_suits(a):
+            product: Tensor = _ONEDNN(_blas_ready(a), _blas_ready(b.t()), None, 'none', [], '')
+            return product
+    return a @ b
 
 
 def tf32_allowed() -> bool:
@@ -173,9 +175,9 @@ def _blas_ready(matrix: Tensor) -> Tensor:
 
 
 def _onednn_suits(tensor: Tensor) -> bool:
-    if torch.jit.is_tracing() or not getattr(torch.backends.mkldnn, 'enabled', True):  # a switch since torch 2.6
+    if _ONEDNN is None or tensor.device.type != 'cpu' or torch.jit.is_tracing():
         return False
-    return tensor.device.type == 'cpu' and tensor.dtype == torch.float32
+    return bool(getattr(torch.backends.mkldnn, 'enabled', True))  # a switch since torch 2.6
 
 
 def _split_columns(columns: Tensor, geo: Geometry) -> Tensor:

@@ -53,11 +53,7 @@ class Read(NamedTuple):
     rows: Tensor  # (N*H*W, C)
     offset: Tensor  # in one of the two memory formats, the mask in the same
     mask: Tensor | None
-
-    @property
-    def last(self) -> bool:
-        """Whether offset and mask are channels-last."""
-        return matrices.format_of(self.offset) is torch.channels_last
+    last: bool  # whether offset and mask are channels-last
 
 
 def _read(operands: Operands) -> Read:
@@ -65,7 +61,8 @@ def _read(operands: Operands) -> Read:
     rows = matrices.map_to_rows(input, input.dtype)
     memory_format = matrices.format_of(offset)
     offset = offset.contiguous(memory_format=memory_format)
-    return Read(rows, offset, None if mask is None else mask.contiguous(memory_format=memory_format))
+    mask = None if mask is None else mask.contiguous(memory_format=memory_format)
+    return Read(rows, offset, mask, memory_format is torch.channels_last)
 
 
 def forward(operands: Operands, geo: Geometry) -> Tensor:
@@ -98,57 +95,47 @@ def backward(grad_output: Tensor, operands: Operands, geo: Geometry, wanted: Wan
     for taps in cuts.taps:
         kernel, grad_kernel = matrices.kernel_matrix(weight, taps, geo, weight.dtype), None
         for positions in cuts.positions:
-            part = Part(positions, taps)
-            columns = _differentiate(grads, read, grad_rows[positions], kernel, part, wanted.weight, geo)
+            part = _part(positions, taps)
+            some_rows = grad_rows[positions]
+            columns = _differentiate(grads, read, some_rows, kernel, part, wanted.weight, geo)
             if columns is not None:
-                grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, grad_rows[positions].t(), geo, last=whole)
+                grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, some_rows.t(), geo, last=whole)
             del columns  # before those of the next piece are made
         grad_kernels += [] if grad_kernel is None else [grad_kernel]
     grad_input = grads.input
     if grad_input is not None:
         grad_input = grad_input.view(geo.N, geo.H, geo.W, geo.C).permute(0, 3, 1, 2)
     grad_weight = matrices.join_taps(grad_kernels, weight, geo) if wanted.weight else None
-    return grads._replace(input=grad_input, weight=grad_weight)
+    return Grads(grad_input, grads.offset, grad_weight, grads.mask)
 
 
-class Part(NamedTuple):
-    """Some output positions and some taps."""
+Part = tuple[int, int, int, int]  # first and number of output positions, and of taps
 
-    positions: slice
-    taps: slice
 
-    @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        """First and number of the positions, and of the taps."""
-        positions, taps = self
-        return positions.start, positions.stop - positions.start, taps.start, taps.stop - taps.start
+def _part(positions: slice, taps: slice) -> Part:
+    return positions.start, positions.stop - positions.start, taps.start, taps.stop - taps.start
 
 
 def _differentiate(
     grads: Grads, read: Read, grad_rows: Tensor, kernel: Tensor, part: Part, with_columns: bool, geo: Geometry
 ) -> Tensor | None:
     """Bring the gradient of some columns to input, offset and mask; the columns, if the kernel's gradient needs them."""
-    _, positions, _, taps = part.sizes
-    samples = positions * taps * geo.G
-    grad_columns = columns = keys = weights = None
-    if grads.input is not None or grads.offset is not None:
-        grad_columns = matrices.grad_columns(grad_rows, kernel, geo)
-    if with_columns:
-        columns = _new_columns(read, part, geo)
-    if grads.input is not None:
-        keys = torch.empty(samples, dtype=torch.int32 if _cells(geo) < 2**31 else torch.int64, device=read.rows.device)
-        weights = torch.empty((3, samples), dtype=torch.float32, device=read.rows.device)
-    if not samples:
+    first, positions, first_tap, taps = part
+    samples, rows = positions * taps * geo.G, read.rows
+    grad_input, grad_offset, _, _ = grads
+    columns = rows.new_empty((positions, taps * geo.C)) if with_columns else None
+    if grad_input is None and grad_offset is None:
+        _sample(read, part, geo, columns)
         return columns
+    grad_columns = matrices.grad_columns(grad_rows, kernel, geo)
+    if grad_input is None:
+        _sample(read, part, geo, columns, grad_columns, grads)
+        return columns
+    keys = rows.new_empty(samples, dtype=torch.int32 if _cells(geo) < 2**31 else torch.int64)
+    weights = rows.new_empty((3, samples), dtype=torch.float32)
     _sample(read, part, geo, columns, grad_columns, grads, keys, weights)
-    if grads.input is not None and grad_columns is not None and keys is not None and weights is not None:
-        _gather(grads.input, grad_columns, keys, weights, geo, adding=part.positions.start > 0 or part.taps.start > 0)
+    _gather(grad_input, grad_columns, keys, weights, geo, adding=first > 0 or first_tap > 0)
     return columns
-
-
-def _new_columns(read: Read, part: Part, geo: Geometry) -> Tensor:
-    _, positions, _, taps = part.sizes
-    return read.rows.new_empty((positions, taps * geo.C))
 
 
 def _cells(geo: Geometry) -> int:
@@ -207,8 +194,9 @@ def _convolve_columns(output: Tensor, read: Read, weight: Tensor, bias: Tensor |
     for taps in cuts.taps:
         kernel = matrices.kernel_matrix(weight, taps, geo, weight.dtype)
         for positions in cuts.positions:
-            columns = _new_columns(read, Part(positions, taps), geo)
-            _sample(read, Part(positions, taps), geo, columns)
+            part = _part(positions, taps)
+            columns = read.rows.new_empty((part[1], part[3] * geo.C))
+            _sample(read, part, geo, columns)
             matrices.project(total[positions], columns, kernel, geo, first=taps.start == 0)
     rows.copy_(total if bias is None else total + bias)
 
@@ -224,21 +212,21 @@ def _sample(
     weights: Tensor | None = None,
 ) -> None:
     """Write columns, gradients of offset and mask, and keys with their weights; whatever is not None."""
-    grad_offset = None if grads is None else grads.offset
-    grad_mask = None if grads is None else grads.mask
+    rows, offset, mask, last = read
+    _, grad_offset, _, grad_mask = grads or (None, None, None, None)
     tile = _SAMPLE if grad_offset is None else _PLAN
-    _, positions, _, taps = part.sizes
-    optional = (read.mask, columns, grad_columns, grad_offset, grad_mask, keys, weights)
+    _, positions, _, taps = part
+    optional = (mask, columns, grad_columns, grad_offset, grad_mask, keys, weights)
     sample_kernel[(-(-positions // tile.positions), taps, geo.G)](
-        read.rows,
-        read.offset,
-        *(read.offset if tensor is None else tensor for tensor in optional),
+        rows,
+        offset,
+        *[offset if tensor is None else tensor for tensor in optional],
         positions * taps * geo.G,
-        *part.sizes,
+        *part,
         geo.C,
         **_options(tile, geo),
-        MASKED=read.mask is not None,
-        LAST=read.last,
+        MASKED=mask is not None,
+        LAST=last,
         COLUMNS=columns is not None,
         PLAN=grad_offset is not None,
         KEYS=keys is not None,
