@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .geometry import Geometry
 
-COLUMN_BYTES = {'cpu': 4 * 2**20}  # columns alive at a time: about what stays in a cache
+COLUMN_BYTES = {'cpu': 16 * 2**20}  # columns alive at a time; larger pieces bring little more
 DEFAULT_COLUMN_BYTES = 256 * 2**20  # other devices: launches cost more than memory, which still is bounded
 LONGEST_SUM = 1024  # where the float32 error of oneDNN's products would pass twice that of a convolution
 SMALL_KERNEL_BYTES = 2**20  # a kernel matrix that is cheap to read again for each chunk
@@ -18,6 +18,11 @@ class Cuts(NamedTuple):
 
     taps: list[slice]
     positions: list[slice]
+
+
+def whole(geo: Geometry) -> Cuts:
+    """All columns at once."""
+    return Cuts([slice(0, geo.K)], [slice(0, geo.N * geo.L)])
 
 
 def cut(geo: Geometry, itemsize: int, device_type: str, summed: bool = False) -> Cuts:

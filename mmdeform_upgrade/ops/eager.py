@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import matrices, sampling
-from .chunks import Cuts, cut
+from .chunks import cut, whole
 from .geometry import Geometry
 from .passes import Grads, Operands, Wanted
 from .sampling import Corners
@@ -37,11 +37,13 @@ def forward(operands: Operands, geo: Geometry) -> Tensor:
     shape = (geo.N, geo.O, geo.Ho, geo.Wo)
     output = torch.empty(shape, dtype=work, device=input.device, memory_format=torch.channels_last)
     rows = matrices.map_to_rows(output, work)
-    cuts = cut(geo, work.itemsize, input.device.type, summed=True)
+    few = _few_positions(4, weight, geo)
+    cuts = whole(geo) if few else cut(geo, work.itemsize, input.device.type, summed=True)
     for taps in cuts.taps:
-        kernel = matrices.kernel_matrix(weight, taps, geo, matrices.product_dtype(weight))
+        kernel = matrices.kernel_matrix(weight, taps, geo, matrices.product_dtype(weight), by_channel=few)
         for positions in cuts.positions:
             columns = _sample(table, sampling.corners(plan.part(positions, taps), geo), taps, geo)
+            columns = matrices.turn(columns, geo.K) if few else columns
             matrices.project(rows[positions], columns, kernel, geo, first=taps.start == 0)
             del columns  # before the next ones are made
     if bias is not None:
@@ -61,9 +63,8 @@ def backward(grad_output: Tensor, operands: Operands, geo: Geometry, wanted: Wan
     grad_table = torch.zeros_like(table) if wanted.input else None
     dots = table.new_empty((4, *plan.base.shape)) if wanted.plan else None
     grad_kernels = []
-    # With fewer positions than outputs, columns are turned and not a contiguous kernel.
-    few = geo.groups == 1 and 0 < geo.N * geo.L <= geo.O and weight.is_contiguous()
-    cuts = Cuts([slice(0, geo.K)], [slice(0, geo.N * geo.L)]) if few else cut(geo, table.itemsize, table.device.type)
+    few = _few_positions(1, weight, geo)
+    cuts = whole(geo) if few else cut(geo, table.itemsize, table.device.type)
     for taps in cuts.taps:
         kernel = grad_kernel = None
         if wanted.input or wanted.plan:
@@ -91,6 +92,11 @@ def backward(grad_output: Tensor, operands: Operands, geo: Geometry, wanted: Wan
     grad_input = None if grad_table is None else sampling.from_table(grad_table, geo, matrices.format_of(input))
     grad_offset, grad_mask = (None, None) if dots is None else sampling.plan_gradients(plan, dots, geo)
     return Grads(grad_input, grad_offset, grad_weight, grad_mask)
+
+
+def _few_positions(times: int, weight: Tensor, geo: Geometry) -> bool:
+    """Whether to turn the columns, all at once, and not a contiguous kernel, which has so many times their rows."""
+    return geo.groups == 1 and 0 < geo.N * geo.L * times <= geo.O and weight.is_contiguous()
 
 
 def _sample(table: Tensor, corners: Corners, taps: slice, geo: Geometry) -> Tensor:

@@ -95,8 +95,9 @@ def _tap_grid(geo: Geometry, axis: int, dtype: torch.dtype, device: torch.device
     """Undeformed rows (axis 0) or columns (axis 1) of every tap, (L, K, 1)."""
     size, stride = (geo.Ho, geo.Wo)[axis], (geo.stride_h, geo.stride_w)[axis]
     taps, dilation = (geo.kh, geo.kw)[axis], (geo.dil_h, geo.dil_w)[axis]
-    start = torch.arange(size, device=device, dtype=dtype) * stride - (geo.pad_h, geo.pad_w)[axis]
-    grid = start + (torch.arange(taps, device=device, dtype=dtype) * dilation).unsqueeze(1)  # (taps, size)
+    first = -(geo.pad_h, geo.pad_w)[axis]
+    start = torch.arange(first, first + size * stride, stride, device=device, dtype=dtype)
+    grid = start + torch.arange(0, taps * dilation, dilation, device=device, dtype=dtype).unsqueeze(1)  # (taps, size)
     shape = (taps, 1, size, 1) if axis == 0 else (1, taps, 1, size)
     return grid.view(shape).expand(geo.kh, geo.kw, geo.Ho, geo.Wo).reshape(geo.K, geo.L).t().unsqueeze(2)
 
