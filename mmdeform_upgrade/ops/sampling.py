@@ -75,31 +75,25 @@ def make_plan(offset: Tensor, mask: Tensor | None, geo: Geometry, dtype: torch.d
     if mask is not None:
         parts.append(mask.reshape(1, geo.N, geo.G, geo.K, geo.L).permute(0, 1, 4, 3, 2).to(dtype))
     base = _table_rows(whole.nan_to_num_(0.0), geo)
-    return Plan(base.reshape(geo.N * geo.L, geo.K, geo.G), torch.cat(parts).flatten(1, 2))
+    interp = parts[0] if mask is None else torch.cat(parts)
+    return Plan(base.reshape(geo.N * geo.L, geo.K, geo.G), interp.flatten(1, 2))
 
 
 def _table_rows(whole: Tensor, geo: Geometry) -> Tensor:
     """Table rows (N, L, K, G) of the pixels that are ``whole`` (2, N, L, K, G) away from the undeformed ones."""
-    index, cols = index_dtype(geo), table_size(geo)[1]
-    taps = [_tap_grid(geo, axis, index, whole.device) for axis in (0, 1)]
-    y = whole[0].to(index).add_(taps[0]).clamp_(-BORDER, geo.H)
-    x = whole[1].to(index).add_(taps[1]).clamp_(-BORDER, geo.W)
-    image = torch.arange(geo.N, device=y.device, dtype=index).view(-1, 1, 1, 1) * (geo.H + BORDER) + LEAD
-    base = y.add_(image).mul_(cols).add_(x)
-    if geo.G == 1:
-        return base
-    return base * geo.G + torch.arange(geo.G, device=y.device, dtype=index)
+    cols, index, device = table_size(geo)[1], index_dtype(geo), whole.device
 
+    def steps(first: int, count: int, step: int, *shape: int) -> Tensor:
+        return torch.arange(first, first + count * step, step, device=device, dtype=index).view(shape)
 
-def _tap_grid(geo: Geometry, axis: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Undeformed rows (axis 0) or columns (axis 1) of every tap, (L, K, 1)."""
-    size, stride = (geo.Ho, geo.Wo)[axis], (geo.stride_h, geo.stride_w)[axis]
-    taps, dilation = (geo.kh, geo.kw)[axis], (geo.dil_h, geo.dil_w)[axis]
-    first = -(geo.pad_h, geo.pad_w)[axis]
-    start = torch.arange(first, first + size * stride, stride, device=device, dtype=dtype)
-    grid = start + torch.arange(0, taps * dilation, dilation, device=device, dtype=dtype).unsqueeze(1)  # (taps, size)
-    shape = (taps, 1, size, 1) if axis == 0 else (1, taps, 1, size)
-    return grid.view(shape).expand(geo.kh, geo.kw, geo.Ho, geo.Wo).reshape(geo.K, geo.L).t().unsqueeze(2)
+    tap_y = steps(-geo.pad_h, geo.Ho, geo.stride_h, -1, 1, 1, 1) + steps(0, geo.kh, geo.dil_h, -1, 1)
+    tap_x = steps(-geo.pad_w, geo.Wo, geo.stride_w, -1, 1, 1) + steps(0, geo.kw, geo.dil_w, -1)
+    grid = (geo.Ho, geo.Wo, geo.kh, geo.kw)
+    y, x = (tap.expand(grid).reshape(geo.L, geo.K, 1) for tap in (tap_y, tap_x))
+    y = whole[0].to(index).add_(y).clamp_(-BORDER, geo.H)
+    x = whole[1].to(index).add_(x).clamp_(-BORDER, geo.W)
+    base = y.mul_(cols).add_(x).add_(steps(LEAD * cols, geo.N, (geo.H + BORDER) * cols, -1, 1, 1, 1))
+    return base if geo.G == 1 else base * geo.G + steps(0, geo.G, 1, -1)
 
 
 class Corners(NamedTuple):
