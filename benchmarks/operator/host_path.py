@@ -6,7 +6,7 @@
 
 The kernels are compiled for a GPU's compute capability and launched by Triton's own launcher into a driver that does
 nothing; PyTorch's operations run on a CPU on a map so small that they take next to no time. What is left is Python,
-the dispatcher and autograd.
+the dispatcher and autograd, and the backward pass's two products, timed once more by themselves.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class NullDriver:
     def __init__(self, capability=90):
         self.capability = capability
         self.utils = SimpleNamespace(
-            load_binary=lambda *_: (None, None, 0, 0, 1024),
+            load_binary=lambda *_: ('module', 'function', 0, 0, 1024),
             unload_module=lambda *_: None,
             get_device_properties=lambda *_: {'max_shared_mem': SHARED_MEMORY[capability], 'multiprocessor_count': 132},
         )
@@ -114,8 +114,12 @@ def main(argv=None):
             counts.append((launches, dict(operations.seen)))
             launches = 0
         first, whole = (microseconds(f, args.repetitions) for f in (forward, both))
+        rows, columns = (torch.randn(16, n, dtype=grad.dtype) for n in (args.channels, 9 * args.channels))
+        kernel = tensors[2].detach().reshape(args.channels, -1)
+        products = microseconds(lambda r=rows, k=kernel, c=columns: (r @ k, r.t() @ c), args.repetitions)
         layout = 'channels-last' if channels_last else 'contiguous'
         print(f'{layout}: forward {first:.0f} us, forward and backward {whole:.0f} us, backward {whole - first:.0f} us')
+        print(f'  of the backward pass, two products on the CPU: {products:.0f} us')
         for name, (launched, seen) in zip(('forward', 'forward and backward'), counts, strict=True):
             print(f'  {name}: {launched} launches of Triton kernels; {seen}')
     print(f'torch {torch.__version__}, triton {triton.__version__}, Python {sys.version.split()[0]}')
