@@ -138,7 +138,7 @@ def _times(a: Tensor, b: Tensor) -> Tensor:
     if a.dtype == torch.float32:
         if a.is_cuda and tf32_allowed():
             return _as_convolution(a, b.t())
-        if _onednn_suits(a):
+        if _ONEDNN is not None and _onednn_suits(a):
             product: Tensor = _ONEDNN(_blas_ready(a), _blas_ready(b.t()), None, 'none', [], '')
             return product
     return a @ b
@@ -175,7 +175,7 @@ def _blas_ready(matrix: Tensor) -> Tensor:
 
 
 def _onednn_suits(tensor: Tensor) -> bool:
-    if _ONEDNN is None or tensor.device.type != 'cpu' or torch.jit.is_tracing():
+    if tensor.device.type != 'cpu' or torch.jit.is_tracing():
         return False
     return bool(getattr(torch.backends.mkldnn, 'enabled', True))  # a switch since torch 2.6
 
