@@ -226,7 +226,7 @@ from mmengine.config import read_base
 from mmengine.model.weight_init import PretrainedInit
 from mmseg.models.losses import DiceLoss
 from torch.nn import BatchNorm2d, Hardtanh
-from tests.pure_python import Watch
+from tests.test_config.pure_python import Watch
 
 with read_base():
     from ..seg.fcn_r18_d8 import *

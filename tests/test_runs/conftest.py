@@ -34,7 +34,7 @@ class Record(Hook):
             }
 
 
-@pytest.fixture(autouse=True, scope='package')
+@pytest.fixture(autouse=True, scope='module')
 def _plain_config_texts():
     """Configs are written without yapf's layout, which takes most of a short run's time."""
     with pytest.MonkeyPatch.context() as patch:
