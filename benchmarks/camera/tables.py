@@ -39,6 +39,7 @@ NAMES = {
     'scratch-upgraded': 'deformable from scratch',
     'scratch-dilated': 'plain, dilated, from scratch',
 }
+SAME_NAMES = {'scratch': 'baseline', 'scratch-upgraded': 'deformable from scratch'}
 
 
 def flat(row: Row) -> Row:
@@ -105,7 +106,7 @@ def score_name(bed: str) -> str:
 def arms_table(rows: Sequence[Row], bed: str, network: str, geometry: str) -> str:
     """Markdown: every arm of the standard length after one map."""
     own = select(rows, bed=bed, network=network, geometry=geometry, source='identity', labels=None)
-    own = [r for r in own if r['steps'] in (0, TUNE_STEPS[bed]) and not r['arm'].startswith('scratch')]
+    own = [r for r in own if r['steps'] in (0, TUNE_STEPS[bed]) and not from_scratch(r)]
     control, score = by_seed(r for r in own if r['arm'] == 'control'), score_name(bed)
     lines = [
         f'| {bed}, {network}, {geometry}, {TUNE_STEPS[bed]} steps | {score}, val | {score}, test | over the control, test '
@@ -138,7 +139,7 @@ def series(rows: Sequence[Row], axis: str, arm: str, split: str = 'test') -> lis
 def lengths_table(rows: Sequence[Row], bed: str, network: str, geometry: str, source: str = 'identity') -> str:
     """Markdown: test scores by length."""
     own = select(rows, bed=bed, network=network, geometry=geometry, source=source, labels=None)
-    own = [r for r in own if r['steps'] and not r['arm'].startswith('scratch')]
+    own = [r for r in own if r['steps'] and not from_scratch(r)]
     return axis_table(own, 'steps', f'{bed}, {geometry}: steps')
 
 
@@ -200,10 +201,8 @@ def from_scratch(row: Row) -> bool:
     return row['arm'].startswith('scratch')
 
 
-SAME_NAMES = {'scratch': 'baseline', 'scratch-upgraded': 'deformable from scratch'}
-
-
 def axis_table(rows: Sequence[Row], axis: str, title: str) -> str:
+    """Markdown: mean test scores of every arm over the values of an axis, with the number of baselines."""
     values = sorted({r[axis] for r in rows})
     arms = [arm for arm in ORDER if any(r['arm'] == arm for r in rows)]
     if not values:
