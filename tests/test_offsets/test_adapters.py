@@ -75,6 +75,16 @@ def same_bits(model, other):
         return torch.equal(model(PICTURES), other(PICTURES))
 
 
+def with_its_adapter(baseline, upgraded, folder):
+    """A copy of the baseline with the adapter that makes the upgraded network of it, by way of files."""
+    for name, net in (('b', baseline), ('u', upgraded)):
+        torch.save({'state_dict': net.state_dict()}, folder / f'{name}.pth')
+    make_delta(*(str(folder / file) for file in ('b.pth', 'u.pth', 'adapter.safetensors')))
+    switched = copy.deepcopy(baseline)
+    load_adapter(switched, str(folder / 'adapter.safetensors'))
+    return switched
+
+
 def test_everything_but_the_offsets_stays_to_the_bit():
     before = network()
     after = trained_offsets(before, 'last:2').state_dict()
@@ -218,11 +228,7 @@ def test_a_baseline_with_deformable_layers_of_its_own_keeps_them(tmp_path):
     model = copy.deepcopy(baseline)
     upgrade_(model, ['3'])
     nn.init.normal_(model[3].conv_offset.bias)
-    for name, net in (('b', baseline), ('u', model)):
-        torch.save({'state_dict': net.state_dict()}, tmp_path / f'{name}.pth')
-    make_delta(*(str(tmp_path / file) for file in ('b.pth', 'u.pth', 'adapter.safetensors')))
-    switched = copy.deepcopy(baseline)
-    load_adapter(switched, str(tmp_path / 'adapter.safetensors'))
+    switched = with_its_adapter(baseline, model, tmp_path)
     assert same_bits(switched, model)
     with disable_adapter(switched):
         assert same_bits(switched, baseline) and list(upgraded_layers(switched)) == ['7']
@@ -232,11 +238,7 @@ def test_an_adapter_of_an_upgraded_baseline_is_switched_against_its_own_offsets(
     baseline = trained_offsets(network(), 'last:2')
     model = copy.deepcopy(baseline)
     nn.init.normal_(model[7].conv_offset.bias)
-    for name, net in (('b', baseline), ('u', model)):
-        torch.save({'state_dict': net.state_dict()}, tmp_path / f'{name}.pth')
-    make_delta(*(str(tmp_path / file) for file in ('b.pth', 'u.pth', 'adapter.safetensors')))
-    switched = copy.deepcopy(baseline)
-    load_adapter(switched, str(tmp_path / 'adapter.safetensors'))
+    switched = with_its_adapter(baseline, model, tmp_path)
     assert same_bits(switched, model) and not same_bits(switched, baseline)
     with disable_adapter(switched):
         assert same_bits(switched, baseline) and list(upgraded_layers(switched)) == ['3', '7']
@@ -262,11 +264,7 @@ def test_a_convolution_that_is_used_twice_is_switched_in_both_places(tmp_path):
     baseline = copy.deepcopy(model)
     upgrade_(model, ['0'])
     nn.init.normal_(model[0].conv_offset.bias)
-    for name, net in (('b', baseline), ('u', model)):
-        torch.save({'state_dict': net.state_dict()}, tmp_path / f'{name}.pth')
-    make_delta(*(str(tmp_path / file) for file in ('b.pth', 'u.pth', 'adapter.safetensors')))
-    switched = copy.deepcopy(baseline)
-    load_adapter(switched, str(tmp_path / 'adapter.safetensors'))
+    switched = with_its_adapter(baseline, model, tmp_path)
     assert same_bits(switched, model) and switched[2] is switched[0]
     with disable_adapter(switched):
         assert same_bits(switched, baseline) and switched[2] is switched[0]
