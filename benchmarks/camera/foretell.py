@@ -4,7 +4,7 @@
     python -m benchmarks.camera.foretell --lab work_dirs/camera --out docs/results/camera-signal
 
 For every setting of the lab that has a control and an upgrade from the same baselines: the signal of the targets at each
-baseline on the new pictures, beside the gain of the upgrade over the control on the test split.
+baseline on the new pictures, and how large the objects are beside what the network effectively sees, beside the gain of the upgrade over the control on the test split.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from mmdeform_upgrade import find_targets
+from mmdeform_upgrade.analysis.receptive_field import reaches
 from mmdeform_upgrade.analysis.signal import offset_signal
+from mmdeform_upgrade.mm.signal import quartiles, regions
 
 from .detection import detection_loss
 from .runs import Lab, Run, read
@@ -30,7 +34,12 @@ from .training import Recipe, segmentation_loss
 
 SETTING = ('bed', 'network', 'source', 'geometry')
 BATCHES, BATCH = 32, 8
+LOOKED_AT = 8  # pictures
 Setting = tuple[str, str, str, str]
+AXES = (
+    'signal before training (1 is noise), mean of the layers',
+    "objects' length over what the network effectively sees",
+)
 
 
 def settings(rows: list[Row]) -> Iterator[tuple[Setting, list[Row], list[Row]]]:
@@ -64,15 +73,36 @@ def measure(lab: Lab, run: Run, seed: int) -> dict[str, Any]:
     return {layer.layer: [round(layer.snr, 3), round(layer.z, 3), round(layer.weight_snr, 3)] for layer in found}
 
 
+def effective_reach(lab: Lab, run: Run, seed: int) -> float:
+    """Pixels that the last target of a baseline effectively sees, on the new camera's pictures."""
+    model = lab._network(replace(run, arm='untouched'), seed).eval()
+    name = find_targets(model.backbone, run.targets)[-1]
+    pictures = lab.data(run.bed, run.geometry, 'train').pictures[:LOOKED_AT].float()
+    return reaches({name: model.backbone.get_submodule(name)}, pictures, model)[name][1]
+
+
+def extent(lab: Lab, run: Run) -> float:
+    """Median of the objects' longer sides in pixels, in the new camera's training pictures."""
+    labels = lab.data(run.bed, run.geometry, 'train').labels
+    if TESTBEDS[run.bed].boxes:
+        x0, y0, x1, y1, label, hardly = labels.flatten(0, 1).double().unbind(-1)
+        sides = torch.maximum(x1 - x0, y1 - y0)[(label >= 0) & (hardly == 0)]
+        return quartiles([(side, 1.0) for side in sides.tolist()])[1]
+    unlabelled = {255} if run.bed == 'camvid' else {0, 255}  # the others' first class is the background
+    return quartiles([item for picture in labels.numpy() for item in regions(picture, unlabelled)])[1]
+
+
 def table(points: list[dict[str, Any]]) -> str:
     """Markdown, and how well the one orders the other."""
-    lines = ['| setting | signal | z | own weights | gain over the control, test |', '|---|---|---|---|---|']
+    lines = ['| setting | signal | z | own weights | objects over what is seen | gain over the control, test |']
+    lines.append('|---|---|---|---|---|---|')
     for p in sorted(points, key=lambda p: -p['gain']):
         lines.append(
-            f'| {p["name"]} | {p["snr"]:.2f} | {p["z"]:.1f} | {p["weights"]:.2f} | {p["gain"]:+.1f} ± {p["half"]:.1f} |'
+            f'| {p["name"]} | {p["snr"]:.2f} | {p["z"]:.1f} | {p["weights"]:.2f} '
+            f'| {p["extent"]:.0f} px / {p["sees"]:.0f} px = {p["ratio"]:.2f} | {p["gain"]:+.1f} ± {p["half"]:.1f} |'
         )
     if len(points) > 2:
-        for name in ('snr', 'z'):
+        for name in ('snr', 'z', 'ratio'):
             rank = stats.spearmanr([p[name] for p in points], [p['gain'] for p in points])
             lines.append(f'\nRank correlation of {name} with the gain: {rank.statistic:.2f} (p = {rank.pvalue:.2g}).')
     return '\n'.join(lines) + '\n'
@@ -84,16 +114,17 @@ def draw(points: list[dict[str, Any]], file: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6, 4), dpi=130)
-    for bed in sorted({p['bed'] for p in points}):
-        own = [p for p in points if p['bed'] == bed]
-        x, y, half = ([p[key] for p in own] for key in ('snr', 'gain', 'half'))
-        axes.errorbar(x, y, yerr=half, fmt='o', capsize=3, label=bed)
-    axes.axhline(0, color='0.7', lw=1)
-    axes.set(xlabel='signal before training (1 is noise), mean of the layers', ylabel='gain over the control, test')
-    axes.set_xscale('log')
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure, both = plt.subplots(1, 2, figsize=(9, 4), dpi=120, sharey=True)
+    for axes, key, label in zip(both, ('snr', 'ratio'), AXES, strict=True):
+        for bed in sorted({(p['bed'], p['network']) for p in points}):
+            own = [p for p in points if (p['bed'], p['network']) == bed]
+            x, y, half = ([p[k] for p in own] for k in (key, 'gain', 'half'))
+            axes.errorbar(x, y, yerr=half, fmt='o', capsize=3, label=', '.join(bed))
+        axes.axhline(0, color='0.7', lw=1)
+        axes.set(xlabel=label, xscale='log' if key == 'snr' else 'linear')
+        axes.grid(alpha=0.3)
+    both[0].set_ylabel('gain over the control, test')
+    both[0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(file)
     plt.close(figure)
@@ -110,21 +141,25 @@ def main(argv: list[str] | None = None) -> None:
     known, points = read(file), []
     for setting, control, upgraded in settings(load([lab.file])):
         bed, network, source, geometry = setting
-        run, signals = Run(bed, network, 'upgraded', geometry, Recipe(0, 0), (), source=source), []
+        run, measured = Run(bed, network, 'upgraded', geometry, Recipe(0, 0), (), source=source), []
         for seed in sorted(by_seed(control)):
             key = ' '.join((*setting, str(seed)))
             if key not in known and not lab._baseline(run, seed).is_file():
                 continue
-            if key not in known:
-                known[key] = {'key': key, 'layers': measure(lab, run, seed)}
+            if 'sees' not in known.get(key, {}):
+                layers = known[key]['layers'] if key in known else measure(lab, run, seed)
+                known[key] = {'key': key, 'layers': layers, 'sees': effective_reach(lab, run, seed)}
                 with file.open('a', encoding='utf8') as stream:
                     stream.write(json.dumps(known[key]) + '\n')
-            signals += known[key]['layers'].values()
-        if signals:
+            measured.append(known[key])
+        if measured:
             gain, half, _ = difference(by_seed(upgraded), by_seed(control))
+            signals = [layer for row in measured for layer in row['layers'].values()]
             snr, z, weights = (statistics.fmean(values) for values in zip(*signals, strict=True))
-            name = f'{bed}, {geometry}, {upgraded[0]["steps"]} steps'
-            points.append(dict(bed=bed, name=name, snr=snr, z=z, weights=weights, gain=gain, half=half))
+            objects, sees = extent(lab, run), statistics.fmean(row['sees'] for row in measured)
+            point = dict(bed=bed, network=network, name=f'{bed}, {network}, {geometry}, {upgraded[0]["steps"]} steps')
+            point |= dict(snr=snr, z=z, weights=weights, gain=gain, half=half)
+            points.append(point | dict(extent=objects, sees=sees, ratio=objects / sees))
     text = table(points)
     print(text)
     args.out.with_suffix('.md').write_text(text, encoding='utf8')

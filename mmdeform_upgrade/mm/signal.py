@@ -70,9 +70,12 @@ class SignalReport:
         lines = []
         if self.reach:
             effective = max(effective for _, effective in self.reach.values())
-            larger, more = ('larger', 'more') if effective < self.extents[1] else ('not larger', 'less')
+            long = self.extents[1]
             lines.append(
-                f'Objects are {larger} than what the network effectively sees ({effective:.0f} px): expect {more} of it.'
+                f'Objects are longer ({long:.0f} px) than what the network effectively sees ({effective:.0f} px): expect most '
+                'where their shape makes the class.'
+                if effective < long
+                else f'The network effectively sees {effective:.0f} px, and objects are {long:.0f} px long: expect less.'
             )
         part = '' if self.part == 'backbone' else f'--part {self.part} '
         return '\n'.join([*lines, f'use: {part}--targets {" ".join(self.targets)}'])
@@ -219,22 +222,31 @@ def _extents(batches: list[Any], classes: Sequence[str]) -> tuple[float, float, 
             f'{len(batches)} batches of the training set have no label that counts: boxes or classes are all ignored. '
             'Look at the annotations, the classes (metainfo) and the pipeline of train_dataloader'
         )
-    lengths, weights = np.array(sorted(found)).T
+    return quartiles(found)
+
+
+def quartiles(objects: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """Of lengths with weights."""
+    lengths, weights = np.array(sorted(objects)).T
     below = weights.cumsum() / weights.sum()
     return tuple(float(lengths[np.searchsorted(below, q)]) for q in (0.25, 0.5, 0.75))  # type: ignore[return-value]
 
 
 def _objects(sample: Any, unlabelled: set[int]) -> Iterator[tuple[float, float]]:
-    """Longer side and weight of what is annotated in a picture: boxes, or connected regions by their area."""
-    import cv2
-
+    """Longer side and weight of what is annotated in a picture."""
     instances = getattr(sample, 'gt_instances', None)
     if instances is not None and 'bboxes' in instances:
         boxes = getattr(instances.bboxes, 'tensor', instances.bboxes)
         for x1, y1, x2, y2 in boxes[:, :4].tolist():
             yield max(x2 - x1, y2 - y1), 1.0
         return
-    labels = sample.gt_sem_seg.data.squeeze().cpu().numpy()
+    yield from regions(sample.gt_sem_seg.data.squeeze().cpu().numpy(), unlabelled)
+
+
+def regions(labels: np.ndarray, unlabelled: set[int]) -> Iterator[tuple[float, float]]:
+    """Longer side and area of each connected region of a class, (H, W)."""
+    import cv2
+
     for label in set(np.unique(labels).tolist()) - unlabelled:
         _, _, stats, _ = cv2.connectedComponentsWithStats((labels == label).astype(np.uint8))
         for region in stats[1:]:
