@@ -50,3 +50,12 @@ def test_a_network_that_cannot_be_run_alone_does_not_stop_the_plan(pair):
     baseline, upgraded = pair
     baseline.model.backbone.depth = 17
     assert describe_cost(baseline, build_network(upgraded)).startswith('cost: not measured (')
+
+
+@pytest.mark.parametrize('targets,missed', [('last:3', [8, 16]), ('in:layer3', [8]), ('in:layer2', [])])
+def test_levels_that_no_upgraded_layer_has_a_part_in_are_named(targets, missed):
+    config = Config.fromfile(ROOT / 'benchmarks/demo/configs/ssd96_r18_shapes.py')
+    upgraded = upgrade_config(config, load_from='baseline.pth', targets=targets)
+    cost = measure_cost(config, build_network(upgraded))
+    assert cost.missed == missed
+    assert ('of stride 8, 16, from which' in str(cost)) == (missed == [8, 16])

@@ -34,15 +34,21 @@ class Cost:
     flops: tuple[float, float]  # multiplications with their additions, one picture, before and after
     step: tuple[float, float]  # seconds of a forward and backward pass, before and after
     timed: Size  # (height, width) of the pictures that these take
+    missed: list[int]  # strides of the maps that a detector's heads read and no upgraded layer has a part in
 
     def __str__(self) -> str:
         maps = ', '.join(f'{h}x{w} ({count})' for (h, w), count in self.maps.items())
         (before, after), (plain, deformable) = self.flops, self.step
+        missed = ', '.join(map(str, self.missed))
+        note = (
+            f'\nno upgraded layer has a part in the maps of stride {missed}, from which the heads read the smaller objects: '
+            'to gain on these, name layers before (--targets)'
+        )
         return (
             f'at {self.size[0]}x{self.size[1]}: maps {maps}; GFLOPs {before / 1e9:.3g} -> {after / 1e9:.3g} '
             f'(+{100 * (after / before - 1):.1f} %), backbone and neck\n'
             f'training step of these on this CPU, {self.timed[0]}x{self.timed[1]}: {deformable / plain:.2f} times the '
-            "baseline's"
+            f"baseline's{note if missed else ''}"
         )
 
 
@@ -65,6 +71,7 @@ def measure_cost(before: Config, after: nn.Module) -> Cost:
     flops, maps = _flops(networks[1], size)
     pictures = torch.randn(2, 3, *timed)
     scatter_offsets_(networks[1], _SPREAD, lambda: networks[1].extract_feat(pictures))
+    missed = [] if hasattr(after, 'decode_head') else _missed(networks[1], pictures)  # segmentors do not read all maps
     times: list[list[float]] = [[], []]
     for _ in range(_ROUNDS):
         for network, spent in zip(networks, times, strict=True):
@@ -72,7 +79,7 @@ def measure_cost(before: Config, after: nn.Module) -> Cost:
             features = tree_flatten(network.extract_feat(pictures))[0]
             torch.stack([feature.mean() for feature in features if isinstance(feature, Tensor)]).sum().backward()
             spent.append(time.perf_counter() - start)
-    return Cost(size, maps, flops, (min(times[0]), min(times[1])), timed)
+    return Cost(size, maps, flops, (min(times[0]), min(times[1])), timed, missed)
 
 
 def picture_size(cfg: Mapping[str, Any]) -> Size:
@@ -111,3 +118,22 @@ def _flops(network: Any, size: Size) -> tuple[tuple[float, float], dict[Size, in
         network.eval().extract_feat(torch.zeros(1, 3, *size))
     network.train()
     return (counts[PLAIN], sum(counts.values())), dict(maps)
+
+
+def _missed(network: Any, pictures: Tensor) -> list[int]:
+    offsets = {id(layer.conv_offset.weight) for layer in upgraded_layers(network).values()}
+    levels = [level for level in tree_flatten(network.extract_feat(pictures))[0] if isinstance(level, Tensor)]
+    missed = [level for level in levels if not offsets & {id(leaf) for leaf in _leaves(level.grad_fn)}]
+    return [round(pictures.shape[-1] / level.shape[-1]) for level in missed if level.dim() == 4]
+
+
+def _leaves(node: Any) -> Iterator[Tensor]:
+    """Parameters that a tensor was computed from."""
+    seen, stack = {node}, [node]
+    while stack:
+        current = stack.pop()
+        if hasattr(current, 'variable'):
+            yield current.variable
+        new = {following for following, _ in getattr(current, 'next_functions', ())} - seen - {None}
+        seen |= new
+        stack += new
