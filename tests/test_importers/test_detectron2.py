@@ -10,8 +10,9 @@ from mmdeform_upgrade.checkpoint import fit_baseline
 from mmdeform_upgrade.errors import CheckpointError
 from mmdeform_upgrade.importers import import_state_dict, matching_formats
 
-from . import foreign
-from .test_torchvision import FASTER, MASK, RETINA, close, everything_is_accounted_for, resnet
+from . import detectron2_names, foreign
+from .test_torchvision import FASTER, MASK, RETINA, close, everything_is_accounted_for
+from .torchvision_oracles import resnet
 
 MSRA = {
     'backbone.style': 'caffe',
@@ -40,7 +41,7 @@ def _anchors(state):
 
 @pytest.mark.parametrize('mask', [True, False])
 def test_rcnn_loads_strictly_and_changes_nothing(stock, mask):
-    source = _anchors(foreign.msra_pixels(foreign.random_of(foreign.detectron2_rcnn(mask=mask))))
+    source = _anchors(detectron2_names.msra_pixels(foreign.random_of(detectron2_names.rcnn(mask=mask))))
     imported = import_state_dict(source)
     everything_is_accounted_for(imported, source)
     assert not imported.changed and len(imported.dropped) == 7
@@ -49,7 +50,7 @@ def test_rcnn_loads_strictly_and_changes_nothing(stock, mask):
 
 
 def test_backbone_and_fpn_compute_in_mmdet_what_detectron2_computes(stock):
-    source = foreign.msra_pixels(foreign.random_of(foreign.detectron2_rcnn(mask=False)))
+    source = detectron2_names.msra_pixels(foreign.random_of(detectron2_names.rcnn(mask=False)))
     model = stock(FASTER, MSRA)
     model.load_state_dict(fit_baseline(import_state_dict(source), model).state_dict, strict=True)
     renamed = {}
@@ -83,7 +84,7 @@ def test_backbone_and_fpn_compute_in_mmdet_what_detectron2_computes(stock):
 
 
 def test_retinanet_keeps_every_anchor_with_its_outputs(stock):
-    source = foreign.random_of(foreign.detectron2_retinanet())
+    source = foreign.random_of(detectron2_names.retinanet())
     imported = import_state_dict(source)
     everything_is_accounted_for(imported, source)
     model = stock(RETINA, {'neck.relu_before_extra_convs': True})
@@ -105,7 +106,7 @@ def test_retinanet_keeps_every_anchor_with_its_outputs(stock):
 
 def test_backbones_of_imagenet_are_imported_under_either_prefix():
     for prefix in ('', 'backbone.', 'backbone.bottom_up.'):
-        source = foreign.random_of(foreign.detectron2_resnet(prefix))
+        source = foreign.random_of(detectron2_names.resnet(prefix))
         if not prefix:  # the classifier, as Detectron2's converter writes torchvision's network
             source.update({'stem.fc.weight': torch.ones(10, 2048), 'stem.fc.bias': torch.ones(10)})
         imported = import_state_dict(source)
@@ -116,7 +117,7 @@ def test_backbones_of_imagenet_are_imported_under_either_prefix():
 
 
 def test_caffe2_rcnn_loads_strictly_with_the_background_moved(stock):
-    source = foreign.random_of(foreign.caffe2_rcnn())
+    source = foreign.random_of(detectron2_names.caffe2_rcnn())
     momentum = {f'{name}_momentum': value for name, value in source.items() if '_bn_' not in name}  # as Detectron saves
     imported = import_state_dict({**source, **momentum})
     everything_is_accounted_for(imported, {**source, **momentum})
@@ -136,7 +137,7 @@ def test_caffe2_rcnn_loads_strictly_with_the_background_moved(stock):
 def test_caffe2_backbone_computes_the_same_norms_and_biases(affine_only):
     from mmdet.models import ResNet
 
-    source = foreign.random_of(foreign.caffe2_resnet(affine_only=affine_only))
+    source = foreign.random_of(detectron2_names.caffe2_resnet(affine_only=affine_only))
     imported = import_state_dict(source)
     everything_is_accounted_for(imported, source)
     backbone = ResNet(50, style='caffe')
@@ -161,35 +162,35 @@ def _norm(y, p, name):
 
 
 def test_settings_that_change_the_numbers_are_named(stock):
-    source = foreign.msra_pixels(_empty(foreign.detectron2_rcnn()))
+    source = detectron2_names.msra_pixels(_empty(detectron2_names.rcnn()))
     problems = '\n'.join(import_state_dict(source).problems(stock(FASTER)))
     for text in (
         "backbone.style='caffe'",
         'the weights need mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False',
     ):
         assert text in problems, problems
-    problems = '\n'.join(import_state_dict(_empty(foreign.caffe2_rcnn())).problems(stock(MASK)))
+    problems = '\n'.join(import_state_dict(_empty(detectron2_names.caffe2_rcnn())).problems(stock(MASK)))
     for text in ("style='caffe'", 'set model.roi_head.mask_roi_extractor.roi_layer.sampling_ratio=2'):
         assert text in problems, problems
-    problems = import_state_dict(_empty(foreign.detectron2_retinanet())).problems(stock(RETINA))
+    problems = import_state_dict(_empty(detectron2_names.retinanet())).problems(stock(RETINA))
     assert len(problems) == 1 and 'relu_before_extra_convs=True' in problems[0]
 
 
 def test_networks_that_mmdet_cannot_hold_are_refused():
-    source = _empty({**foreign.detectron2_resnet('backbone.'), 'roi_heads.res5.0.conv1.weight': (512, 1024, 1, 1)})
+    source = _empty({**detectron2_names.resnet('backbone.'), 'roi_heads.res5.0.conv1.weight': (512, 1024, 1, 1)})
     with pytest.raises(CheckpointError, match=r'(?s)like Detectron2.*does not know \(1\): roi_heads.res5.0.conv1'):
         import_state_dict(source)
-    source = _empty({**foreign.caffe2_resnet(), 'retnet_cls_pred_fpn3_w': (720, 256, 3, 3)})
+    source = _empty({**detectron2_names.caffe2_resnet(), 'retnet_cls_pred_fpn3_w': (720, 256, 3, 3)})
     with pytest.raises(CheckpointError, match=r'(?s)looks like Caffe2.*does not know \(1\): retnet_cls_pred_fpn3_w'):
         import_state_dict(source)
 
 
 def test_every_family_is_recognised_as_one_format():
     for shapes in (
-        foreign.detectron2_rcnn,
-        foreign.detectron2_retinanet,
-        foreign.detectron2_resnet,
-        foreign.caffe2_rcnn,
-        foreign.caffe2_resnet,
+        detectron2_names.rcnn,
+        detectron2_names.retinanet,
+        detectron2_names.resnet,
+        detectron2_names.caffe2_rcnn,
+        detectron2_names.caffe2_resnet,
     ):
         assert len(matching_formats(_empty(shapes()))) == 1, shapes

@@ -18,7 +18,7 @@ from mmdeform_upgrade.importers.gluoncv import SSD
 from mmdeform_upgrade.readers import kind_of, read_checkpoint
 
 from ..conftest import ROOT, build
-from . import foreign, gluoncv_files
+from . import detectron2_names, foreign, gluoncv_files
 
 
 def _same(state, trained):
@@ -117,7 +117,7 @@ def test_an_unknown_format_is_an_error_only_when_it_does_not_fit(tiny_retinanet,
 
 
 def test_two_formats_at_once_are_refused():
-    shapes = {**foreign.torchvision_resnet(18), **foreign.caffe2_resnet()}
+    shapes = {**foreign.torchvision_resnet(18), **detectron2_names.caffe2_resnet()}
     state = {name: torch.empty(shape, device='meta') for name, shape in shapes.items()}
     with pytest.raises(CheckpointError, match='are those of a torchvision ResNet and of Caffe2'):
         import_state_dict(state)

@@ -182,17 +182,8 @@ def test_all_four_ways_of_naming_mean_the_same(tensors, imported, dialect):
     assert set(result.state_dict) == {*result.renamed.values(), *result.changed}
 
 
-def test_the_record_says_what_was_done(imported):
-    text = str(imported)
-    for words in (
-        '329 tensors, 329 renamed',
-        '6 dropped, made by the anchor generator',
-        "the convolution's bias subtracted",
-        'set to 1 (the norm has fix_gamma)',
-        'the background moved from the first place to the last',
-        'compared with it',
-    ):
-        assert words in text
+def test_the_record_names_what_was_dropped_and_changed(imported):
+    assert len(imported.dropped) == 6 + 16 and len(imported.renamed) == 329
     assert imported.dropped['resnetv10_stage1_conv0_bias'] == 'subtracted from the mean of the norm behind it'
     assert imported.changed['backbone.layer1.0.bn1.running_mean'] == "the convolution's bias subtracted"
 

@@ -15,7 +15,7 @@ from mmdeform_upgrade.importers.torchvision_detection import COCO
 from mmdeform_upgrade.readers import read_checkpoint
 
 from ..conftest import ROOT, build, run_tool
-from . import foreign
+from . import detectron2_names
 
 
 @pytest.fixture(scope='module')
@@ -68,7 +68,7 @@ def test_classes_are_written_where_they_are_known(main, torchvision_state, tmp_p
 
 
 def test_a_pickle_of_detectron2_is_imported(main, tmp_path):
-    arrays = {name: np.full(shape, 0.5, np.float16) for name, shape in foreign.detectron2_resnet('').items()}
+    arrays = {name: np.full(shape, 0.5, np.float16) for name, shape in detectron2_names.resnet('').items()}
     (tmp_path / 'R-50.pkl').write_bytes(pickle.dumps({'model': arrays, '__author__': 'x'}))
     main(tmp_path / 'R-50.pkl', tmp_path / 'r50.pth')
     state = load_baseline(tmp_path / 'r50.pth')

@@ -1,17 +1,19 @@
 """torchvision's checkpoints in mmdet's and mmseg's networks. torchvision itself is not needed."""
 
-import math
 import re
 
 import pytest
 import torch
-from torch.nn import functional as F
+from mmengine.config import Config
 
+import mmdeform_upgrade.models.aspp  # noqa: F401  as a config's custom_imports
 from mmdeform_upgrade.checkpoint import fit_baseline
 from mmdeform_upgrade.errors import CheckpointError
 from mmdeform_upgrade.importers import import_state_dict, matching_formats
 
+from ..conftest import build
 from . import foreign
+from . import torchvision_oracles as oracles
 
 FASTER = 'faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 MASK = 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
@@ -36,43 +38,6 @@ def everything_is_accounted_for(imported, source):
             assert torch.equal(imported.state_dict[target], source[name]), name
 
 
-def resnet(p, x, prefix='', stride_in=2, dilations=(1, 1, 1, 1)):
-    """A bottleneck ResNet on parameters named by torchvision; all four stages."""
-
-    def norm(x, name):
-        return F.batch_norm(
-            x, p[f'{name}.running_mean'], p[f'{name}.running_var'], p[f'{name}.weight'], p[f'{name}.bias']
-        )
-
-    x = F.relu(norm(F.conv2d(x, p[f'{prefix}conv1.weight'], stride=2, padding=3), f'{prefix}bn1'))
-    x = F.max_pool2d(x, 3, 2, 1)
-    outs = []
-    for stage in range(1, 5):
-        block = 0
-        while f'{prefix}layer{stage}.{block}.conv1.weight' in p:
-            name = f'{prefix}layer{stage}.{block}'
-            dilation = dilations[stage - 1]
-            stride = 2 if stage > 1 and block == 0 and dilation == 1 else 1
-            dilation = max(1, dilation // 2) if block == 0 else dilation
-            y = F.conv2d(x, p[f'{name}.conv1.weight'], stride=stride if stride_in == 1 else 1)
-            y = F.relu(norm(y, f'{name}.bn1'))
-            y = F.conv2d(
-                y,
-                p[f'{name}.conv2.weight'],
-                stride=stride if stride_in == 2 else 1,
-                padding=dilation,
-                dilation=dilation,
-            )
-            y = F.relu(norm(y, f'{name}.bn2'))
-            y = norm(F.conv2d(y, p[f'{name}.conv3.weight']), f'{name}.bn3')
-            if f'{name}.downsample.0.weight' in p:
-                x = norm(F.conv2d(x, p[f'{name}.downsample.0.weight'], stride=stride), f'{name}.downsample.1')
-            x = F.relu(x + y)
-            block += 1
-        outs.append(x)
-    return outs
-
-
 def close(result, expected):
     scale = expected.abs().max()
     assert scale > 0 and torch.isfinite(scale)
@@ -91,7 +56,7 @@ def test_resnet_50_computes_in_mmdet_what_torchvision_computes():
     backbone.load_state_dict({k.removeprefix('backbone.'): v for k, v in imported.state_dict.items()}, strict=True)
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        for ours, theirs in zip(backbone(x), resnet(source, x), strict=True):
+        for ours, theirs in zip(backbone(x), oracles.resnet(source, x), strict=True):
             close(ours, theirs)
 
 
@@ -118,47 +83,6 @@ def ssd():
     return foreign.random_of(foreign.torchvision_ssd())
 
 
-def _ssd_maps(p, x):
-    """torchvision's SSD300 by hand: the six class maps and box maps."""
-
-    def conv(x, name, **options):
-        return F.conv2d(x, p[f'{name}.weight'], p[f'{name}.bias'], **options)
-
-    for index in (0, 2, 'p', 5, 7, 'p', 10, 12, 14, 'c', 17, 19, 21):
-        x = (
-            F.max_pool2d(x, 2, ceil_mode=index == 'c')
-            if isinstance(index, str)
-            else F.relu(conv(x, f'backbone.features.{index}', padding=1))
-        )
-    maps = [p['backbone.scale_weight'].view(1, -1, 1, 1) * F.normalize(x)]
-    x = F.max_pool2d(x, 2)
-    for index in (1, 3, 5):
-        x = F.relu(conv(x, f'backbone.extra.0.{index}', padding=1))
-    x = F.relu(conv(F.max_pool2d(x, 3, 1, 1), 'backbone.extra.0.7.1', padding=6, dilation=6))
-    maps.append(F.relu(conv(x, 'backbone.extra.0.7.3')))
-    for level in range(1, 5):
-        x = F.relu(conv(maps[-1], f'backbone.extra.{level}.0'))
-        options = dict(stride=2, padding=1) if level < 3 else {}
-        maps.append(F.relu(conv(x, f'backbone.extra.{level}.2', **options)))
-    return [
-        [conv(x, f'head.{head}_head.module_list.{i}', padding=1) for i, x in enumerate(maps)]
-        for head in ('classification', 'regression')
-    ]
-
-
-def _torchvision_boxes(level, deltas):
-    """Decoded boxes of a level's middle cell, (A, 4), with torchvision's clipped default boxes."""
-    scales = (0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05)
-    ratios, step = ((2,), (2, 3), (2, 3), (2, 3), (2,), (2,))[level], (8, 16, 32, 64, 100, 300)[level]
-    sides = [(scales[level],) * 2, (math.sqrt(scales[level] * scales[level + 1]),) * 2]
-    for ratio in ratios:
-        w, h = scales[level] * math.sqrt(ratio), scales[level] / math.sqrt(ratio)
-        sides += [(w, h), (h, w)]
-    sides = torch.tensor(sides).clamp(0, 1) * 300
-    centre = deltas[:, :2] / 10 * sides + step / 2
-    return torch.cat([centre, torch.exp(deltas[:, 2:] / 5) * sides], 1)
-
-
 def test_ssd300_computes_in_mmdet_what_torchvision_computes(ssd, stock):
     imported = import_state_dict(ssd)
     everything_is_accounted_for(imported, ssd)
@@ -167,7 +91,7 @@ def test_ssd300_computes_in_mmdet_what_torchvision_computes(ssd, stock):
     x = torch.randn(1, 3, 300, 300)
     with torch.no_grad():
         classes, boxes = model.bbox_head(model.extract_feat(x))
-        their_classes, their_boxes = _ssd_maps(ssd, x)
+        their_classes, their_boxes = oracles.ssd_maps(ssd, x)
     coder, generator = model.bbox_head.bbox_coder, model.bbox_head.prior_generator
     for level in range(6):
         side = classes[level].shape[-1]
@@ -175,7 +99,7 @@ def test_ssd300_computes_in_mmdet_what_torchvision_computes(ssd, stock):
         close(classes[level].view(-1, 81, side, side), torch.cat([theirs[:, KEPT], theirs[:, :1]], 1))
         # Boxes of the first cell, decoded by each library's rules.
         ours = boxes[level][0, :, 0, 0].view(-1, 4)
-        theirs = _torchvision_boxes(level, their_boxes[level][0, :, 0, 0].view(-1, 4))
+        theirs = oracles.ssd_boxes(level, their_boxes[level][0, :, 0, 0].view(-1, 4))
         decoded = coder.decode(generator.base_anchors[level], ours)
         centred = torch.cat([(decoded[:, :2] + decoded[:, 2:]) / 2, decoded[:, 2:] - decoded[:, :2]], 1)
         close(centred, theirs)
@@ -221,16 +145,12 @@ def test_retinanet_loads_strictly_with_its_classes_in_order(stock, nested):
     assert torch.equal(imported.state_dict['bbox_head.retina_cls.bias'].view(9, 80), theirs[:, KEPT])
 
 
-def test_deeplab_computes_in_mmseg_what_torchvision_computes():
-    from mmengine.config import Config
-
-    import mmdeform_upgrade.models.aspp  # noqa: F401  as a config's custom_imports
-
-    from ..conftest import build
-
+@pytest.fixture
+def deeplab_config():
+    """DeepLabV3 on a ResNet-50 with torchvision's settings."""
     norm_cfg = dict(type='BN')
     head = dict(num_classes=21, norm_cfg=norm_cfg, align_corners=False, loss_decode=dict(type='CrossEntropyLoss'))
-    cfg = Config(
+    return Config(
         dict(
             default_scope='mmseg',
             model=dict(
@@ -264,40 +184,36 @@ def test_deeplab_computes_in_mmseg_what_torchvision_computes():
             ),
         )
     )
-    p = foreign.random_of(foreign.torchvision_deeplab())
-    imported = import_state_dict(p)
-    everything_is_accounted_for(imported, p)
-    model = build(cfg).eval()
+
+
+@pytest.fixture(scope='module')
+def deeplab():
+    """torchvision's parameters, and their import."""
+    source = foreign.random_of(foreign.torchvision_deeplab())
+    return source, import_state_dict(source)
+
+
+def test_deeplab_computes_in_mmseg_what_torchvision_computes(deeplab_config, deeplab):
+    source, imported = deeplab
+    everything_is_accounted_for(imported, source)
+    model = build(deeplab_config).eval()
     model.load_state_dict(fit_baseline(imported, model).state_dict, strict=True)
-
-    def unit(x, conv, norm, **options):
-        x = F.conv2d(x, p[f'{conv}.weight'], **options)
-        return F.relu(
-            F.batch_norm(x, *(p[f'{norm}.{key}'] for key in ('running_mean', 'running_var', 'weight', 'bias')))
-        )
-
     x = torch.randn(1, 3, 65, 65)
     with torch.no_grad():
         ours = model.backbone(x)
-        maps = resnet(p, x, 'backbone.', dilations=(1, 1, 2, 4))
-        for one, two in zip(ours, maps, strict=True):
-            close(one, two)
-        branches = [unit(maps[3], 'classifier.0.convs.0.0', 'classifier.0.convs.0.1')]
-        branches += [
-            unit(maps[3], f'classifier.0.convs.{i}.0', f'classifier.0.convs.{i}.1', padding=d, dilation=d)
-            for i, d in ((1, 12), (2, 24), (3, 36))
-        ]
-        pooled = unit(F.adaptive_avg_pool2d(maps[3], 1), 'classifier.0.convs.4.1', 'classifier.0.convs.4.2')
-        branches.append(F.interpolate(pooled, size=maps[3].shape[2:], mode='bilinear', align_corners=False))
-        y = unit(torch.cat(branches, 1), 'classifier.0.project.0', 'classifier.0.project.1')
-        y = unit(y, 'classifier.1', 'classifier.2', padding=1)
-        close(model.decode_head(ours), F.conv2d(y, p['classifier.4.weight'], p['classifier.4.bias']))
-        y = unit(maps[2], 'aux_classifier.0', 'aux_classifier.1', padding=1)
-        close(model.auxiliary_head(ours), F.conv2d(y, p['aux_classifier.4.weight'], p['aux_classifier.4.bias']))
+        theirs = oracles.resnet(source, x, 'backbone.', dilations=(1, 1, 2, 4))
+        for pair in zip(ours, theirs, strict=True):
+            close(*pair)
+        for pair in zip(
+            (model.decode_head(ours), model.auxiliary_head(ours)), oracles.deeplab(source, theirs), strict=True
+        ):
+            close(*pair)
 
-    cfg.model.decode_head.update(type='ASPPHead', dilations=(1, 6, 12, 18))
-    cfg.model.backbone.update(contract_dilation=False)
-    problems = '\n'.join(imported.problems(build(cfg)))
+
+def test_other_settings_of_deeplab_are_named(deeplab_config, deeplab):
+    deeplab_config.model.decode_head.update(type='ASPPHead', dilations=(1, 6, 12, 18))
+    deeplab_config.model.backbone.update(contract_dilation=False)
+    problems = '\n'.join(deeplab[1].problems(build(deeplab_config)))
     for text in ("type='ProjectedASPPHead'", r'dilations is (1, 6, 12, 18)', 'contract_dilation=True'):
         assert text in problems, text
 
