@@ -1,45 +1,21 @@
 """Rates as the optimizer has them that MMEngine builds of a written config, under its schedulers."""
 
 import copy
-import re
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS, PARAM_SCHEDULERS, init_default_scope
+from mmengine.registry import PARAM_SCHEDULERS, init_default_scope
 from torch import nn
 
-from mmdeform_upgrade import shorten_schedule, upgrade_
+from mmdeform_upgrade import upgrade_config
 from mmdeform_upgrade.config.rates import check_offset_rates, rate_changes, without_offset_optimizer
 from mmdeform_upgrade.errors import ConfigError
-from mmdeform_upgrade.mm.rates import describe_rates
 from mmdeform_upgrade.offsets.optimizer import OFFSET_LR
 
-ADAM = dict(constructor='OffsetOptimizerConstructor', offset_optimizer=dict(type='Adam', lr=OFFSET_LR))
-
-
-class ConvNeXt(nn.Module):
-    """The names that layer-wise decay looks for."""
-
-    def __init__(self):
-        super().__init__()
-        self.downsample_layers = nn.ModuleList([nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)])
-        self.stages = nn.ModuleList([nn.ModuleList([nn.Conv2d(4, 4, 3)]), nn.ModuleList([nn.Conv2d(4, 4, 3)])])
-
-
-class Network(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.backbone, self.head = ConvNeXt(), nn.Conv2d(4, 2, 1)
-        upgrade_(self.backbone, 'last:1')
-
-
-def _groups(wrapper, network=None):
-    network = network or Network()
-    optimizer = build_optim_wrapper(network, Config(dict(wrapper=wrapper)).wrapper).optimizer
-    names = {id(parameter): name for name, parameter in network.named_parameters()}
-    return {names[id(p)]: group for group in optimizer.param_groups for p in group['params']}
+from ..conftest import ROOT
+from .optimizers import ADAM, LR, Network, groups
 
 
 def _split(groups):
@@ -70,7 +46,7 @@ def test_only_the_offsets_rates_differ_from_the_baselines(name, kind):
     import mmseg.engine  # noqa: F401
 
     wrapper = dict(type='OptimWrapper', optimizer=dict(type=kind, lr=0.01, weight_decay=0.1), **CONSTRUCTORS[name])
-    _, before = _split(_groups(wrapper))
+    _, before = _split(groups(wrapper))
     for asked, expected in (
         (dict(offset_optimizer='adam'), OFFSET_LR),
         (dict(offset_optimizer='adam', offset_lr=0.005), 0.005),
@@ -78,7 +54,7 @@ def test_only_the_offsets_rates_differ_from_the_baselines(name, kind):
     ):
         changed = Config(dict(optim_wrapper=wrapper))
         changed.merge_from_dict(rate_changes(changed, **asked))
-        offsets, others = _split(_groups(changed.optim_wrapper))
+        offsets, others = _split(groups(changed.optim_wrapper))
         assert {group['lr'] for group in offsets.values()} == {expected}
         for key, group in others.items():
             assert (group['lr'], group['weight_decay']) == (before[key]['lr'], before[key]['weight_decay']), key
@@ -91,12 +67,11 @@ def test_the_frameworks_own_setting_is_honoured():
         check_offset_rates(cfg)
     cfg.merge_from_dict(rate_changes(cfg, offset_optimizer=None))
     check_offset_rates(cfg)
-    offsets, others = _split(_groups(cfg.optim_wrapper))
+    offsets, others = _split(groups(cfg.optim_wrapper))
     assert {(group['lr'], group['weight_decay']) for group in offsets.values()} == {(0.001, 0.1)}
     assert others['head.bias']['lr'] == 0.02 and others['head.bias']['weight_decay'] == 0
 
 
-LR = dict(type='SGD', lr=0.01, momentum=0.9)
 SCHEDULERS = [
     dict(type='ConstantLR', factor=0.1, end=4),
     dict(type='CosineAnnealingLR', T_max=8, eta_min=0.005),
@@ -168,67 +143,6 @@ def test_the_rate_of_the_fine_tune_includes_what_schedulers_name():
     assert named == [0.05, 1e-5, 0.5]
 
 
-def test_a_plan_tells_the_rates_of_the_built_optimizer():
-    cfg = dict(
-        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.3), **ADAM),
-        param_scheduler=[dict(type='OneCycleLR', eta_max=0.5, total_steps=8, convert_to_iter_based=True)],
-        train_cfg=dict(max_epochs=8),
-    )
-    said = describe_rates(Network(), Config(cfg))
-    assert said.startswith('SGD lr 0.5, at the end 2e-06') and '; offsets: Adam lr 0.002, at the end 8e-09' in said
-    cfg['optim_wrapper'] = dict(optimizer=dict(type='SGD', lr=0.3))
-    assert 'offsets: SGD lr 0.5' in describe_rates(Network(), Config(cfg))
-
-
-WARM_UP = dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=2000)
-
-
-@pytest.mark.parametrize(
-    'schedulers,last',
-    [
-        ([WARM_UP, dict(type='MultiStepLR', milestones=[8, 11], end=12)], 0.001),
-        ([WARM_UP, dict(type='PolyLR', by_epoch=False, begin=2000, end=50000, power=0.9, eta_min=1e-4)], 0.0001),
-        ([dict(type='CosineAnnealingLR', by_epoch=False, end=50000, T_max=50000, eta_min=0.002)], 0.002),
-        ([WARM_UP, dict(type='MultiStepLR', by_epoch=False, end=50000, milestones=[30000, 40000])], 0.001),
-    ],
-)
-@pytest.mark.parametrize('shorter', [dict(epoch_ratio=1.0), dict(epoch_ratio=0.5), dict(max_iters=400)])
-def test_schedules_by_iterations_of_a_training_by_epochs_keep_their_shape(schedulers, last, shorter):
-    cfg = Config(
-        dict(
-            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
-            train_cfg=dict(max_epochs=12),
-            param_scheduler=schedulers,
-        )
-    )
-    said = describe_rates(Network(), shorten_schedule(cfg, **shorter))
-    rates = [float(rate) for rate in re.match('SGD lr (.*), at the end (.*); offsets', said).groups()]
-    assert rates == pytest.approx([0.1, last], rel=0.02)
-
-
-@pytest.mark.parametrize(
-    'wrapper,message',
-    [
-        (dict(optimizer=dict(type='SGDD', lr=0.1)), "optim_wrapper.optimizer.type='SGDD' is no registered optimizer"),
-        (dict(optimizer=dict(type='SGD', lr=0.1, mometum=1)), 'cannot be built: .*mometum'),
-        (dict(ADAM, optimizer=LR, offset_optimizer=dict(type='Conv2d')), 'cannot be built: .*Conv2d is not in'),
-        (
-            dict(ADAM, optimizer=LR, offset_optimizer=dict(type='Adam', lr=0)),
-            'rate of the offsets is 0, expected a posi',
-        ),
-        (
-            dict(ADAM, optimizer=LR, offset_optimizer=dict(lr_mult=-1)),
-            'the offsets is -0.01, expected a posi|Invalid lea',
-        ),
-        ({}, 'no optim_wrapper.optimizer'),
-    ],
-)
-def test_what_is_no_optimizer_is_refused(wrapper, message):
-    with pytest.raises(Exception, match=f'(?s){message}') as error:
-        describe_rates(Network(), Config(dict(optim_wrapper=wrapper, train_cfg=dict(max_epochs=1))))
-    assert type(error.value).__module__ == 'mmdeform_upgrade.errors'
-
-
 @pytest.mark.parametrize(
     'asked,message',
     [
@@ -246,7 +160,7 @@ def test_settings_that_contradict_each_other_are_refused(asked, message):
 
 def test_a_network_without_offsets_is_refused():
     with pytest.raises(ConfigError, match='no offset branches that train: upgrade a part of it'):
-        _groups(dict(ADAM, optimizer=LR), nn.Conv2d(3, 3, 3))
+        groups(dict(ADAM, optimizer=LR), nn.Conv2d(3, 3, 3))
 
 
 @pytest.mark.parametrize('paramwise', [{}, dict(custom_keys={'head': dict(lr_mult=2.0)})])
@@ -289,33 +203,37 @@ def test_a_second_upgrade_keeps_the_offsets_optimizer_or_replaces_it():
         assert again.optim_wrapper.base_constructor == 'Mine'
 
 
-def test_a_constructor_of_another_framework_gets_what_mmengine_would_give_it():
-    class Constructor:  # as mmyolo's YOLOv5OptimizerConstructor
-        def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
-            if paramwise_cfg is None:
-                paramwise_cfg = {'base_total_batch_size': 64}
-            assert 'base_total_batch_size' in paramwise_cfg
-            self.settings = optim_wrapper_cfg
-
-        def __call__(self, model):
-            settings = dict(self.settings.pop('optimizer'), params=list(model.parameters()))
-            return OPTIM_WRAPPERS.build(self.settings, default_args=dict(optimizer=OPTIMIZERS.build(settings)))
-
-    network = Network()
-    groups = _groups(dict(ADAM, base_constructor=Constructor, optimizer=LR), network)
-    assert set(groups) == {name for name, _ in network.named_parameters()}
-    assert {name for name, group in groups.items() if group.get('offsets')} == {
-        name for name in groups if 'conv_offset' in name
-    }
-    plain = Config(dict(optim_wrapper=dict(constructor=Constructor, optimizer=LR), train_cfg=dict(max_epochs=4)))
-    assert describe_rates(network, plain).startswith('SGD')
+def test_rates_of_the_fine_tune_and_its_offsets_are_factors():
+    cfg = Config.fromfile(ROOT / 'configs/ssd512_upgrade.py')
+    changed = upgrade_config(
+        Config.fromfile(ROOT / 'configs/ssd/ssd512_r50_240e_voc0712.py'),
+        load_from='x.pth',
+        lr_mult=0.3,
+        offset_lr_mult=10.0,
+    )
+    assert changed.optim_wrapper.optimizer == {**cfg.optim_wrapper.optimizer, 'lr': 0.0003}
+    assert changed.optim_wrapper.offset_optimizer == {'lr_mult': 10.0}
+    assert rate_changes(cfg) == {}, 'nothing is asked, nothing changes'
 
 
-def test_the_plan_says_what_else_changes_the_rates():
-    hook = dict(type='YOLOv5ParamSchedulerHook', max_epochs=4)
-    cfg = Config(dict(optim_wrapper=dict(ADAM, optimizer=LR), train_cfg=dict(max_epochs=4)))
-    assert 'changes these rates' not in describe_rates(Network(), cfg)
-    cfg.default_hooks = dict(param_scheduler=hook)
-    assert describe_rates(Network(), cfg).endswith('; YOLOv5ParamSchedulerHook changes these rates during training')
-    cfg.auto_scale_lr = dict(enable=True, base_batch_size=16)
-    assert describe_rates(Network(), cfg).endswith('; auto_scale_lr multiplies these by the pictures of a step / 16')
+@pytest.mark.parametrize(
+    'rates',
+    [
+        dict(lr_mult=0),
+        dict(lr_mult=-1.0),
+        dict(offset_lr_mult=float('nan')),
+        dict(offset_lr_mult='10'),
+        dict(lr_mult=float('inf')),
+        dict(lr_mult=True),
+    ],
+)
+def test_a_rate_that_is_no_positive_factor_is_refused(rates):
+    with pytest.raises(ConfigError, match=r'lr_mult=.* is not a positive number'):
+        rate_changes(Config.fromfile(ROOT / 'configs/ssd512_upgrade.py'), **rates)
+
+
+@pytest.mark.parametrize('rates', [dict(lr_mult=0.1), dict(offset_lr_mult=10.0)])
+def test_rates_of_several_optimizers_are_left_to_the_config(rates):
+    wrapper = dict(constructor='Mine', generator=dict(optimizer=dict(type='Adam', lr=1e-3)))
+    with pytest.raises(ConfigError, match=r'no optim_wrapper\.optimizer\.lr to multiply: leave lr_mult'):
+        rate_changes(dict(optim_wrapper=wrapper), **rates)

@@ -183,7 +183,7 @@ def test_all_four_ways_of_naming_mean_the_same(tensors, imported, dialect):
 
 
 def test_the_record_names_what_was_dropped_and_changed(imported):
-    assert len(imported.dropped) == 6 + 16 and len(imported.renamed) == 329
+    assert len(imported.dropped) == 32 + 6 and len(imported.renamed) == 329
     assert imported.dropped['resnetv10_stage1_conv0_bias'] == 'subtracted from the mean of the norm behind it'
     assert imported.changed['backbone.layer1.0.bn1.running_mean'] == "the convolution's bias subtracted"
 

@@ -1,0 +1,85 @@
+"""Schedules by iterations, and lengths that are given in steps."""
+
+import pytest
+from mmengine.config import Config
+
+from mmdeform_upgrade import shorten_schedule
+from mmdeform_upgrade.errors import ConfigError
+
+
+def _cfg(total, schedulers, unit='epochs', **more):
+    return Config(dict(train_cfg={f'max_{unit}': total, 'val_interval': 1}, param_scheduler=schedulers, **more))
+
+
+def test_iteration_based_poly_schedules_shrink_with_their_intervals():
+    cfg = _cfg(
+        80000,
+        [
+            dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
+            dict(type='PolyLR', eta_min=1e-4, power=0.9, begin=1500, end=80000, by_epoch=False),
+        ],
+        'iters',
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=8000)),
+    )
+    cfg.train_cfg.val_interval = 8000
+    short = shorten_schedule(cfg)
+    assert short.train_cfg.max_iters == 20000 and short.train_cfg.val_interval == 2000
+    warm, poly = short.param_scheduler
+    assert (warm.end, poly.begin, poly.end, poly.power) == (375, 375, 20000, 0.9)
+    assert short.default_hooks.checkpoint.interval == 2000
+
+
+def test_iteration_based_steps_follow_the_paper():
+    steps = dict(type='MultiStepLR', by_epoch=False, milestones=[60000, 80000])
+    short = shorten_schedule(_cfg(90000, [steps], 'iters'))
+    assert list(short.param_scheduler[0].milestones) == [15000, 18750]
+
+
+def test_epochs_become_steps_with_all_that_counts_them():
+    cfg = _cfg(
+        12,
+        [
+            dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=500),
+            dict(type='MultiStepLR', by_epoch=True, begin=0, end=12, milestones=[8, 11]),
+            dict(type='CosineAnnealingLR', T_max=6, begin=6, end=12, by_epoch=True, convert_to_iter_based=True),
+            dict(type='ReduceOnPlateauLR', monitor='loss', patience=4, by_epoch=True),
+        ],
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=2), logger=dict(type='LoggerHook')),
+        custom_hooks=[dict(type='EMAHook', begin_iter=3)],
+        train_dataloader=dict(sampler=dict(type='DefaultSampler', shuffle=True, round_up=False)),
+    )
+    cfg.train_cfg.update(type='EpochBasedTrainLoop', dynamic_intervals=[(9, 1)])
+    short = shorten_schedule(cfg, max_iters=120)
+    assert short.train_cfg == dict(
+        type='IterBasedTrainLoop', max_iters=120, val_interval=10, dynamic_intervals=[(90, 10)]
+    )
+    warm, steps, cosine, plateau = short.param_scheduler
+    assert (warm.end, warm.by_epoch) == (12, False), 'a tenth of the steps at most'
+    assert (list(steps.milestones), steps.end, steps.by_epoch) == ([80, 100], 120, False)
+    assert (cosine.T_max, cosine.begin, cosine.end) == (60, 60, 120) and 'convert_to_iter_based' not in cosine
+    assert plateau.by_epoch and plateau.patience == 4, 'it counts validations, which are as many'
+    assert (short.default_hooks.checkpoint.interval, short.default_hooks.checkpoint.by_epoch) == (20, False)
+    assert short.train_dataloader.sampler == dict(type='InfiniteSampler', shuffle=True)
+    assert short.log_processor.by_epoch is False and short.custom_hooks[0].begin_iter == 3
+
+
+def test_a_length_in_steps_may_be_longer_than_the_baselines():
+    cfg = _cfg(100, [dict(type='PolyLR', by_epoch=False, begin=0, end=100)], 'iters')
+    longer = shorten_schedule(cfg, max_iters=250)
+    assert (longer.train_cfg.max_iters, longer.param_scheduler[0].end) == (250, 250)
+
+
+@pytest.mark.parametrize('steps', [0, -5, 2.5, True, '400'])
+def test_a_number_of_steps_that_is_none_is_refused(steps):
+    with pytest.raises(ConfigError, match='max_iters=.*expected a whole number of steps, at least 1'):
+        shorten_schedule(_cfg(12, []), max_iters=steps)
+
+
+def test_what_only_an_epoch_could_switch_is_refused_in_steps():
+    hook = dict(type='PipelineSwitchHook', switch_epoch=280)
+    with pytest.raises(ConfigError, match=r'PipelineSwitchHook counts epochs \(switch_epoch=280\).*epoch_ratio'):
+        shorten_schedule(_cfg(300, [], custom_hooks=[hook]), max_iters=400)
+    cfg = _cfg(12, [])
+    cfg.train_cfg.type = 'SelfTrainingLoop'
+    with pytest.raises(ConfigError, match='training loop SelfTrainingLoop counts epochs: give epoch_ratio'):
+        shorten_schedule(cfg, max_iters=400)
