@@ -23,6 +23,7 @@ from .guard import sitecustomize  # noqa: F401  refuses connections to other mac
 
 ROOT = Path(__file__).resolve().parents[1]
 os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT / 'tests' / 'guard'), os.environ.get('PYTHONPATH')]))
+torch.set_num_threads(1)  # a fork of a process with OpenMP's threads hangs
 MMDET_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 
 

@@ -9,6 +9,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, RUNNERS, DefaultScope
 
+from ..faults.tiny import save_tiny_baseline, tiny_config
+
 _number = itertools.count()
 
 
@@ -170,3 +172,16 @@ def segmentor_cfg(segmentor_files, tmp_path):
     cfg = Config.fromfile(segmentor_files[0])
     cfg.work_dir = str(tmp_path / 'seg')
     return cfg
+
+
+@pytest.fixture(scope='module')
+def baseline(tmp_path_factory):
+    return save_tiny_baseline(tmp_path_factory.mktemp('tiny') / 'baseline.pth')
+
+
+@pytest.fixture
+def tiny(baseline, tmp_path):
+    """The upgrade's config: three epochs, all checkpoints kept."""
+    return tiny_config(
+        tmp_path / 'work', baseline, **{'train_cfg.max_epochs': 3, 'default_hooks.checkpoint.max_keep_ckpts': -1}
+    )

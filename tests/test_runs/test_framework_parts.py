@@ -31,7 +31,7 @@ from mmdeform_upgrade.readers import read_checkpoint
 
 from ..faults.tiny import save_tiny_baseline, tiny_config
 from .conftest import _number
-from .test_faults import same
+from .tiny_runs import same
 
 
 def _sample(number):

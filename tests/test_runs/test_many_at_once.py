@@ -16,7 +16,7 @@ from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.mm.guard import hold
 
 from ..faults.tiny import save_tiny_baseline, tiny_config
-from .test_faults import ended, in_child, run, train_tool
+from .tiny_runs import ended, in_child, run, train_tool
 
 
 @pytest.fixture
