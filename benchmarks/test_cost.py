@@ -30,7 +30,7 @@ def test_a_summary_is_of_the_sorted_times():
 def test_a_detector_trains_on_a_random_batch(tiny_config):
     model = build(Config.fromfile(tiny_config)).train()
     logged = model.train_step(random_batch(model, 96, 2), OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01)))
-    assert all(torch.isfinite(value).all() for value in logged.values())
+    assert logged['loss'] > 0 and all(torch.isfinite(value).all() for value in logged.values())
 
 
 def test_no_labels_are_made_for_an_unknown_network():

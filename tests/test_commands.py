@@ -1,4 +1,4 @@
-"""Every command of the README and the pages: its tool takes it as it stands, a test runs the tool; cheap ones run."""
+"""Every command of the README and the pages: its tool takes it as it stands; cheap ones run."""
 
 import argparse
 import re
@@ -13,19 +13,8 @@ from .conftest import ROOT
 from .test_release.conftest import files  # noqa: F401  (fixture)
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
-# What runs each tool for real, on small data.
-RUN_BY = {
-    'upgrade.py': 'test_tools.py::test_upgrade_writes_a_short_inheriting_config_and_the_control',
-    'train.py': 'test_tools.py::test_the_written_config_trains_and_tests',
-    'test.py': 'test_tools.py::test_the_written_config_trains_and_tests',
-    'model_converters/import_baseline.py': 'test_importers/test_tool.py::',
-    'model_converters/publish_model.py': 'test_release/test_page.py::test_a_command_of_the_page_runs',
-    'model_converters/delta.py': 'test_release/test_page.py::test_a_command_of_the_page_runs',
-    'model_converters/revert.py': 'test_release/test_revert.py::test_the_tool_reports_validates_and_then_writes',
-    'deployment/export_onnx.py': 'test_deployment/test_onnx.py::test_the_tool_exports_a_whole_ssd',
-    'analysis_tools/offset_signal.py': 'test_analysis/test_offset_signal.py',
-    'analysis_tools/show_offsets.py': 'test_analysis/test_look.py::test_the_tool_draws_and_says_the_statistics',
-}
+
+
 # Those that are not of Python, or not of this package, and why they may stand there.
 OTHERS = {
     'make': 'the target is in the Makefile',
@@ -61,13 +50,6 @@ COMMANDS = sorted(
         for command in (*_code(text), *_inline(text))
     }
 )
-TOOLS = sorted(
-    {
-        words[1].removeprefix('tools/')
-        for _, command in COMMANDS
-        if (words := command.split())[0] == 'python' and words[1].startswith('tools/')
-    }
-)
 
 
 class _ParsedError(Exception):
@@ -100,7 +82,7 @@ def _parse_module(name, arguments, monkeypatch):
 
 
 def test_there_are_commands_to_check():
-    assert len(COMMANDS) >= 40 and len(TOOLS) >= 9
+    assert len(COMMANDS) >= 40
     assert {'README.md', 'docs/releases.md', 'docs/recipes.md'} <= {page for page, _ in COMMANDS}
 
 
@@ -132,17 +114,6 @@ def test_a_command_is_one_that_its_tool_takes(page, command, monkeypatch, capsys
         assert page == 'docs/releases.md' or words[:2] == ['train', 'onedl-mmdetection'], 'make mim runs that page'
     else:
         assert program in ('apt-get', 'python') or (ROOT / program).is_file(), program
-
-
-@pytest.mark.parametrize('tool', TOOLS)
-def test_a_tool_that_is_shown_is_run_by_a_test(tool):
-    file, _, name = RUN_BY[tool].partition('::')
-    text = (ROOT / 'tests' / file).read_text()
-    if name and name != 'test_a_command_of_the_page_runs':
-        start = text.index(f'def {name}(')
-        assert tool.rpartition('/')[2] in text or re.search(rf'^python tools/{tool}', text[start:], re.M), tool
-    elif not name:
-        assert tool.rpartition('/')[2] in text
 
 
 def _cheap():

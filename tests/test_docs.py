@@ -1,4 +1,4 @@
-"""Links, tools and flags in the documentation exist."""
+"""Links, tools and configs that the documentation names exist."""
 
 import re
 
@@ -6,7 +6,7 @@ import pytest
 
 from .conftest import ROOT
 
-PAGES = sorted((ROOT / 'docs').glob('*.md'))
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)

@@ -77,11 +77,6 @@ def test_provenance_is_saved(trained, tiny_baseline):
     assert 0 <= provenance['before_training']['pascal_voc/mAP'] <= 1
 
 
-def test_the_best_checkpoint_counts_the_score_before_training(trained):
-    _, _, log = trained
-    assert 'best_pascal_voc_mAP_epoch_0' in log or 'at 0 epoch' in log
-
-
 def test_a_finished_upgrade_is_loaded_as_it_is(trained, tmp_path):
     config, work_dir, _ = trained
     cfg = Config.fromfile(config)
@@ -179,10 +174,9 @@ def _spoiled(tiny_baseline, tmp_path):
 
 def test_a_baseline_that_does_not_fit_is_refused_with_every_problem(tiny_upgrade_cfg, tiny_baseline, tmp_path):
     runner = _runner(tiny_upgrade_cfg, load_from=_spoiled(tiny_baseline, tmp_path))
-    with pytest.raises(CheckpointError) as error:
+    problems = '(?s)layer1.0.conv1.weight.*backbone.layer9.weight.*cls_convs.0.0.weight: the checkpoint has'
+    with pytest.raises(CheckpointError, match=problems):
         runner.train()
-    for key in ('layer1.0.conv1.weight', 'backbone.layer9.weight', 'cls_convs.0.0.weight: the checkpoint has'):
-        assert key in str(error.value)
     assert runner.iter == 0
 
 

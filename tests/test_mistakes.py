@@ -237,18 +237,3 @@ def test_another_number_of_classes_is_told(folder):
 def test_what_needs_a_gpu_is_refused_without_one(folder, arguments, expected):
     status, said = call_tool(*arguments)
     assert status == 2 and re.match(expected, said)
-
-
-def test_other_preprocessing_than_the_foreign_weights_need_is_told():
-    from mmdeform_upgrade.importers.checks import preprocessing
-
-    model = torch.nn.Module()
-    model.data_preprocessor = torch.nn.Module()
-    model.data_preprocessor.mean, model.data_preprocessor.std = torch.tensor([0.0] * 3), torch.tensor([255.0] * 3)
-    model.data_preprocessor._channel_conversion = False
-    assert preprocessing([123.675, 116.28, 103.53], [58.395, 57.12, 57.375], True)(model) == [
-        (
-            'data_preprocessor has mean=[0.0, 0.0, 0.0], std=[255.0, 255.0, 255.0], bgr_to_rgb=False; the weights need '
-            'mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True: set model.data_preprocessor'
-        )
-    ]

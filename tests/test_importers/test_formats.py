@@ -86,7 +86,7 @@ def test_names_of_the_network_always_pass(tmp_path):
     torch.save(model.state_dict(), tmp_path / 'bare.pth')
     assert list(load_baseline(tmp_path / 'bare.pth', model)) == list(model.state_dict())
     assert import_baseline(tmp_path / 'bare.pth', model).format == OWN_NAMES
-    assert all(name.startswith('backbone.') for name in load_baseline(tmp_path / 'bare.pth'))
+    assert {name.partition('.')[0] for name in load_baseline(tmp_path / 'bare.pth')} == {'backbone'}
 
 
 def test_settings_and_keys_are_refused_in_one_error(tiny_retinanet, torchvision_state, tmp_path):
@@ -97,10 +97,9 @@ def test_settings_and_keys_are_refused_in_one_error(tiny_retinanet, torchvision_
     del state['backbone.body.conv1.weight'], state['head.regression_head.bbox_reg.bias']
     state['backbone.body.conv1.weight'] = torch.ones(8, 3, 5, 5)
     torch.save(state, tmp_path / 'a.pth')
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(CheckpointError, match='a.pth: it was recognised as torchvision RetinaNet') as error:
         load_baseline(tmp_path / 'a.pth', build(cfg))
     for text in (
-        'a.pth: it was recognised as torchvision RetinaNet',
         'relu_before_extra_convs=True',
         'bgr_to_rgb=False',
         'missing in the checkpoint (1): bbox_head.retina_reg.bias',

@@ -80,8 +80,7 @@ def test_ten_thousand_maps_and_none(backend):
 def test_a_map_smaller_than_the_kernel_is_refused_where_nothing_is_left_of_it(backend):
     with pytest.raises(
         ShapeError,
-        match='input of 2x1 pixels with padding .0, 0. is smaller than the 3x3 kernel with '
-        'dilation .1, 1.: the output would be 0x-1. Use a larger input or padding.',
+        match='input of 2x1 pixels .* smaller than the 3x3 kernel .* would be 0x-1. Use a larger input or padding',
     ):
         deform_conv2d(torch.zeros(1, 1, 2, 1), torch.zeros(1, 18, 1, 1), torch.zeros(1, 1, 3, 3), backend=backend)
 

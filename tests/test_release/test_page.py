@@ -31,10 +31,3 @@ def test_a_command_of_the_page_runs(command, files, folder, monkeypatch, capsys)
         return
     main([*arguments, '--num', '1'] if name.endswith('revert.py') else arguments)
     assert 'written: ' in capsys.readouterr().out
-
-
-def test_the_page_names_every_tool_and_its_links_exist():
-    for tool in ('publish_model', 'delta.py make', 'delta.py apply', 'revert', 'upgrade.py --inspect'):
-        assert any(tool in command for command in COMMANDS), tool
-    for target in re.findall(r'\]\((?!http)([^)#]+)', PAGE):
-        assert (ROOT / 'docs' / target).exists(), target

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import re
 import subprocess
 import sys
 import threading
@@ -183,11 +184,8 @@ def test_an_address_that_gives_no_whole_file_leaves_nothing_behind(served, tmp_p
 
 def test_an_address_with_nothing_behind_it_is_an_error_of_one_message(served, tmp_path):
     status, message = call_tool('upgrade.py', '--inspect', f'{served[0]}/none.pth')
-    assert status == 2
-    assert message.strip() == (
-        f'CheckpointError: {served[0]}/none.pth could not be downloaded (HTTP Error 404: File not found): open it in '
-        'a browser, or give a file'
-    )
+    assert status == 2 and 'Traceback' not in message
+    assert re.match(f'CheckpointError: {served[0]}/none.pth .*HTTP Error 404.*open it in a browser, or give', message)
     assert not list((tmp_path / 'torch').rglob('none*'))
 
 
