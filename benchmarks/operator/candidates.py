@@ -13,7 +13,16 @@ import triton
 import triton.language as tl
 
 from mmdeform_upgrade.ops import matrices, triton_backend
-from mmdeform_upgrade.ops.triton_kernels import _MAP, _corner, _entry, _mix, _rounded, _row, _slopes, _tap
+from mmdeform_upgrade.ops.triton_kernels import (
+    _MAP,
+    _corner,
+    _mix,
+    _rounded,
+    _row,
+    _store_cells,
+    _store_slopes,
+    _tap,
+)
 
 
 class Sampling(NamedTuple):
@@ -64,23 +73,13 @@ class GatherByPatches(NamedTuple):
         )
 
 
-@triton.jit(do_not_specialize=['samples', 'p_first', 'k_first', 'k_count', *_MAP])
-def ordered_sample_kernel(rows_ptr, offset_ptr, mask_ptr, columns_ptr, grad_columns_ptr, grad_offset_ptr, grad_mask_ptr,  # noqa: C901
-                  keys_ptr, weights_ptr, samples, p_first, p_count, k_first, k_count, C, H, W, Ho, Wo,
-                  KW: tl.constexpr, K: tl.constexpr, G: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
-                  PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, MASKED: tl.constexpr,
-                  LAST: tl.constexpr, COLUMNS: tl.constexpr, PLAN: tl.constexpr, KEYS: tl.constexpr,
-                  ORDER: tl.constexpr, LATE: tl.constexpr,
-                  BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):  # yapf: disable
-    """What is asked for of some positions and taps, with one reading of the rows.
+@triton.jit
+def _ordered(blocks, k_count, G, ORDER: tl.constexpr):
+    """The program's block of positions, its first and last tap, and its deform group.
 
-    COLUMNS: the columns (p_count, k_count * C). PLAN: the gradients of offset and mask, from that of the columns.
-    KEYS: for ``gather_kernel``, the cell of each sample and its weights (3, samples): of the upper
-    corners, of the lower ones, and of the right ones among them. Programs: blocks of positions, taps and deform
-    groups (ORDER 0), the other way round (1), or all taps in one program (2).
+    Programs: blocks of positions, taps and groups (ORDER 0), the other way round (1), all taps in one program (2).
     """
     program = tl.program_id(0)
-    blocks = tl.cdiv(p_count, BLOCK_P)
     if ORDER == 0:
         block, k_low, g = program % blocks, program // blocks % k_count, program // (blocks * k_count)
         k_high = k_low + 1
@@ -89,6 +88,19 @@ def ordered_sample_kernel(rows_ptr, offset_ptr, mask_ptr, columns_ptr, grad_colu
         k_high = k_low + 1
     else:
         g, block, k_low, k_high = program % G, program // G, 0, k_count
+    return block, k_low, k_high, g
+
+
+@triton.jit(do_not_specialize=['samples', 'p_first', 'k_first', 'k_count', *_MAP])
+def ordered_sample_kernel(rows_ptr, offset_ptr, mask_ptr, columns_ptr, grad_columns_ptr, grad_offset_ptr, grad_mask_ptr,
+                  keys_ptr, weights_ptr, samples, p_first, p_count, k_first, k_count, C, H, W, Ho, Wo,
+                  KW: tl.constexpr, K: tl.constexpr, G: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+                  PH: tl.constexpr, PW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr, MASKED: tl.constexpr,
+                  LAST: tl.constexpr, COLUMNS: tl.constexpr, PLAN: tl.constexpr, KEYS: tl.constexpr,
+                  ORDER: tl.constexpr, LATE: tl.constexpr,
+                  BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):  # yapf: disable
+    """The package's ``sample_kernel`` with its programs in another order; LATE: sums over channels after all of them."""
+    block, k_low, k_high, g = _ordered(tl.cdiv(p_count, BLOCK_P), k_count, G, ORDER)
     q = block * BLOCK_P + tl.arange(0, BLOCK_P)
     live = q < p_count
     p = q + p_first
@@ -97,12 +109,7 @@ def ordered_sample_kernel(rows_ptr, offset_ptr, mask_ptr, columns_ptr, grad_colu
                                     KW, K, G, SH, SW, PH, PW, DH, DW, MASKED, LAST)  # yapf: disable
         if KEYS:
             at = (q.to(tl.int64) * k_count + k) * G + g
-            inside = (y0 >= -1) & (y0 < H) & (x0 >= -1) & (x0 < W)
-            cell = (((n * G + g).to(keys_ptr.dtype.element_ty) * (H + 1) + y0 + 1) * (W + 1)) + x0 + 1
-            tl.store(keys_ptr + at, tl.where(inside, cell, -1), mask=live)
-            tl.store(weights_ptr + at, (1 - ly) * m, mask=live)
-            tl.store(weights_ptr + samples + at, ly * m, mask=live)
-            tl.store(weights_ptr + 2 * samples + at, lx, mask=live)
+            _store_cells(keys_ptr, weights_ptr, at, samples, n * G + g, y0, x0, ly, lx, m, H, W, live)
         if COLUMNS or PLAN:
             r00, t00 = _corner(n, y0, x0, live, H, W, C)
             r01, t01 = _corner(n, y0, x0 + 1, live, H, W, C)
@@ -140,17 +147,8 @@ def ordered_sample_kernel(rows_ptr, offset_ptr, mask_ptr, columns_ptr, grad_colu
             if PLAN:
                 if LATE:
                     d00, d01, d10, d11 = tl.sum(s00, 1), tl.sum(s01, 1), tl.sum(s10, 1), tl.sum(s11, 1)
-                L = Ho * Wo
-                channel = g * K + k_first + k
-                top, grad_y, grad_x = _slopes(d00, d01, d10, d11, ly, lx)
-                kind = grad_offset_ptr.dtype.element_ty
-                at_y = _entry(n, channel * 2, p % L, G * K * 2, L, LAST)
-                at_x = _entry(n, channel * 2 + 1, p % L, G * K * 2, L, LAST)
-                tl.store(grad_offset_ptr + at_y, (grad_y * m).to(kind), mask=live)
-                tl.store(grad_offset_ptr + at_x, (grad_x * m).to(kind), mask=live)
-                if MASKED:
-                    at_m = _entry(n, channel, p % L, G * K, L, LAST)
-                    tl.store(grad_mask_ptr + at_m, (top + grad_y * ly).to(grad_mask_ptr.dtype.element_ty), mask=live)
+                _store_slopes(grad_offset_ptr, grad_mask_ptr, d00, d01, d10, d11, ly, lx, m, n, g * K + k_first + k,
+                              p % (Ho * Wo), Ho * Wo, G * K, live, MASKED, LAST)  # yapf: disable
 
 
 @triton.jit

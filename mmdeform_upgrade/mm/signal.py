@@ -140,10 +140,9 @@ def measure_signal(
     # The mode of a training: batch norms use and move what norm_eval leaves them.
     upgrade_(component, names)
     network.to(device).train()
-    prefix = f'{part}.'
     measured = tqdm(islice(chain(first, stream), batches), total=batches, desc='signal', unit='batch')
     found = offset_signal(network, measured, _loss, lr=lr)
-    signals = [dataclasses.replace(layer, layer=layer.layer.removeprefix(prefix)) for layer in found]
+    signals = [dataclasses.replace(layer, layer=layer.layer.removeprefix(f'{part}.')) for layer in found]
     clear = [layer for layer in signals if layer.verdict == 'learns']
     least = max((layer.snr - 1 for layer in clear), default=0.0) / 2
     learning = [layer.layer for layer in clear if layer.snr - 1 >= least]  # whose signal is half of the strongest

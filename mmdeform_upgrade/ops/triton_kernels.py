@@ -129,6 +129,32 @@ def convolve_kernel(rows_ptr, offset_ptr, mask_ptr, kernel_ptr, bias_ptr, output
     tl.store(out, total.to(output_ptr.dtype.element_ty), mask=live[:, None] & made[None, :])
 
 
+@triton.jit
+def _store_cells(keys_ptr, weights_ptr, at, samples, image, y0, x0, ly, lx, m, H, W, live):
+    """For ``gather_kernel``, the cell of each sample and its weights; ``image``: that of a sample's group of channels."""
+    inside = (y0 >= -1) & (y0 < H) & (x0 >= -1) & (x0 < W)
+    cell = ((image.to(keys_ptr.dtype.element_ty) * (H + 1) + y0 + 1) * (W + 1)) + x0 + 1
+    tl.store(keys_ptr + at, tl.where(inside, cell, -1), mask=live)
+    tl.store(weights_ptr + at, (1 - ly) * m, mask=live)
+    tl.store(weights_ptr + samples + at, ly * m, mask=live)
+    tl.store(weights_ptr + 2 * samples + at, lx, mask=live)
+
+
+@triton.jit
+def _store_slopes(grad_offset_ptr, grad_mask_ptr, d00, d01, d10, d11, ly, lx, m, n, channel, pixel, L, channels, live,
+                  MASKED: tl.constexpr, LAST: tl.constexpr):  # yapf: disable
+    """The gradients of a tap's offset and mask, from those of its four corners."""
+    top, grad_y, grad_x = _slopes(d00, d01, d10, d11, ly, lx)
+    kind = grad_offset_ptr.dtype.element_ty
+    at_y = _entry(n, channel * 2, pixel, channels * 2, L, LAST)
+    at_x = _entry(n, channel * 2 + 1, pixel, channels * 2, L, LAST)
+    tl.store(grad_offset_ptr + at_y, (grad_y * m).to(kind), mask=live)
+    tl.store(grad_offset_ptr + at_x, (grad_x * m).to(kind), mask=live)
+    if MASKED:
+        at_m = _entry(n, channel, pixel, channels, L, LAST)
+        tl.store(grad_mask_ptr + at_m, (top + grad_y * ly).to(grad_mask_ptr.dtype.element_ty), mask=live)
+
+
 @triton.jit(do_not_specialize=['samples', 'p_first', 'k_first', 'k_count', *_MAP])
 def sample_kernel(rows_ptr, offset_ptr, mask_ptr, columns_ptr, grad_columns_ptr, grad_offset_ptr, grad_mask_ptr,
                   keys_ptr, weights_ptr, samples, p_first, p_count, k_first, k_count, C, H, W, Ho, Wo,
@@ -150,12 +176,7 @@ def sample_kernel(rows_ptr, offset_ptr, mask_ptr, columns_ptr, grad_columns_ptr,
                                 KW, K, G, SH, SW, PH, PW, DH, DW, MASKED, LAST)  # yapf: disable
     if KEYS:
         at = (q.to(tl.int64) * k_count + k) * G + g
-        inside = (y0 >= -1) & (y0 < H) & (x0 >= -1) & (x0 < W)
-        cell = (((n * G + g).to(keys_ptr.dtype.element_ty) * (H + 1) + y0 + 1) * (W + 1)) + x0 + 1
-        tl.store(keys_ptr + at, tl.where(inside, cell, -1), mask=live)
-        tl.store(weights_ptr + at, (1 - ly) * m, mask=live)
-        tl.store(weights_ptr + samples + at, ly * m, mask=live)
-        tl.store(weights_ptr + 2 * samples + at, lx, mask=live)
+        _store_cells(keys_ptr, weights_ptr, at, samples, n * G + g, y0, x0, ly, lx, m, H, W, live)
     if COLUMNS or PLAN:
         r00, t00 = _corner(n, y0, x0, live, H, W, C)
         r01, t01 = _corner(n, y0, x0 + 1, live, H, W, C)
@@ -182,17 +203,8 @@ def sample_kernel(rows_ptr, offset_ptr, mask_ptr, columns_ptr, grad_columns_ptr,
                 value = _mix(v00, v01, v10, v11, ly, lx, m).to(columns_ptr.dtype.element_ty)
                 tl.store(columns_ptr + column[:, None] + c[None, :], value, mask=both)
         if PLAN:
-            L = Ho * Wo
-            channel = g * K + k_first + k
-            top, grad_y, grad_x = _slopes(d00, d01, d10, d11, ly, lx)
-            kind = grad_offset_ptr.dtype.element_ty
-            at_y = _entry(n, channel * 2, p % L, G * K * 2, L, LAST)
-            at_x = _entry(n, channel * 2 + 1, p % L, G * K * 2, L, LAST)
-            tl.store(grad_offset_ptr + at_y, (grad_y * m).to(kind), mask=live)
-            tl.store(grad_offset_ptr + at_x, (grad_x * m).to(kind), mask=live)
-            if MASKED:
-                at_m = _entry(n, channel, p % L, G * K, L, LAST)
-                tl.store(grad_mask_ptr + at_m, (top + grad_y * ly).to(grad_mask_ptr.dtype.element_ty), mask=live)
+            _store_slopes(grad_offset_ptr, grad_mask_ptr, d00, d01, d10, d11, ly, lx, m, n, g * K + k_first + k,
+                          p % (Ho * Wo), Ho * Wo, G * K, live, MASKED, LAST)  # yapf: disable
 
 
 @triton.jit
