@@ -7,6 +7,9 @@ see one node, FLOP counters one formula. Only the arguments are kept for the bac
 
 from __future__ import annotations
 
+from functools import cache
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UpgradeError
-from . import eager, flops, matrices
+from . import flops, matrices
 from .autocast import no_autocast
 from .geometry import Geometry
-from .passes import Operands, Passes, Wanted
+from .passes import Operands, Wanted
 
 _LIBRARY = torch.library.Library('mmdeform_upgrade', 'DEF')
 _LIBRARY.define(
@@ -30,19 +33,17 @@ _LIBRARY.define(
 )
 
 
-def passes(backend: str) -> Passes:
+@cache
+def _module(backend: str) -> ModuleType:
     """A backend's module; that of Triton is imported when it is first asked for."""
-    if backend != 'triton':  # 'auto' that has not become 'triton' is 'eager', and the plain convolution at zero offsets
-        return eager
-    from . import triton_backend
-
-    return triton_backend
+    # 'auto' that has not become 'triton' is 'eager', and the plain convolution at zero offsets
+    return import_module(f'.{"triton_backend" if backend == "triton" else "eager"}', __package__)
 
 
 def deform_conv2d(operands: Operands, geo: Geometry, backend: str) -> Tensor:
     """Deformable convolution; see :func:`mmdeform_upgrade.ops.deform_conv2d`."""
     if torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
-        return passes(backend).forward(operands, geo)  # a tracer records plain operations
+        return _module(backend).forward(operands, geo)  # a tracer records plain operations
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
     # ONNX's older exporter asks the function for its `symbolic`.
     call = _DeformConv2d.apply if needs_grad or torch.jit.is_tracing() else _FORWARD
@@ -70,7 +71,8 @@ class _DeformConv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled() and not _is_compiling():  # create_graph=True
+        compiling = getattr(torch.compiler, 'is_compiling', bool)()  # since torch 2.2
+        if torch.is_grad_enabled() and not compiling:  # create_graph=True
             raise UpgradeError(
                 'deform_conv2d was differentiated with create_graph=True, but its fast backends have no second-order '
                 "gradients. Use backend='reference', which has them."
@@ -109,7 +111,7 @@ def _forward(*arguments: Any) -> Tensor:
     with no_autocast(operands.input.device.type):
         if backend == 'auto' and operands.mask is None and _is_plain(operands.offset):
             return _plain(operands, geo)
-        return passes(backend).forward(operands, geo)
+        return _module(backend).forward(operands, geo)
 
 
 def _is_plain(offset: Tensor) -> bool:
@@ -135,14 +137,13 @@ def _backward(grad_output: Tensor, input: Tensor, offset: Tensor, weight: Tensor
     sizes, backend, wanted = rest
     operands = Operands(input, offset, weight, None, mask)
     with no_autocast(input.device.type):
-        grads = passes(backend).backward(grad_output, operands, Geometry(*sizes), Wanted(*wanted))
-    found = [
+        grads = _module(backend).backward(grad_output, operands, Geometry(*sizes), Wanted(*wanted))
+    return tuple(
         input.new_empty(0)
         if grad is None or like is None
         else grad.to(like.dtype).contiguous(memory_format=matrices.format_of(like))
         for grad, like in zip(grads, (input, offset, weight, mask), strict=True)
-    ]
-    return tuple(found)
+    )
 
 
 def _backward_meta(grad_output: Tensor, input: Tensor, offset: Tensor, weight: Tensor, mask: Any, *rest: Any) -> Any:
@@ -154,11 +155,6 @@ def _backward_meta(grad_output: Tensor, input: Tensor, offset: Tensor, weight: T
         else input.new_empty(0)
         for like, need in needed
     )
-
-
-def _is_compiling() -> bool:
-    is_compiling = getattr(torch.compiler, 'is_compiling', None)  # torch >= 2.2
-    return bool(is_compiling is not None and is_compiling())
 
 
 for _name, _run, _shapes in (

@@ -18,11 +18,12 @@ class Cuts(NamedTuple):
 
     taps: list[slice]
     positions: list[slice]
+    turned: bool = False  # columns are (p, C*K) in the products, so that a contiguous kernel need not be turned
 
-
-def whole(geo: Geometry) -> Cuts:
-    """All columns at once."""
-    return Cuts([slice(0, geo.K)], [slice(0, geo.N * geo.L)])
+    @property
+    def whole(self) -> bool:
+        """Whether there is one piece."""
+        return len(self.taps) == len(self.positions) == 1
 
 
 def cut(geo: Geometry, itemsize: int, device_type: str, summed: bool = False) -> Cuts:

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import matrices, sampling
-from .chunks import cut, whole
+from . import matrices, passes, sampling
+from .chunks import Cuts, cut
 from .geometry import Geometry
 from .passes import Grads, Operands, Wanted
 from .sampling import Corners
@@ -29,74 +29,59 @@ with warnings.catch_warnings():  # PyTorch warns once that CSR tensors are in be
 
 
 def forward(operands: Operands, geo: Geometry) -> Tensor:
-    """See :class:`.passes.Passes`."""
+    """See :mod:`.passes`."""
     input, offset, weight, bias, mask = operands
     work = torch.promote_types(input.dtype, torch.float32)
     table = sampling.to_table(input, geo, work)
     plan = sampling.make_plan(offset, mask, geo, work)
     shape = (geo.N, geo.O, geo.Ho, geo.Wo)
     output = torch.empty(shape, dtype=work, device=input.device, memory_format=torch.channels_last)
-    rows = matrices.map_to_rows(output, work)
-    few = _few_positions(4, weight, geo)
-    cuts = whole(geo) if few else cut(geo, work.itemsize, input.device.type, summed=True)
-    for taps in cuts.taps:
-        kernel = matrices.kernel_matrix(weight, taps, geo, matrices.product_dtype(weight), by_channel=few)
-        for positions in cuts.positions:
-            columns = _sample(table, sampling.corners(plan.part(positions, taps), geo), taps, geo)
-            columns = matrices.turn(columns, geo.K) if few else columns
-            matrices.project(rows[positions], columns, kernel, geo, first=taps.start == 0)
-            del columns  # before the next ones are made
+
+    def sample(positions: slice, taps: slice) -> Tensor:
+        return _sample(table, sampling.corners(plan.part(positions, taps), geo), taps, geo)
+
+    rows, weight = matrices.map_to_rows(output, work), weight.to(matrices.product_dtype(weight))
+    passes.project(sample, rows, weight, _cut(table, weight, geo, forward=True), geo)
     if bias is not None:
         output += bias.view(-1, 1, 1)
     return matrices.in_format(output, input.dtype, matrices.format_of(input))
 
 
 def backward(grad_output: Tensor, operands: Operands, geo: Geometry, wanted: Wanted) -> Grads:
-    """See :class:`.passes.Passes`."""
+    """See :mod:`.passes`."""
     input, offset, weight, _, mask = operands
     work = torch.promote_types(input.dtype, torch.float32)
-    product = matrices.product_dtype(weight)
     table = sampling.to_table(input, geo, work)
     plan = sampling.make_plan(offset, mask, geo, work)
-    rows = matrices.map_to_rows(grad_output, product)
-    turned = grad_output.to(product).transpose(0, 1).reshape(geo.O, -1)  # as contiguous as products like it
     grad_table = torch.zeros_like(table) if wanted.input else None
     dots = table.new_empty((4, *plan.base.shape)) if wanted.plan else None
-    grad_kernels = []
-    few = _few_positions(1, weight, geo)
-    cuts = whole(geo) if few else cut(geo, table.itemsize, table.device.type)
-    for taps in cuts.taps:
-        kernel = grad_kernel = None
-        if wanted.input or wanted.plan:
-            kernel = matrices.kernel_matrix(weight, taps, geo, product, by_channel=few)
-        for positions in cuts.positions:
-            corners = sampling.corners(plan.part(positions, taps), geo)
-            if wanted.weight:
-                columns = _sample(table, corners, taps, geo)
-                columns = matrices.turn(columns, geo.K) if few else columns
-                grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, turned[:, positions], geo)
-                del columns  # before the gradients of the columns are made
-            if kernel is None:
-                continue
-            grads = matrices.grad_columns(rows[positions], kernel, geo).to(work)
-            grads = (matrices.turn(grads, geo.C) if few else grads).reshape(-1, geo.C // geo.G)
+
+    def step(positions: slice, taps: slice, grad_columns: Tensor | None) -> Tensor | None:
+        corners = sampling.corners(plan.part(positions, taps), geo)
+        if grad_columns is not None:
+            grads = grad_columns.to(work).reshape(-1, geo.C // geo.G)
             if dots is not None:
                 found = _corner_dots(table, corners, grads).view(-1, taps.stop - taps.start, geo.G, 4)
                 dots[:, positions, taps].copy_(found.permute(3, 0, 1, 2))
             if grad_table is not None:
                 _add_to_table(grad_table, corners, grads)
-        grad_kernels += [] if grad_kernel is None else [grad_kernel]
-    grad_weight = None
-    if wanted.weight:
-        grad_weight = grad_kernels[0].view_as(weight) if few else matrices.join_taps(grad_kernels, weight, geo)
+            del grads, grad_columns  # before the columns are made
+        return _sample(table, corners, taps, geo) if wanted.weight else None
+
+    weight = weight.to(matrices.product_dtype(weight))
+    cuts = _cut(table, weight, geo, forward=False)
+    grad_weight = passes.differentiate(step, grad_output, weight, wanted, cuts, geo)
     grad_input = None if grad_table is None else sampling.from_table(grad_table, geo, matrices.format_of(input))
     grad_offset, grad_mask = (None, None) if dots is None else sampling.plan_gradients(plan, dots, geo)
     return Grads(grad_input, grad_offset, grad_weight, grad_mask)
 
 
-def _few_positions(times: int, weight: Tensor, geo: Geometry) -> bool:
-    """Whether to turn the columns, all at once, and not a contiguous kernel, which has so many times their rows."""
-    return geo.groups == 1 and 0 < geo.N * geo.L * times <= geo.O and weight.is_contiguous()
+def _cut(table: Tensor, weight: Tensor, geo: Geometry, forward: bool) -> Cuts:
+    """Pieces of the columns; all at once, and turned, where there are fewer of them than of a contiguous kernel."""
+    rows = geo.N * geo.L
+    if geo.groups == 1 and 0 < rows * (4 if forward else 1) <= geo.O and weight.is_contiguous():
+        return Cuts([slice(0, geo.K)], [slice(0, rows)], turned=True)
+    return cut(geo, table.itemsize, table.device.type, summed=forward)
 
 
 def _sample(table: Tensor, corners: Corners, taps: slice, geo: Geometry) -> Tensor:

@@ -110,24 +110,22 @@ def _choose(name: str, input: Tensor) -> str:
 
 def _triton_suits(input: Tensor) -> bool:
     """Whether 'auto' is 'triton': on GPUs with the matrix units that its kernels were measured on, or newer ones."""
-    if input.device.type != 'cuda' or input.dtype == torch.float64 or torch.jit.is_tracing():
+    if not input.is_cuda or input.dtype == torch.float64 or torch.jit.is_tracing() or _TRITON < _LEAST_TRITON:
         return False
-    if _TRITON < _LEAST_TRITON:
-        return False
-    return getattr(torch.version, 'hip', None) is None and torch.cuda.get_device_capability(input.device) >= (8, 0)
+    return torch.version.hip is None and torch.cuda.get_device_capability(input.device) >= (8, 0)
 
 
 def _check_triton(input: Tensor) -> None:
-    if not _TRITON:
-        raise UpgradeError("backend 'triton' needs the package triton, which is not installed; use backend='eager'.")
     if _TRITON < _LEAST_TRITON:
-        raise UpgradeError(
-            f"backend 'triton' needs triton {_LEAST_TRITON}, version {_TRITON} is installed; use backend='eager'."
+        found = f'version {_TRITON} is' if _TRITON else 'it is not'
+        problem = f'needs the package triton, version {_LEAST_TRITON} or newer; {found} installed'
+    elif input.dtype == torch.float64:
+        problem = 'has no float64'
+    elif not input.is_cuda and os.environ.get('TRITON_INTERPRET', '0') != '1':
+        problem = (
+            f'needs a CUDA tensor, input is on {input.device} (TRITON_INTERPRET=1, set before Python starts, interprets '
+            'the kernels slowly)'
         )
-    if input.dtype == torch.float64:
-        raise UpgradeError("backend 'triton' has no float64; use backend='eager' or 'reference'.")
-    if input.device.type != 'cuda' and os.environ.get('TRITON_INTERPRET', '0') != '1':
-        raise UpgradeError(
-            f"backend 'triton' needs a CUDA tensor, input is on {input.device}; use backend='eager', or set "
-            'TRITON_INTERPRET=1 before Python starts to interpret the kernels slowly.'
-        )
+    else:
+        return
+    raise UpgradeError(f"backend 'triton' {problem}; use backend='eager'.")

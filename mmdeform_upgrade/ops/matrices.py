@@ -16,8 +16,6 @@ from .geometry import Geometry
 # oneDNN's product is up to twice as fast as that of MKL, whose float32 error is lower; it is what inductor calls.
 _ONEDNN = getattr(torch.ops.mkldnn, '_linear_pointwise', None) if torch.backends.mkldnn.is_available() else None
 _BFLOAT16_CPU = bool(getattr(torch.cpu, '_is_avx512_bf16_supported', bool)())
-
-
 LARGE_IMAGE = 2**15  # numbers of one image, from which on images are transposed one by one
 
 
@@ -28,22 +26,24 @@ def product_dtype(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
-def kernel_matrix(weight: Tensor, taps: slice, geo: Geometry, dtype: torch.dtype, by_channel: bool = False) -> Tensor:
+def kernel_matrix(weight: Tensor, taps: slice, geo: Geometry, turned: bool = False) -> Tensor:
     """Some taps of the kernel (O, C/groups, kh, kw) as (groups, O/groups, k*C/groups); a view of all of channels-last.
 
-    ``by_channel`` is the whole of a contiguous one, (1, O, C*K), which is a view of it.
+    Turned columns need the whole of a contiguous one, (1, O, C*K), which is a view of it.
     """
-    if by_channel:
-        return weight.view(1, geo.O, -1).to(dtype)
-    rows = _by_tap(weight).to(dtype)
+    if turned:
+        return weight.view(1, geo.O, -1)
+    rows = _by_tap(weight)
     rows = rows if taps.stop - taps.start == geo.K else rows[:, taps]
     return rows.reshape(geo.groups, geo.O // geo.groups, -1).contiguous()
 
 
-def join_taps(parts: list[Tensor], weight: Tensor, geo: Geometry) -> Tensor:
+def join_taps(parts: list[Tensor], weight: Tensor, geo: Geometry, turned: bool = False) -> Tensor:
     """The kernel's gradient from those of some taps each, shaped as by :func:`kernel_matrix`."""
     if not parts:  # there is no position to sum over
         return torch.zeros_like(weight)
+    if turned:
+        return parts[0].view_as(weight)
     rows = [part.view(geo.O, -1, geo.C // geo.groups) for part in parts]
     if len(rows) == 1:
         return rows[0].view(geo.O, geo.kh, geo.kw, -1).permute(0, 3, 1, 2)
@@ -84,9 +84,7 @@ def in_format(tensor: Tensor, dtype: torch.dtype, memory_format: torch.memory_fo
 def _transpose_into(targets: Tensor, matrices: Tensor) -> None:
     """Copy a batch of matrices (N, A, B) to (N, B, A)."""
     large = matrices.device.type == 'cpu' and matrices.numel() >= LARGE_IMAGE * len(matrices)
-    if (
-        large and not torch.jit.is_tracing()
-    ):  # two dimensions: PyTorch copies these in blocks, up to three times as fast
+    if large and not torch.jit.is_tracing():  # PyTorch copies two dimensions in blocks, up to three times as fast
         for target, matrix in zip(targets.unbind(0), matrices.unbind(0), strict=True):
             target.copy_(matrix.t())
     else:
@@ -111,9 +109,9 @@ def project(out: Tensor, columns: Tensor, kernel: Tensor, geo: Geometry, first: 
     out.copy_(product) if first else out.add_(product)
 
 
-def add_grad_kernel(total: Tensor | None, columns: Tensor, turned: Tensor, geo: Geometry, last: bool = False) -> Tensor:
-    """A kernel matrix, ``turned`` (O, p) times columns, plus ``total``; in float32 at least unless it is ``last``."""
-    like = turned.dtype if last else torch.promote_types(columns.dtype, torch.float32)
+def add_grad_kernel(total: Tensor | None, columns: Tensor, turned: Tensor, geo: Geometry, whole: bool) -> Tensor:
+    """A kernel matrix, ``turned`` (O, p) times columns, plus ``total``; in float32 at least unless it is the whole."""
+    like = turned.dtype if whole else torch.promote_types(columns.dtype, torch.float32)
     columns = columns.to(turned.dtype)
     if geo.groups > 1:
         product = torch.bmm(turned.reshape(geo.groups, geo.O // geo.groups, -1), _split_columns(columns, geo))
@@ -128,7 +126,8 @@ def grad_columns(grad_rows: Tensor, kernel: Tensor, geo: Geometry) -> Tensor:
     """Gradient (p, k*C) of the columns: grad_rows (p, O) times kernel."""
     if geo.groups == 1:
         return _times(grad_rows, kernel[0])
-    product = torch.bmm(_split_outputs(grad_rows, geo), kernel)  # (groups, p, k*C/groups)
+    outputs = grad_rows.view(len(grad_rows), geo.groups, -1).permute(1, 0, 2)
+    product = torch.bmm(outputs, kernel)  # (groups, p, k*C/groups)
     split = product.view(geo.groups, len(grad_rows), -1, geo.C // geo.groups)
     return split.permute(1, 2, 0, 3).reshape(len(grad_rows), -1)
 
@@ -138,7 +137,8 @@ def _times(a: Tensor, b: Tensor) -> Tensor:
     if a.dtype == torch.float32:
         if a.is_cuda and tf32_allowed():
             return _as_convolution(a, b.t())
-        if _ONEDNN is not None and _onednn_suits(a):
+        # The switch is there since torch 2.6.
+        if a.is_cpu and _ONEDNN and getattr(torch.backends.mkldnn, 'enabled', True) and not torch.jit.is_tracing():
             product: Tensor = _ONEDNN(_blas_ready(a), _blas_ready(b.t()), None, 'none', [], '')
             return product
     return a @ b
@@ -174,18 +174,7 @@ def _blas_ready(matrix: Tensor) -> Tensor:
     return matrix if matrix.is_contiguous() or matrix.t().is_contiguous() else matrix.contiguous()
 
 
-def _onednn_suits(tensor: Tensor) -> bool:
-    if tensor.device.type != 'cpu' or torch.jit.is_tracing():
-        return False
-    return bool(getattr(torch.backends.mkldnn, 'enabled', True))  # a switch since torch 2.6
-
-
 def _split_columns(columns: Tensor, geo: Geometry) -> Tensor:
     """Columns (p, k*C) as one matrix per convolution group, (groups, p, k*C/groups)."""
     split = columns.view(len(columns), -1, geo.groups, geo.C // geo.groups).permute(2, 0, 1, 3)
     return split.reshape(geo.groups, len(columns), -1)
-
-
-def _split_outputs(rows: Tensor, geo: Geometry) -> Tensor:
-    """Rows (p, O) as (groups, p, O/groups); a view."""
-    return rows.view(len(rows), geo.groups, -1).permute(1, 0, 2)

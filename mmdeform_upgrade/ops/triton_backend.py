@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from . import matrices
+from . import matrices, passes
 from .chunks import cut
 from .geometry import Geometry
 from .passes import Grads, Operands, Wanted
@@ -44,6 +44,7 @@ _CONVOLVE = {
     2: (Tile(128, 32, 8, 256), Tile(128, 32, 8, 128), Tile(64, 32, 4, 128, 2)),
     4: (Tile(128, 32, 8, 128), Tile(64, 32, 8, 128), Tile(64, 32, 4, 128, 2), Tile(64, 32, 4, 64, 2)),
 }
+_NO_GRADS = Grads()
 _fits: dict[tuple[torch.device, int], int] = {}  # which of them a device has the memory for
 
 
@@ -66,7 +67,7 @@ def _read(operands: Operands) -> Read:
 
 
 def forward(operands: Operands, geo: Geometry) -> Tensor:
-    """See :class:`.passes.Passes`."""
+    """See :mod:`.passes`."""
     input, _, weight, bias, _ = operands
     read, memory_format = _read(operands), matrices.format_of(input)
     fused = FUSED and geo.groups == 1
@@ -80,62 +81,30 @@ def forward(operands: Operands, geo: Geometry) -> Tensor:
 
 
 def backward(grad_output: Tensor, operands: Operands, geo: Geometry, wanted: Wanted) -> Grads:
-    """See :class:`.passes.Passes`."""
-    read, input, weight = _read(operands), operands.input, operands.weight
-    grad_rows = matrices.map_to_rows(grad_output, weight.dtype)
+    """See :mod:`.passes`."""
+    read, input = _read(operands), operands.input
     cuts = cut(geo, input.itemsize, input.device.type)
-    whole = len(cuts.taps) == len(cuts.positions) == 1
+    sums = input.dtype if cuts.whole else torch.float32
     grads = Grads(
-        torch.empty_like(read.rows, dtype=input.dtype if whole else torch.float32) if wanted.input else None,
-        torch.empty_like(read.offset) if wanted.plan else None,
-        None,
-        torch.empty_like(read.mask) if wanted.plan and read.mask is not None else None,
+        input=torch.empty_like(input, dtype=sums, memory_format=torch.channels_last) if wanted.input else None,
+        offset=torch.empty_like(read.offset) if wanted.plan else None,
+        mask=torch.empty_like(read.mask) if wanted.plan and read.mask is not None else None,
     )
-    grad_kernels = []
-    for taps in cuts.taps:
-        kernel, grad_kernel = matrices.kernel_matrix(weight, taps, geo, weight.dtype), None
-        for positions in cuts.positions:
-            part = _part(positions, taps)
-            some_rows = grad_rows[positions]
-            columns = _differentiate(grads, read, some_rows, kernel, part, wanted.weight, geo)
-            if columns is not None:
-                grad_kernel = matrices.add_grad_kernel(grad_kernel, columns, some_rows.t(), geo, last=whole)
-            del columns  # before those of the next piece are made
-        grad_kernels += [] if grad_kernel is None else [grad_kernel]
-    grad_input = grads.input
-    if grad_input is not None:
-        grad_input = grad_input.view(geo.N, geo.H, geo.W, geo.C).permute(0, 3, 1, 2)
-    grad_weight = matrices.join_taps(grad_kernels, weight, geo) if wanted.weight else None
-    return Grads(grad_input, grads.offset, grad_weight, grads.mask)
 
-
-Part = tuple[int, int, int, int]  # first and number of output positions, and of taps
-
-
-def _part(positions: slice, taps: slice) -> Part:
-    return positions.start, positions.stop - positions.start, taps.start, taps.stop - taps.start
-
-
-def _differentiate(
-    grads: Grads, read: Read, grad_rows: Tensor, kernel: Tensor, part: Part, with_columns: bool, geo: Geometry
-) -> Tensor | None:
-    """Bring the gradient of some columns to input, offset and mask; the columns, if the kernel's gradient needs them."""
-    first, positions, first_tap, taps = part
-    samples, rows = positions * taps * geo.G, read.rows
-    grad_input, grad_offset, _, _ = grads
-    columns = rows.new_empty((positions, taps * geo.C)) if with_columns else None
-    if grad_input is None and grad_offset is None:
-        _sample(read, part, geo, columns)
+    def step(positions: slice, taps: slice, grad_columns: Tensor | None) -> Tensor | None:
+        columns = _new_columns(read, positions, taps, geo) if wanted.weight else None
+        if grads.input is None or grad_columns is None:
+            _sample(read, positions, taps, geo, columns, grad_columns, grads)
+            return columns
+        samples = (positions.stop - positions.start) * (taps.stop - taps.start) * geo.G
+        keys = read.rows.new_empty(samples, dtype=torch.int32 if _cells(geo) < 2**31 else torch.int64)
+        weights = read.rows.new_empty((3, samples), dtype=torch.float32)
+        _sample(read, positions, taps, geo, columns, grad_columns, grads, keys, weights)
+        adding = positions.start > 0 or taps.start > 0
+        _gather(grads.input, grad_columns, keys, weights, geo, adding)
         return columns
-    grad_columns = matrices.grad_columns(grad_rows, kernel, geo)
-    if grad_input is None:
-        _sample(read, part, geo, columns, grad_columns, grads)
-        return columns
-    keys = rows.new_empty(samples, dtype=torch.int32 if _cells(geo) < 2**31 else torch.int64)
-    weights = rows.new_empty((3, samples), dtype=torch.float32)
-    _sample(read, part, geo, columns, grad_columns, grads, keys, weights)
-    _gather(grad_input, grad_columns, keys, weights, geo, adding=first > 0 or first_tap > 0)
-    return columns
+
+    return grads._replace(weight=passes.differentiate(step, grad_output, operands.weight, wanted, cuts, geo))
 
 
 def _cells(geo: Geometry) -> int:
@@ -145,7 +114,7 @@ def _cells(geo: Geometry) -> int:
 
 def _convolve(output: Tensor, read: Read, weight: Tensor, bias: Tensor | None, geo: Geometry) -> None:
     """Sample and multiply in one kernel, with the largest tile that the device has the memory for."""
-    kernel = matrices.kernel_matrix(weight, slice(0, geo.K), geo, weight.dtype)
+    kernel = matrices.kernel_matrix(weight, slice(0, geo.K), geo)
     tf32 = kernel.dtype == torch.float32 and matrices.tf32_allowed()
     if tf32:
         kernel = ((kernel.view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)  # see _rounded in the kernels
@@ -189,46 +158,53 @@ def _launch_convolve(
 
 def _convolve_columns(output: Tensor, read: Read, weight: Tensor, bias: Tensor | None, geo: Geometry) -> None:
     """Sample some columns, multiply, forget them."""
-    rows, cuts = matrices.map_to_rows(output, output.dtype), cut(geo, read.rows.itemsize, read.rows.device.type)
+    rows, cuts = matrices.map_to_rows(output, output.dtype), cut(geo, output.itemsize, output.device.type)
     total = rows if len(cuts.taps) == 1 else torch.empty_like(rows, dtype=torch.float32)
-    for taps in cuts.taps:
-        kernel = matrices.kernel_matrix(weight, taps, geo, weight.dtype)
-        for positions in cuts.positions:
-            part = _part(positions, taps)
-            columns = read.rows.new_empty((part[1], part[3] * geo.C))
-            _sample(read, part, geo, columns)
-            matrices.project(total[positions], columns, kernel, geo, first=taps.start == 0)
+
+    def sample(positions: slice, taps: slice) -> Tensor:
+        columns = _new_columns(read, positions, taps, geo)
+        _sample(read, positions, taps, geo, columns)
+        return columns
+
+    passes.project(sample, total, weight, cuts, geo)
     rows.copy_(total if bias is None else total + bias)
+
+
+def _new_columns(read: Read, positions: slice, taps: slice, geo: Geometry) -> Tensor:
+    return read.rows.new_empty((positions.stop - positions.start, (taps.stop - taps.start) * geo.C))
 
 
 def _sample(
     read: Read,
-    part: Part,
+    positions: slice,
+    taps: slice,
     geo: Geometry,
     columns: Tensor | None,
     grad_columns: Tensor | None = None,
-    grads: Grads | None = None,
+    grads: Grads = _NO_GRADS,
     keys: Tensor | None = None,
     weights: Tensor | None = None,
 ) -> None:
     """Write columns, gradients of offset and mask, and keys with their weights; whatever is not None."""
     rows, offset, mask, last = read
-    _, grad_offset, _, grad_mask = grads or (None, None, None, None)
-    tile = _SAMPLE if grad_offset is None else _PLAN
-    _, positions, _, taps = part
-    optional = (mask, columns, grad_columns, grad_offset, grad_mask, keys, weights)
-    sample_kernel[(-(-positions // tile.positions), taps, geo.G)](
+    p_count, k_count = positions.stop - positions.start, taps.stop - taps.start
+    tile = _SAMPLE if grads.offset is None else _PLAN
+    optional = (mask, columns, grad_columns, grads.offset, grads.mask, keys, weights)
+    sample_kernel[(-(-p_count // tile.positions), k_count, geo.G)](
         rows,
         offset,
         *[offset if tensor is None else tensor for tensor in optional],
-        positions * taps * geo.G,
-        *part,
+        p_count * k_count * geo.G,
+        positions.start,
+        p_count,
+        taps.start,
+        k_count,
         geo.C,
         **_options(tile, geo),
         MASKED=mask is not None,
         LAST=last,
         COLUMNS=columns is not None,
-        PLAN=grad_offset is not None,
+        PLAN=grads.offset is not None,
         KEYS=keys is not None,
     )
 

@@ -67,8 +67,8 @@ def test_offsets_of_another_precision_than_the_values_are_welcome():
 @pytest.mark.parametrize(
     'version,message',
     [
-        (0, "needs the package triton, which is not installed; use backend='eager'"),
-        (2, "needs triton 3, version 2 is installed; use backend='eager'"),
+        (0, "needs the package triton, version 3 or newer; it is not installed; use backend='eager'"),
+        (2, "needs the package triton, version 3 or newer; version 2 is installed; use backend='eager'"),
     ],
 )
 def test_a_triton_that_is_missing_or_too_old_is_refused(monkeypatch, version, message):
