@@ -5,14 +5,14 @@
     python -m benchmarks.operator.host_path --capability 86 --channels 256 --dtype float32 --repetitions 5
 
 The kernels are compiled for a GPU's compute capability and launched by Triton's own launcher into a driver that does
-nothing; PyTorch's operations run on a CPU on a map so small that they take next to no time. What is left is Python,
-the dispatcher and autograd, and the backward pass's two products, timed once more by themselves.
+nothing; PyTorch's operations run on a CPU on a map so small that they take next to no time. The backward pass's two
+products do: it is timed once more with the allocation of their results in their place. What is left is Python, the
+dispatcher and autograd. What a GPU's driver and libraries spend on launches, the sort's included, is not in it.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections import Counter
@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from mmdeform_upgrade.ops import deform_conv2d, functional
+from mmdeform_upgrade.ops import deform_conv2d, functional, matrices
 
 launches = 0
 
@@ -72,19 +72,35 @@ class Operations(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def microseconds(function, repetitions):
-    times = []
+def microseconds(forward, backward, repetitions):
+    """The 5 % quantile and the median of both, taking turns."""
+    times = ([], [])
     for _ in range(repetitions):
         start = time.perf_counter()
-        function()
-        times.append((time.perf_counter() - start) * 1e6)
-    return statistics.median(times[repetitions // 5 :])
+        output = forward()
+        middle = time.perf_counter()
+        backward(output)
+        end = time.perf_counter()
+        times[0].append((middle - start) * 1e6)
+        times[1].append((end - middle) * 1e6)
+    ordered = [sorted(some[repetitions // 5 :]) for some in times]
+    return [f'{some[len(some) // 20]:.0f}, {some[len(some) // 2]:.0f}' for some in ordered]
+
+
+def without_products(forward, backward, repetitions):
+    """As :func:`microseconds`, with products that allocate their results and compute nothing."""
+    product = matrices._times
+    matrices._times = lambda a, b: a.new_empty((len(a), b.shape[1]))
+    try:
+        return microseconds(forward, backward, repetitions)
+    finally:
+        matrices._times = product
 
 
 def main(argv=None):
     global launches
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--repetitions', type=int, default=300)
+    parser.add_argument('--repetitions', type=int, default=1000)
     parser.add_argument('--capability', type=int, default=90, choices=sorted(SHARED_MEMORY))
     parser.add_argument('--channels', type=int, default=16)
     parser.add_argument('--dtype', default='bfloat16', choices=['float32', 'float16', 'bfloat16'])
@@ -103,23 +119,21 @@ def main(argv=None):
         def forward(tensors=tensors):
             return deform_conv2d(*tensors, None, (1, 1), (1, 1), (1, 1), backend='triton')
 
-        def both(tensors=tensors, grad=grad, forward=forward):
-            torch.autograd.grad(forward(tensors), tensors, grad)
+        def backward(output, tensors=tensors, grad=grad):
+            return torch.autograd.grad(output, tensors, grad)
 
-        both()
+        backward(forward())
         launches, counts = 0, []
-        for function in (forward, both):
+        for function in (forward, lambda f=forward, b=backward: b(f())):
             with Operations() as operations:
                 function()
             counts.append((launches, dict(operations.seen)))
             launches = 0
-        first, whole = (microseconds(f, args.repetitions) for f in (forward, both))
-        rows, columns = (torch.randn(16, n, dtype=grad.dtype) for n in (args.channels, 9 * args.channels))
-        kernel = tensors[2].detach().reshape(args.channels, -1)
-        products = microseconds(lambda r=rows, k=kernel, c=columns: (r @ k, r.t() @ c), args.repetitions)
         layout = 'channels-last' if channels_last else 'contiguous'
-        print(f'{layout}: forward {first:.0f} us, forward and backward {whole:.0f} us, backward {whole - first:.0f} us')
-        print(f'  of the backward pass, two products on the CPU: {products:.0f} us')
+        print(f'{layout}, microseconds, 5 % quantile and median')
+        first, second = microseconds(forward, backward, args.repetitions)
+        print(f'  forward: {first}; backward: {second}')
+        print(f'  backward without its products: {without_products(forward, backward, args.repetitions)[1]}')
         for name, (launched, seen) in zip(('forward', 'forward and backward'), counts, strict=True):
             print(f'  {name}: {launched} launches of Triton kernels; {seen}')
     print(f'torch {torch.__version__}, triton {triton.__version__}, Python {sys.version.split()[0]}')

@@ -33,8 +33,8 @@ def kernel_matrix(weight: Tensor, taps: slice, geo: Geometry, turned: bool = Fal
     """
     if turned:
         return weight.view(1, geo.O, -1)
-    rows = _by_tap(weight)
-    rows = rows if taps.stop - taps.start == geo.K else rows[:, taps]
+    whole = taps.stop - taps.start == geo.K
+    rows = weight.permute(0, 2, 3, 1) if whole else _by_tap(weight)[:, taps]
     return rows.reshape(geo.groups, geo.O // geo.groups, -1).contiguous()
 
 
@@ -44,11 +44,10 @@ def join_taps(parts: list[Tensor], weight: Tensor, geo: Geometry, turned: bool =
         return torch.zeros_like(weight)
     if turned:
         return parts[0].view_as(weight)
-    rows = [part.view(geo.O, -1, geo.C // geo.groups) for part in parts]
-    if len(rows) == 1:
-        return rows[0].view(geo.O, geo.kh, geo.kw, -1).permute(0, 3, 1, 2)
+    if len(parts) == 1:
+        return parts[0].view(geo.O, geo.kh, geo.kw, -1).permute(0, 3, 1, 2)
     grad = torch.empty_like(weight, memory_format=format_of(weight))
-    torch.cat(rows, dim=1, out=_by_tap(grad))
+    torch.cat([part.view(geo.O, -1, geo.C // geo.groups) for part in parts], dim=1, out=_by_tap(grad))
     return grad
 
 
@@ -64,7 +63,7 @@ def _by_tap(weight: Tensor) -> Tensor:
 
 def map_to_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A map (N, C, H, W) as (N*H*W, C); no copy if it is channels-last already."""
-    if tensor.is_contiguous(memory_format=torch.channels_last):
+    if tensor.is_contiguous(memory_format=torch.channels_last) or not tensor.is_cpu:
         return tensor.permute(0, 2, 3, 1).to(dtype).flatten(0, 2)
     N, C, H, W = tensor.shape
     rows = torch.empty((N * H * W, C), dtype=dtype, device=tensor.device)
@@ -110,15 +109,18 @@ def project(out: Tensor, columns: Tensor, kernel: Tensor, geo: Geometry, first: 
 
 
 def add_grad_kernel(total: Tensor | None, columns: Tensor, turned: Tensor, geo: Geometry, whole: bool) -> Tensor:
-    """A kernel matrix, ``turned`` (O, p) times columns, plus ``total``; in float32 at least unless it is the whole."""
+    """``turned`` (O, p) times columns, plus ``total``; in float32 at least unless it is the whole.
+
+    Shaped as :func:`kernel_matrix` if there are groups, else (O, k*C).
+    """
     like = turned.dtype if whole else torch.promote_types(columns.dtype, torch.float32)
     columns = columns.to(turned.dtype)
     if geo.groups > 1:
         product = torch.bmm(turned.reshape(geo.groups, geo.O // geo.groups, -1), _split_columns(columns, geo))
     elif columns.is_cuda and columns.dtype == torch.float32 and tf32_allowed():
-        product = _pointwise_grad(turned.t(), columns).unsqueeze(0)
+        product = _pointwise_grad(turned.t(), columns)
     else:
-        product = _times(turned, columns).unsqueeze(0)
+        product = _times(turned, columns)
     return product.to(like) if total is None else total.add_(product)
 
 

@@ -51,7 +51,7 @@ _fits: dict[tuple[torch.device, int], int] = {}  # which of them a device has th
 class Read(NamedTuple):
     """What the kernels read."""
 
-    rows: Tensor  # (N*H*W, C)
+    input: Tensor  # (N, C, H, W), channels-last
     offset: Tensor  # in one of the two memory formats, the mask in the same
     mask: Tensor | None
     last: bool  # whether offset and mask are channels-last
@@ -59,11 +59,11 @@ class Read(NamedTuple):
 
 def _read(operands: Operands) -> Read:
     input, offset, _, _, mask = operands
-    rows = matrices.map_to_rows(input, input.dtype)
+    input = input.contiguous(memory_format=torch.channels_last)
     memory_format = matrices.format_of(offset)
     offset = offset.contiguous(memory_format=memory_format)
     mask = None if mask is None else mask.contiguous(memory_format=memory_format)
-    return Read(rows, offset, mask, memory_format is torch.channels_last)
+    return Read(input, offset, mask, memory_format is torch.channels_last)
 
 
 def forward(operands: Operands, geo: Geometry) -> Tensor:
@@ -97,8 +97,8 @@ def backward(grad_output: Tensor, operands: Operands, geo: Geometry, wanted: Wan
             _sample(read, positions, taps, geo, columns, grad_columns, grads)
             return columns
         samples = (positions.stop - positions.start) * (taps.stop - taps.start) * geo.G
-        keys = read.rows.new_empty(samples, dtype=torch.int32 if _cells(geo) < 2**31 else torch.int64)
-        weights = read.rows.new_empty((3, samples), dtype=torch.float32)
+        keys = read.input.new_empty(samples, dtype=torch.int32 if _cells(geo) < 2**31 else torch.int64)
+        weights = read.input.new_empty((3, samples), dtype=torch.float32)
         _sample(read, positions, taps, geo, columns, grad_columns, grads, keys, weights)
         adding = positions.start > 0 or taps.start > 0
         _gather(grads.input, grad_columns, keys, weights, geo, adding)
@@ -135,7 +135,7 @@ def _launch_convolve(
 ) -> None:
     positions, outputs = geo.N * geo.L, min(_power_of_2(geo.O), tile.outputs)
     convolve_kernel[(-(-positions // tile.positions), -(-geo.O // outputs))](
-        read.rows,
+        read.input,
         read.offset,
         read.offset if read.mask is None else read.mask,
         kernel,
@@ -171,7 +171,7 @@ def _convolve_columns(output: Tensor, read: Read, weight: Tensor, bias: Tensor |
 
 
 def _new_columns(read: Read, positions: slice, taps: slice, geo: Geometry) -> Tensor:
-    return read.rows.new_empty((positions.stop - positions.start, (taps.stop - taps.start) * geo.C))
+    return read.input.new_empty((positions.stop - positions.start, (taps.stop - taps.start) * geo.C))
 
 
 def _sample(
@@ -186,12 +186,12 @@ def _sample(
     weights: Tensor | None = None,
 ) -> None:
     """Write columns, gradients of offset and mask, and keys with their weights; whatever is not None."""
-    rows, offset, mask, last = read
+    input, offset, mask, last = read
     p_count, k_count = positions.stop - positions.start, taps.stop - taps.start
     tile = _SAMPLE if grads.offset is None else _PLAN
     optional = (mask, columns, grad_columns, grads.offset, grads.mask, keys, weights)
     sample_kernel[(-(-p_count // tile.positions), k_count, geo.G)](
-        rows,
+        input,
         offset,
         *[offset if tensor is None else tensor for tensor in optional],
         p_count * k_count * geo.G,
