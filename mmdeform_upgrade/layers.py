@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from .errors import TargetError, UpgradeError
 from .ops import deform_conv2d, flops
 from .ops.autocast import autocast
-from .ops.geometry import is_whole
+from .ops.geometry import IntPair, is_whole
 
 _MERGING = re.compile(
     r'(?:switch|convert)_to_deploy|get_equivalent_\w+|merge_kernel|reparam(?:eteri[sz]e)?|local_inject|fuse'
 )
-_Size = int | tuple[int, int]
 
 
 class OffsetBranch(nn.Module):
@@ -81,10 +80,10 @@ class ZeroOffsetDCN(nn.Conv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: _Size,
-        stride: _Size = 1,
-        padding: str | _Size = 0,
-        dilation: _Size = 1,
+        kernel_size: IntPair,
+        stride: IntPair = 1,
+        padding: str | IntPair = 0,
+        dilation: IntPair = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: Any = 'zeros',
@@ -156,9 +155,6 @@ class ZeroOffsetDCN(nn.Conv2d):
         conv = nn.Conv2d(**_arguments(self), device='meta')
         conv.weight, conv.bias = self.weight, self.bias
         return conv.train(self.training)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight, self.bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # MMEngine's efficient_conv_bn_eval calls this with weights of its own.

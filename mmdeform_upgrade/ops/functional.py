@@ -112,7 +112,7 @@ def _triton_suits(input: Tensor) -> bool:
     """Whether 'auto' is 'triton': on GPUs with the matrix units that its kernels were measured on, or newer ones."""
     if not input.is_cuda or input.dtype == torch.float64 or torch.jit.is_tracing() or _TRITON < _LEAST_TRITON:
         return False
-    return torch.version.hip is None and torch.cuda.get_device_capability(input.device) >= (8, 0)
+    return getattr(torch.version, 'hip', None) is None and torch.cuda.get_device_capability(input.device) >= (8, 0)
 
 
 def _check_triton(input: Tensor) -> None:
