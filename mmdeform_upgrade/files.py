@@ -6,7 +6,7 @@ from __future__ import annotations
 import glob
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
@@ -23,21 +23,18 @@ def written_whole(path: str) -> Iterator[str]:
     A process that is killed, or a machine that stops, leaves ``path`` as it was before or as it is afterwards.
     """
     path = os.path.abspath(os.path.expanduser(os.fspath(path)))
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f'.{os.path.basename(path)}.', dir=os.path.dirname(path))
-    os.close(handle)
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f'.{name}.{secrets.token_hex(4)}')
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's files are for their owner alone
         _sync(temporary)  # or the name could reach the disk before the bytes
         os.replace(temporary, path)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary)
     with suppress(OSError):  # not every system can
-        _sync(os.path.dirname(path))
+        _sync(folder)
 
 
 def remove_leftovers(folder: str, pattern: str) -> None:

@@ -7,12 +7,10 @@ and ``detectron2/checkpoint/c2_model_loading.py`` of https://github.com/facebook
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 
 from . import checks
-from .rules import FOLD, Check, Format, Imported, KeyMap, Rule, Source, names_with, respelled
+from .rules import FOLD, Format, Imported, KeyMap, Rule, Source, names_with
 
 _PREFIXES = ('', 'backbone.', 'backbone.bottom_up.')
 _BACKBONE = r'(?:backbone\.(?:bottom_up\.)?)?'
@@ -67,23 +65,24 @@ def _fpn(source: Source) -> tuple[Rule, ...]:
 
 def _detectron2(source: Source) -> KeyMap:
     rules = (*_RESNET, *_fpn(source), *(_RETINA if 'head.cls_score.weight' in source else _RCNN))
-    needed = [*checks.roi_align(aligned=True, sampling_ratio=0), *_heads(source)]
+    needed = {**checks.roi_align(aligned=True, sampling_ratio=0), **_of_heads(source)}
     if {'pixel_mean', 'pixel_std'} <= source.keys():  # in older files; of unit scale are MSRA's networks of Caffe
         mean, std = (source[f'pixel_{name}'].flatten().tolist() for name in ('mean', 'std'))
-        needed.append(checks.preprocessing(mean, std, mean[0] > mean[-1]))
-        needed += [checks.setting('backbone.style', 'caffe')] * all(abs(value - 1) < 1e-3 for value in std)
+        needed |= checks.preprocessing(mean, std, mean[0] > mean[-1])
+        if all(abs(value - 1) < 1e-3 for value in std):
+            needed['backbone.style'] = 'caffe'
     return KeyMap(rules, needed, complete=_add_statistics)
 
 
-def _heads(source: Source) -> list[Check]:
-    eps = checks.norm_eps([_EPS])
+def _of_heads(source: Source) -> checks.Needed:
+    needed: checks.Needed = {'backbone.norm_cfg.eps': {_EPS}}
     if 'head.cls_score.weight' in source:
         sizes = [[base * 2 ** (octave / 3) for octave in range(3)] for base in (32, 64, 128, 256, 512)]
-        levels = checks.extra_levels(source.get('backbone.top_block.p6.weight'))
-        return [eps, checks.anchors('bbox_head', checks.cell_anchors(sizes), 0.5), *levels]
-    if 'proposal_generator.rpn_head.conv.weight' in source:
-        return [eps, checks.rpn_anchors(0.5), checks.box_stds('roi_head.bbox_head')]
-    return [eps]
+        needed |= {'bbox_head.anchor_generator': checks.cell_anchors(sizes, 0.5)}
+        needed |= checks.extra_levels(source.get('backbone.top_block.p6.weight'))
+    elif 'proposal_generator.rpn_head.conv.weight' in source:
+        needed |= checks.rpn_anchors(0.5) | checks.box_stds('roi_head.bbox_head')
+    return needed
 
 
 def _add_statistics(imported: Imported) -> None:
@@ -140,16 +139,13 @@ _UNUSED = Rule(r'stem\.conv1\.bias', None, "of ImageNet's network; Detectron's h
 
 
 def _caffe2(source: Source) -> KeyMap:
-    needed = _heads(source)
+    needed = _of_heads(source)
     detector = 'roi_heads.box_predictor.cls_score.bias' in source
     rows, columns = source['res2.0.conv2.weight'].shape[:2]
     if rows == columns:  # no grouped convolutions, so not ResNeXt
-        needed += [
-            checks.setting('backbone.style', 'caffe'),
-            checks.preprocessing([103.53, 116.28, 123.675], [1.0] * 3, False),
-        ]
+        needed |= {'backbone.style': 'caffe', **checks.preprocessing([103.53, 116.28, 123.675], [1.0] * 3, False)}
     if detector:
-        needed += checks.roi_align(aligned=False, sampling_ratio=2)
+        needed |= checks.roi_align(aligned=False, sampling_ratio=2)
     return KeyMap((*[_UNUSED] * detector, *_CAFFE2, *_RESNET, *_fpn(source), *_RCNN), needed, complete=_add_statistics)
 
 
@@ -162,5 +158,5 @@ CAFFE2 = Format(
     'Caffe2 or Detectron',
     names_with(('conv1_w', 'res2_0_branch2b_w')),
     _caffe2,
-    partial(respelled, _SPELLINGS),
+    _SPELLINGS,
 )

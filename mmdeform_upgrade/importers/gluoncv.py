@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 
 from ..errors import CheckpointError
-from .checks import IMAGENET_RGB, anchors, box_stds, boxes_of, norm_eps, setting
-from .rules import FOLD, Format, KeyMap, Rule, Source, respelled, select_rows
+from .checks import IMAGENET_RGB, Anchors, box_stds, boxes_of
+from .rules import FOLD, Format, KeyMap, Rule, Source, names_with, select_rows
 
 # Names without what depends on how, when and on how many devices the network was made and saved: a dot stands before the
 # parameter, whose name is PyTorch's, and heads have their structural names.
@@ -44,7 +43,6 @@ _SPELLINGS = (
     (r'^yolooutputv3(\d)_conv0', r'yolo_outputs.\1.prediction'),
     (r'^yolooutputv3(\d)_(anchor|offset)_\1$', r'yolo_outputs.\1.\2s'),
 )
-_spelling = partial(respelled, _SPELLINGS)
 _ANCHORS = 'made by the anchor generator; compared with it'
 _FIXED = ('set to 1 (the norm has fix_gamma)', torch.ones_like)
 
@@ -55,13 +53,6 @@ def _unit(conv: str, norm: str, our_conv: str, our_norm: str) -> tuple[Rule, ...
         Rule(rf'{conv}\.weight', f'{our_conv}.weight'),
         Rule(rf'{conv}\.bias', f'{our_norm}.running_mean', *FOLD),
         Rule(rf'{norm}\.(\w+)', f'{our_norm}.{{1}}'),
-    )
-
-
-def _is_ssd(names: Source) -> bool:
-    spelled = set(map(_spelling, names))
-    return {'class_predictors.0.predictor.weight', 'box_predictors.0.predictor.weight'} <= spelled and bool(
-        {'anchor_generators.0.anchors', 'expand_trans_conv0.weight'} & spelled
     )
 
 
@@ -99,17 +90,17 @@ def _ssd(source: Source) -> KeyMap:
     outputs = source['class_predictors.0.predictor.weight'].shape[0] // len(cells[0])
     moved = 'the background moved from the first place to the last', select_rows([*range(1, outputs), 0])
     classes = Rule(r'class_predictors\.([0-5])\.predictor\.(\w+)', 'bbox_head.cls_convs.{1}.0.{2}', *moved)
-    checks = (
-        setting('bbox_head.num_classes', outputs - 1),
-        norm_eps([1e-5]),
-        norm_eps([1e-3], 'neck'),
-        setting('backbone.style', 'caffe'),
-        anchors('bbox_head', cells, 0.01),
-        setting('bbox_head.bbox_coder.means', (0.0,) * 4, 'bbox_head.bbox_coder.target_means'),
-        box_stds('bbox_head'),
-        IMAGENET_RGB,
-    )
-    return KeyMap((*_SSD, classes), checks)
+    needed = {
+        'bbox_head.num_classes': outputs - 1,
+        'backbone.norm_cfg.eps': {1e-5},
+        'neck.norm_cfg.eps': {1e-3},
+        'backbone.style': 'caffe',
+        'bbox_head.anchor_generator': Anchors(cells, 0.01),
+        'bbox_head.bbox_coder.target_means': (0.0,) * 4,
+        **box_stds('bbox_head'),
+        **IMAGENET_RGB,
+    }
+    return KeyMap((*_SSD, classes), needed)
 
 
 def _darknet_and_heads() -> Iterator[Rule]:
@@ -149,21 +140,23 @@ _YOLO = (
 def _yolo(source: Source) -> KeyMap:
     sides = [source[f'yolo_outputs.{level}.anchors'].float().reshape(-1, 2) for level in range(3)]
     outputs = source['yolo_outputs.0.prediction.weight'].shape[0]
-    act = ('backbone.conv1', 'backbone'), ('neck.detect1.conv1', 'neck'), ('bbox_head.convs_bridge.0', 'bbox_head')
-    checks = (
-        setting('bbox_head.num_classes', outputs // len(sides[0]) - 5),
-        *(norm_eps([1e-5], part) for part in ('backbone', 'neck', 'bbox_head')),
-        *(setting(f'{unit}.activate.negative_slope', 0.1, f'{part}.act_cfg.negative_slope') for unit, part in act),
-        anchors('bbox_head', [boxes_of(wh, stride / 2) for wh, stride in zip(sides, (32, 16, 8), strict=True)], 0.01),
-        IMAGENET_RGB,
-    )
-    return KeyMap(_YOLO, checks)
+    parts = ('backbone', 'neck', 'bbox_head')
+    boxes = [boxes_of(wh, stride / 2) for wh, stride in zip(sides, (32, 16, 8), strict=True)]
+    needed = {
+        'bbox_head.num_classes': outputs // len(sides[0]) - 5,
+        **{f'{part}.norm_cfg.eps': {1e-5} for part in parts},
+        **{f'{part}.act_cfg.negative_slope': {0.1} for part in parts},
+        'bbox_head.anchor_generator': Anchors(boxes, 0.01),
+        **IMAGENET_RGB,
+    }
+    return KeyMap(_YOLO, needed)
 
 
-SSD = Format('GluonCV SSD512 on ResNet-50 v1', _is_ssd, _ssd, _spelling)
-YOLO = Format(
-    'GluonCV YOLOv3 on Darknet-53',
-    lambda names: 'yolo_outputs.0.prediction.weight' in map(_spelling, names),
-    _yolo,
-    _spelling,
+_PREDICTORS = ('class_predictors.0.predictor.weight', 'box_predictors.0.predictor.weight')
+SSD = Format(
+    'GluonCV SSD512 on ResNet-50 v1',
+    names_with(*((*_PREDICTORS, name) for name in ('anchor_generators.0.anchors', 'expand_trans_conv0.weight'))),
+    _ssd,
+    _SPELLINGS,
 )
+YOLO = Format('GluonCV YOLOv3 on Darknet-53', names_with(('yolo_outputs.0.prediction.weight',)), _yolo, _SPELLINGS)

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from re import Match
 from typing import Any
 
@@ -15,13 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, listed
+from .checks import Needed, problems_of
 
 Source = Mapping[str, Tensor]
+Spellings = Sequence[tuple[str, str | Callable[[Match[str]], str]]]
 _OPERATORS = {'+': operator.add, '-': operator.sub, '/': operator.floordiv, '%': operator.mod}
-
-
-# Looks at the network that an import is meant for, and returns what does not fit, a line each.
-Check = Callable[[nn.Module], list[str]]
 
 
 @dataclass(frozen=True)
@@ -33,13 +32,13 @@ class Imported:
     renamed: dict[str, str] = field(default_factory=dict)  # source to target, of everything that was taken over
     changed: dict[str, str] = field(default_factory=dict)  # target to what was done to its values (a fold, a roll)
     dropped: dict[str, str] = field(default_factory=dict)  # source to why it has no place of its own
-    checks: tuple[Check, ...] = ()  # what only the network can tell (anchors, eps, number of classes)
+    needed: Needed = field(default_factory=dict)  # settings that the network must have (anchors, eps, colours)
     classes: tuple[str, ...] = ()  # in the order of the outputs, where the file leaves no doubt about them
     added: tuple[str, ...] = ()  # offset keys that the baseline lacked; zeros were put there for an upgraded network
 
     def problems(self, model: nn.Module) -> list[str]:
         """Every reason why ``model`` is not the network that this baseline was trained as."""
-        return [problem for check in self.checks for problem in check(model)]
+        return problems_of(model, self.needed)
 
     def summary(self) -> dict[str, Any]:
         """What was done, in plain numbers and texts, for a checkpoint's ``meta``."""
@@ -73,14 +72,37 @@ class Rule:
     change: Callable[[Tensor], Tensor] | None = None
     fold: bool = False
 
-    def name(self, match: Match[str]) -> str | None:
-        """The network's name for a match of ``source``."""
+    def take(self, result: Imported, name: str, tensor: Tensor, match: Match[str]) -> None:
+        """Put a tensor where it belongs, or write down why it has no place.
 
-        def group(found: Match[str]) -> str:
-            value = match[int(found[1])]
-            return str(_OPERATORS[found[2]](int(value), int(found[3]))) if found[2] else value
+        Raises:
+            ValueError, IndexError, RuntimeError: its values are not what the rule expects.
+        """
+        target = self.target and re.sub(r'\{(\d)(?:([-+/%])(\d+))?\}', partial(_group, match), self.target)
+        if target is None or self.fold:
+            result.dropped[name] = self.why
+        if target is None:
+            return
+        known = result.state_dict.get(target)
+        if self.fold:
+            # scale * (conv + bias - mean) / sigma + shift. A norm of scale and shift alone has a mean of 0.
+            mean = torch.zeros_like(tensor) if known is None else known
+            result.state_dict[target] = (mean.double() - tensor.double().view_as(mean)).to(mean.dtype)
+            result.changed[target] = "the convolution's bias subtracted"
+            return
+        if known is not None:
+            other = next(name for name, its in result.renamed.items() if its == target)
+            raise ValueError(f'{other} is the same parameter, {target}')
+        if not tensor.is_floating_point() and not target.endswith('num_batches_tracked'):
+            raise ValueError('expected floats: is it a quantised network?')
+        result.state_dict[target], result.renamed[name] = tensor, target
+        if self.change is not None:
+            result.state_dict[target], result.changed[target] = self.change(tensor), self.why
 
-        return self.target and re.sub(r'\{(\d)(?:([-+/%])(\d+))?\}', group, self.target)
+
+def _group(match: Match[str], wanted: Match[str]) -> str:
+    value = match[int(wanted[1])]
+    return str(_OPERATORS[wanted[2]](int(value), int(wanted[3]))) if wanted[2] else value
 
 
 FOLD = ('subtracted from the mean of the norm behind it', None, True)  # the end of such a rule
@@ -91,7 +113,7 @@ class KeyMap:
     """How one file is imported."""
 
     rules: Sequence[Rule]  # the first that matches a name counts
-    checks: Sequence[Check] = ()  # settings that the network must have
+    needed: Needed = field(default_factory=dict)  # settings that the network must have
     classes: tuple[str, ...] = ()  # where they are known
     complete: Callable[[Imported], None] = lambda imported: None  # adds what the file need not hold
 
@@ -101,9 +123,19 @@ class Format:
     """One family of foreign checkpoints."""
 
     name: str  # for people
-    recognise: Callable[[Source], bool]  # whether names and shapes are this family's; looks at nothing else
-    key_map: Callable[[Source], KeyMap]  # how a file is imported, as its tensors tell; names are in the one spelling
-    spelling: Callable[[str], str] = str  # from the several ways to write a name to the one that the rules know
+    has: Callable[[Source], bool]  # whether names are this family's
+    key_map: Callable[[Source], KeyMap]  # how a file is imported, as its tensors tell
+    spellings: Spellings = ()  # from the several ways to write a name to the one that all else here knows
+
+    def spelling(self, name: str) -> str:
+        """A name after the replacements of ``spellings``, one after the other."""
+        for pattern, replacement in self.spellings:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def recognise(self, source: Source) -> bool:
+        """Whether a state dict is of this family, by its names alone, as they are or in the one spelling."""
+        return self.has({**source, **{self.spelling(name): tensor for name, tensor in source.items()}})
 
     def convert(self, source: Source) -> Imported:
         """A state dict under the network's names.
@@ -112,53 +144,37 @@ class Format:
             CheckpointError: names that no rule knows, two names for one tensor, or values that a rule cannot change;
                 all in one message.
         """
+        spelled = {name: self.spelling(name) for name in source}
         try:
-            key_map = self.key_map({self.spelling(name): tensor for name, tensor in source.items()})
+            key_map = self.key_map({spelled[name]: tensor for name, tensor in source.items()})
         except (LookupError, RuntimeError) as error:
             raise CheckpointError(f'it looks like {self.name}, but for its outputs or anchors: {error}') from error
-        result = Imported(self.name, {}, checks=tuple(key_map.checks), classes=key_map.classes)
-        if problems := self._take(result, key_map.rules, source):
+        result = Imported(self.name, {}, needed=key_map.needed, classes=key_map.classes)
+        problems: list[str] = []
+        found: dict[str, tuple[Rule, Match[str]]] = {}
+        for name in source:
+            for rule in key_map.rules:
+                if match := re.fullmatch(rule.source, spelled[name]):
+                    found[name] = rule, match
+                    break
+        if unknown := [name for name in source if name not in found]:
+            problems.append(f'names that the importer does not know ({len(unknown)}): {listed(unknown)}')
+        for name, (rule, match) in sorted(found.items(), key=lambda item: item[1][0].fold):  # means before biases
+            try:
+                rule.take(result, name, source[name], match)
+            except (ValueError, IndexError, RuntimeError) as error:
+                problems.append(f'{name} ({source[name].dtype}, {tuple(source[name].shape)}): {error}')
+        if problems:
             raise CheckpointError(
                 f'it looks like {self.name}, and cannot be imported as that:\n  ' + '\n  '.join(problems)
             )
         key_map.complete(result)
         return result
 
-    def _take(self, result: Imported, rules: Sequence[Rule], source: Source) -> list[str]:
-        unknown: list[str] = []
-        problems: list[str] = []
-        folds: dict[str, str] = {}
-        for name, tensor in source.items():
-            spelled = self.spelling(name)
-            found = next(((rule, match) for rule in rules if (match := re.fullmatch(rule.source, spelled))), None)
-            if found is None:
-                unknown.append(name)
-                continue
-            rule, match = found
-            target = rule.name(match)
-            if target is None:
-                result.dropped[name] = rule.why
-            elif rule.fold:
-                folds[name], result.dropped[name] = target, rule.why
-            else:
-                problems += _rename(result, name, tensor, target, rule)
-        if unknown:
-            problems.insert(0, f'names that the importer does not know ({len(unknown)}): {listed(unknown)}')
-        for name, target in folds.items():
-            problems += _fold(result, name, source[name], target)
-        return problems
-
 
 def names_with(*alternatives: tuple[str, ...]) -> Callable[[Source], bool]:
     """Recognises a file that has all names of one of these."""
     return lambda names: any(names.keys() >= set(needed) for needed in alternatives)
-
-
-def respelled(table: Sequence[tuple[str, str | Callable[[Match[str]], str]]], name: str) -> str:
-    """A name after the replacements of a table of regular expressions, one after the other."""
-    for pattern, replacement in table:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def select_rows(order: Sequence[int], width: int = 1) -> Callable[[Tensor], Tensor]:
@@ -170,29 +186,3 @@ def select_rows(order: Sequence[int], width: int = 1) -> Callable[[Tensor], Tens
     """
     sizes = (-1, max(order, default=0) + 1, width)
     return lambda tensor: tensor.unflatten(0, sizes)[:, list(order)].flatten(0, 2)
-
-
-def _rename(result: Imported, name: str, tensor: Tensor, target: str, rule: Rule) -> list[str]:
-    if target in result.state_dict:
-        other = next(known for known, its in result.renamed.items() if its == target)
-        return [f'{other} and {name} are the same parameter, {target}']
-    if not tensor.is_floating_point() and not target.endswith('num_batches_tracked'):
-        return [f'{name} is {tensor.dtype}, expected floats: is it a quantised network?']
-    result.state_dict[target], result.renamed[name] = tensor, target
-    if rule.change is not None:
-        try:
-            result.state_dict[target] = rule.change(tensor)
-        except (IndexError, RuntimeError) as error:
-            return [f'{name} of shape {tuple(tensor.shape)}: {error}']
-        result.changed[target] = rule.why
-    return []
-
-
-def _fold(result: Imported, name: str, bias: Tensor, target: str) -> list[str]:
-    # scale * (conv + bias - mean) / sigma + shift. A norm of scale and shift alone has a mean of 0.
-    mean = result.state_dict.get(target, torch.zeros_like(bias))
-    if bias.shape != mean.shape:
-        return [f'{name} has the shape {tuple(bias.shape)}, {target} {tuple(mean.shape)}']
-    result.state_dict[target] = (mean.double() - bias.double()).to(mean.dtype)
-    result.changed[target] = "the convolution's bias subtracted"
-    return []

@@ -7,9 +7,7 @@ https://github.com/pytorch/vision, v0.20.
 
 from __future__ import annotations
 
-from torch import nn
-
-from .checks import IMAGENET_RGB, attribute_of, setting
+from .checks import IMAGENET_RGB
 from .rules import Format, KeyMap, Rule, Source, names_with
 
 _RESNET = (
@@ -21,7 +19,7 @@ _RESNET = (
 def _resnet(source: Source) -> KeyMap:
     # Files without the classifier have been converted before, and may come from a Caffe network.
     original = any(name.startswith('fc.') for name in source)
-    return KeyMap(_RESNET, (setting('backbone.style', 'pytorch'), IMAGENET_RGB) if original else ())
+    return KeyMap(_RESNET, {'backbone.style': 'pytorch', **IMAGENET_RGB} if original else {})
 
 
 _DEEPLAB = (
@@ -46,29 +44,19 @@ _DEEPLAB = (
 )
 
 
-def _check_deeplab_head(model: nn.Module) -> list[str]:
-    head = attribute_of(model, 'decode_head')
-    if head is None or not hasattr(head, 'bottleneck') or hasattr(head, 'project'):
-        return []
-    return [
-        f"decode_head is {type(head).__name__}, which lacks torchvision's projection before its 3x3 convolution: "
-        "set model.decode_head.type='ProjectedASPPHead' and import mmdeform_upgrade.models.aspp in custom_imports"
-    ]
-
-
 _DEEPLAB_MAP = KeyMap(
     _DEEPLAB,
-    (
-        IMAGENET_RGB,
-        setting('backbone.style', 'pytorch'),
-        setting('backbone.strides', (1, 2, 1, 1)),
-        setting('backbone.dilations', (1, 1, 2, 4)),
-        setting('backbone.contract_dilation', True),
-        _check_deeplab_head,
-        setting('decode_head.dilations', (1, 12, 24, 36)),
-        setting('decode_head.align_corners', False),
-        setting('auxiliary_head.in_index', 2),
-    ),
+    {
+        'backbone.style': 'pytorch',
+        'backbone.strides': (1, 2, 1, 1),
+        'backbone.dilations': (1, 1, 2, 4),
+        'backbone.contract_dilation': True,
+        'decode_head.type': 'ProjectedASPPHead',  # which has torchvision's projection before its 3x3 convolution
+        'decode_head.dilations': (1, 12, 24, 36),
+        'decode_head.align_corners': False,
+        'auxiliary_head.in_index': 2,
+        **IMAGENET_RGB,
+    },
 )
 
 RESNET = Format(

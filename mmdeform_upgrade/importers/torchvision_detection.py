@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .rules import Check, Format, KeyMap, Rule, Source, names_with, select_rows
+from .rules import Format, KeyMap, Rule, Source, names_with, select_rows
 
 _NAMES = (
     'person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,'
@@ -93,11 +93,11 @@ def _ssd(source: Source) -> KeyMap:
         Rule(rf'{deltas}(\d)\.(.*)', 'bbox_head.reg_convs.{1}.0.{2}'),  # whose boxes are smaller than the picture
     )
     corners = [checks.boxes_of(sides, step / 2) for sides, step in zip(boxes, _SSD_STEPS, strict=True)]
-    needed = (
-        checks.preprocessing([123.0, 117.0, 104.0], [1.0] * 3, True),
-        checks.anchors('bbox_head', corners, 0.1),
-        checks.box_stds('bbox_head', _SSD_STDS),
-    )
+    needed = {
+        'bbox_head.anchor_generator': checks.Anchors(corners, 0.1),
+        **checks.box_stds('bbox_head', _SSD_STDS),
+        **checks.preprocessing([123.0, 117.0, 104.0], [1.0] * 3, True),
+    }
     return KeyMap(rules, needed, names)
 
 
@@ -127,10 +127,10 @@ _RETINANET = (
 )
 
 
-def _resnet_checks(outputs: int) -> list[Check]:
+def _of_resnet(outputs: int) -> checks.Needed:
     # The published COCO weights run with eps 0; who trained from them kept that, who began from ImageNet did not.
-    eps = [0.0] if outputs == _COCO_OUTPUTS else [0.0, 1e-5]
-    return [checks.IMAGENET_RGB, checks.setting('backbone.style', 'pytorch'), checks.norm_eps(eps)]
+    eps = {0.0} if outputs == _COCO_OUTPUTS else {0.0, 1e-5}
+    return {'backbone.style': 'pytorch', 'backbone.norm_cfg.eps': eps, **checks.IMAGENET_RGB}
 
 
 def _rcnn(source: Source) -> KeyMap:
@@ -144,13 +144,13 @@ def _rcnn(source: Source) -> KeyMap:
         Rule(rf'{box}bbox_pred\.(.*)', 'roi_head.bbox_head.fc_reg.{1}', none, select_rows(kept, 4)),
         Rule(mask, 'roi_head.mask_head.conv_logits.{1}', none, select_rows(kept)),
     )
-    needed = [
-        *_resnet_checks(outputs),
-        *checks.roi_align(aligned=False, sampling_ratio=2),
-        checks.rpn_anchors(1.0),  # torchvision rounds corners, half a pixel at most
-        checks.box_stds('rpn_head', (1.0,) * 4),
-        checks.box_stds('roi_head.bbox_head'),
-    ]
+    needed = {
+        **_of_resnet(outputs),
+        **checks.roi_align(aligned=False, sampling_ratio=2),
+        **checks.rpn_anchors(1.0),  # torchvision rounds corners, half a pixel at most
+        **checks.box_stds('rpn_head', (1.0,) * 4),
+        **checks.box_stds('roi_head.bbox_head'),
+    }
     return KeyMap(rules, needed, names)
 
 
@@ -160,12 +160,12 @@ def _retinanet(source: Source) -> KeyMap:
     logits = r'head\.classification_head\.cls_logits\.(.*)'
     classes = Rule(logits, 'bbox_head.retina_cls.{1}', f'{what}, background dropped', select_rows(kept))
     sizes = [[int(base * 2 ** (octave / 3)) for octave in range(3)] for base in (32, 64, 128, 256, 512)]
-    needed = [
-        *_resnet_checks(outputs),
-        checks.anchors('bbox_head', checks.cell_anchors(sizes), 2.0),
-        *checks.extra_levels(source.get('backbone.fpn.extra_blocks.p6.weight')),
-        checks.box_stds('bbox_head', (1.0,) * 4),
-    ]
+    needed = {
+        **_of_resnet(outputs),
+        **checks.extra_levels(source.get('backbone.fpn.extra_blocks.p6.weight')),
+        **checks.box_stds('bbox_head', (1.0,) * 4),
+        'bbox_head.anchor_generator': checks.cell_anchors(sizes, 2.0),
+    }
     return KeyMap((*_RETINANET, classes), needed, names)
 
 

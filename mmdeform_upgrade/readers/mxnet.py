@@ -12,7 +12,7 @@ import io
 import math
 import struct
 import zipfile
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -44,71 +44,58 @@ def read_mxnet(path: str) -> dict[str, Any]:
     """
     with open(path, 'rb') as file:
         data = file.read()
-    if data.startswith(MAGIC):
-        return _read_list(_Cursor(data))
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        name = archive.namelist()[0]
-        if not name.endswith('.npy'):
-            return _read_list(_Cursor(archive.read(name)))
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return dict(arrays)
+    if not data.startswith(MAGIC):
+        with zipfile.ZipFile(path) as archive:
+            name = archive.namelist()[0]
+            if name.endswith('.npy'):
+                with np.load(path, allow_pickle=False) as arrays:
+                    return dict(arrays)
+            data = archive.read(name)
+    return _read_list(io.BytesIO(data))
 
 
-class _Cursor:
-    """Reads bytes and knows where it is."""
-
-    def __init__(self, data: bytes):
-        self.data, self.at = data, 0
-
-    def take(self, count: int) -> bytes:
-        piece = self.data[self.at : self.at + count]
-        if len(piece) != count:
-            raise CheckpointError(
-                f'at byte {self.at} it should go on for {count} bytes, and {len(self.data) - self.at} are left: it is '
-                'truncated or damaged; copy or download it again'
-            )
-        self.at += count
-        return piece
-
-    def numbers(self, layout: str) -> tuple[int, ...]:
-        return struct.unpack(f'<{layout}', self.take(struct.calcsize(f'<{layout}')))
-
-
-def _read_list(cursor: _Cursor) -> dict[str, Tensor]:
-    _magic, _reserved, count = cursor.numbers('3Q')
-    arrays = [_read_array(cursor, f'array {index}') for index in range(count)]
-    (count,) = cursor.numbers('Q')
-    names = [cursor.take(*cursor.numbers('Q')).decode('utf8') for _ in range(count)] or list(
-        map(str, range(len(arrays)))
-    )
-    if len(set(names)) != len(arrays) or cursor.at < len(cursor.data):
-        raise CheckpointError(
-            f'it has {len(set(names))} names for {len(arrays)} arrays, and {len(cursor.data) - cursor.at} bytes behind '
-            'them: it is damaged; copy or download it again'
-        )
+def _read_list(file: IO[bytes]) -> dict[str, Tensor]:
+    _magic, _reserved, count = _numbers(file, '3Q')
+    arrays = [_read_array(file, f'array {index}') for index in range(count)]
+    (count,) = _numbers(file, 'Q')
+    names = [_take(file, *_numbers(file, 'Q')).decode('utf8') for _ in range(count)]
+    names = names or [str(index) for index in range(len(arrays))]
+    if len(set(names)) != len(arrays) or file.read(1):
+        raise EOFError(f'it has {len(set(names))} names for {len(arrays)} arrays, or more behind them')
     return dict(zip(names, arrays, strict=True))
 
 
-def _read_array(cursor: _Cursor, what: str) -> Tensor:
-    (magic,) = cursor.numbers('I')
-    if magic in (_V2, _V3) and cursor.numbers('i') != (0,):
+def _take(file: IO[bytes], count: int) -> bytes:
+    piece = file.read(count)
+    if len(piece) != count:
+        raise EOFError(f'{count} bytes expected, {len(piece)} are left')
+    return piece
+
+
+def _numbers(file: IO[bytes], layout: str) -> tuple[int, ...]:
+    return struct.unpack(f'<{layout}', _take(file, struct.calcsize(f'<{layout}')))
+
+
+def _read_array(file: IO[bytes], what: str) -> Tensor:
+    (magic,) = _numbers(file, 'I')
+    if magic in (_V2, _V3) and _numbers(file, 'i') != (0,):
         raise CheckpointError(
             f"{what} is sparse, expected a dense one: call tostype('default') on it and save it again"
         )
     if magic in (_V1, _V2, _V3):
-        (ndim,), form = cursor.numbers('i'), 'q'
+        (ndim,), form = _numbers(file, 'i'), 'q'
     else:
         ndim, form = magic, 'I'  # the oldest version has no magic number: its first word is the rank
     least = 0 if magic == _V3 else 1  # which knows scalars and empty arrays; before, a 0 meant that it is not known
-    shape = cursor.numbers(f'{ndim}{form}') if least <= ndim <= _MAX_NDIM else (-1,)
+    shape = _numbers(file, f'{ndim}{form}') if least <= ndim <= _MAX_NDIM else (-1,)
     if min(shape, default=least) < least:
         raise CheckpointError(f'{what} is undefined or damaged: it has {ndim} dimensions, of the shape {shape}')
-    *_device, code = cursor.numbers('3i')
+    *_device, code = _numbers(file, '3i')
     name = _DTYPES[code] if 0 <= code < len(_DTYPES) else f'code {code}'
     dtype = getattr(torch, name, None)
     if dtype is None:
         raise CheckpointError(f'{what} has the dtype {name}, which PyTorch {torch.__version__} lacks')
-    data = bytearray(cursor.take(math.prod(shape) * dtype.itemsize))
+    data = bytearray(_take(file, math.prod(shape) * dtype.itemsize))
     if not data:
         return torch.empty(shape, dtype=dtype)
     if dtype is torch.bool:  # any byte may stand for true

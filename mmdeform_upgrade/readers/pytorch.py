@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .unpickle import DTYPES, FUNCTIONS, Unpickler, call
+from .unpickle import DTYPES, FUNCTIONS, Unpickler
 
 MAGIC = b'\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.'  # a number, pickled, which the older container begins with
 _OTHER_END = 'it was written on a big-endian machine; save it again on a little-endian one'
@@ -70,7 +70,7 @@ def _read_older(file: IO[bytes]) -> Any:
         data, width = storages[key]
         count = int.from_bytes(file.read(8), 'little')
         if count * width != len(data) or file.readinto(data.numpy().data) != len(data):  # type: ignore[attr-defined]
-            raise CheckpointError('it ends within a tensor, so it is truncated or damaged; copy or download it again')
+            raise EOFError('it ends within a tensor')
     return value
 
 
@@ -102,7 +102,7 @@ _TENSORS: dict[str, Callable[..., Any]] = {
     'torch._utils._rebuild_xla_tensor': _from_device,  # its older name
     'torch._utils._rebuild_parameter': lambda data, *more: data,
     'torch._utils._rebuild_parameter_with_state': lambda data, *more: data,
-    'torch._tensor._rebuild_from_type_v2': lambda function, kind, arguments, state: call(function, arguments),
+    'torch._tensor._rebuild_from_type_v2': lambda function, kind, arguments, state: function(*arguments),
 }
 FUNCTIONS.update(_TENSORS)
 DTYPES.update({f'torch.{name}': value for name, value in vars(torch).items() if isinstance(value, torch.dtype)})

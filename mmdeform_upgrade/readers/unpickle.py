@@ -20,6 +20,7 @@ import numpy as np
 from ..errors import CheckpointError
 
 _MOVED = {'__builtin__.': 'builtins.', 'copy_reg.': 'copyreg.', 'numpy._core.': 'numpy.core.', '._local.': '.'}
+_HISTORY = 'mmengine.logging.history_buffer.HistoryBuffer'
 _PyUnpickler: Any = pickle._Unpickler  # type: ignore[attr-defined]
 
 
@@ -29,13 +30,12 @@ class Inert:
     Attributes:
         name: of the class or function, as in ``'argparse.Namespace'``.
         state: what its attributes were to be.
-        make: the package's own function for a name that a file may call.
     """
 
-    __slots__ = ('make', 'name', 'state')
+    __slots__ = ('name', 'state')
 
-    def __init__(self, name: str, make: Callable[..., Any] | None = None):
-        self.name, self.state, self.make = name, None, make
+    def __init__(self, name: str):
+        self.name, self.state = name, None
 
     def __repr__(self) -> str:
         return f'<{self.name}, not loaded>'
@@ -44,6 +44,15 @@ class Inert:
         """What a file puts into it."""
 
     append = extend = add = __setitem__ = _ignored
+
+    def __call__(self, *arguments: Any) -> Any:
+        """What a file's call of it makes: a value where it is known and takes the arguments, else another Inert."""
+        try:
+            return FUNCTIONS[self.name](*arguments)
+        except (CheckpointError, MemoryError):
+            raise
+        except Exception:  # not known, or other arguments than the library writes, an Inert perhaps
+            return Inert(self.name)
 
 
 class Unpickler(_PyUnpickler):
@@ -64,7 +73,7 @@ class Unpickler(_PyUnpickler):
         name = f'{module}.{name}'
         for old, new in _MOVED.items():
             name = name.replace(old, new)
-        return DTYPES.get(name) or Inert(name, FUNCTIONS.get(name))
+        return DTYPES.get(name) or Inert(name)
 
     def persistent_load(self, pid: Any) -> Any:
         if self._storage is None:
@@ -79,11 +88,13 @@ class Unpickler(_PyUnpickler):
         self.append(Inert(f'extension {code}'))
 
     def _instantiate(self, kind: Any, arguments: Any) -> None:  # what INST and OBJ call
-        self.append(call(kind, arguments))
+        if not isinstance(kind, Inert):
+            raise pickle.UnpicklingError(f'it calls a {type(kind).__name__}')
+        self.append(kind(*arguments))
 
     def load_reduce(self) -> None:
         arguments = self.stack.pop()
-        self.append(call(self.stack.pop(), arguments))
+        self._instantiate(self.stack.pop(), arguments)
 
     def load_newobj_ex(self) -> None:
         self.stack.pop()  # keywords, which no known function takes
@@ -109,37 +120,23 @@ def read_pickle(path: str) -> Any:
     with open(path, 'rb') as file:
         value = Unpickler(file).load()
         if left := len(file.read()):
-            raise CheckpointError(f'{left} bytes stand after the end of its pickle, so it is damaged')
+            raise EOFError(f'{left} bytes stand after the end of its pickle')
     return value
-
-
-def call(function: Any, arguments: Any) -> Any:
-    """What a file's call makes: a value where the function is known and takes the arguments, else an Inert."""
-    if not isinstance(function, Inert):
-        raise pickle.UnpicklingError(f'it calls a {type(function).__name__}')
-    if function.make is not None:
-        try:
-            return function.make(*arguments)
-        except (CheckpointError, MemoryError):
-            raise
-        except Exception:  # other arguments than the library writes, an Inert perhaps
-            pass
-    return Inert(function.name)
 
 
 def _with_state(value: Any, state: Any) -> Any:
     """A value after its state was set: the same object or, where it cannot be changed, another one."""
     if isinstance(value, Inert):
         value.state = state
-        if value.name == 'mmengine.logging.history_buffer.HistoryBuffer':
-            return call(Inert(value.name, _history_buffer), (state,))
+        if value.name == _HISTORY:
+            return value(state)
     elif isinstance(value, np.dtype):
         # (version, byte order, subarray, names, fields, size, alignment, flags), of which only the second is needed
         plain = len(state) == 8 and state[2:5] == (None, None, None)
         return value.newbyteorder(state[1]) if plain else Inert('numpy.dtype')
     elif isinstance(value, np.ndarray):
         shape, dtype, fortran, raw = state[-4:]
-        return call(Inert('numpy.ndarray', _array), (raw, dtype, shape, 'F' if fortran else 'C'))
+        return Inert('numpy.ndarray')(raw, dtype, shape, 'F' if fortran else 'C')
     elif isinstance(value, OrderedDict) and isinstance(state, dict) and '_metadata' in state:
         value._metadata = state['_metadata']  # type: ignore[attr-defined]  # the versions of a module's state dict
     return value
@@ -170,12 +167,14 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     'copyreg._reconstructor': lambda kind, *rest: Inert(kind.name),
     'collections.OrderedDict': OrderedDict,
     'collections.Counter': Counter,
-    'collections.defaultdict': lambda factory=None, *items: defaultdict(getattr(factory, 'make', None), *items),
+    'collections.defaultdict': lambda factory, *items: defaultdict(factory and FUNCTIONS.get(factory.name), *items),
     'collections.deque': deque,
     'numpy.dtype': lambda text, *flags: np.dtype(str(text), copy=True),
     'numpy.core.multiarray._reconstruct': lambda kind, shape, code: np.empty(0),  # filled by its state
     'numpy.core.multiarray.scalar': lambda dtype, raw: _array(raw, dtype, ())[()],
     'numpy.core.numeric._frombuffer': _array,
+    'numpy.ndarray': _array,
+    _HISTORY: _history_buffer,
     **{f'builtins.{kind.__name__}': kind for kind in _BUILTIN},
     **{f'datetime.{name}': getattr(datetime, name) for name in ('date', 'datetime', 'time', 'timedelta', 'timezone')},
     **{f'pathlib.{name}Path': PurePosixPath for name in ('Posix', 'PurePosix')},

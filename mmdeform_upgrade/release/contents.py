@@ -6,10 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from datetime import date
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -17,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import ConfigError
 from ..files import written_whole
 from ..readers import META, split_key
 
@@ -37,36 +34,23 @@ KEPT_META = (
 
 
 def plain(value: Any) -> Any:
-    """``value`` made of dict, list, tuple, str, int, float, bool and None alone; entries of other kinds are left out.
+    """``value`` made of dict, list, tuple, str, int, float, bool and None alone; what holds other kinds is left out.
 
-    Raises:
-        CheckpointError: it is something else itself.
+    Of another kind itself, it is ``...``.
     """
     if isinstance(value, (np.generic, np.ndarray, Tensor)):
         value = value.tolist()
-    if type(value) is str:
-        return sys.intern(value)  # a pickle depends on which equal texts are one object
+    if isinstance(value, (str, PurePath)):
+        return sys.intern(str(value))  # a pickle depends on which equal texts are one object
     if value is None or type(value) in (bool, int, float):
         return value
     if isinstance(value, Mapping):
-        result = {}
-        for key, entry in value.items():
-            with suppress(CheckpointError):
-                result[plain(key)] = plain(entry)
-        return result
-    if isinstance(value, (list, tuple, deque, range)):
-        return tuple(_plain(value)) if isinstance(value, tuple) else list(_plain(value))
-    if isinstance(value, (set, frozenset)):
-        return sorted(_plain(value), key=lambda entry: (type(entry).__name__, entry))
-    if isinstance(value, (PurePath, date)):
-        return str(value)
-    raise CheckpointError(f'meta holds a {type(value).__name__}, which a release cannot; take it out of meta')
-
-
-def _plain(values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        with suppress(CheckpointError):
-            yield plain(value)
+        entries = [(plain(key), plain(entry)) for key, entry in value.items()]
+        return {key: entry for key, entry in entries if key is not ... and entry is not ...}
+    if isinstance(value, (list, tuple)):
+        kept = [entry for entry in map(plain, value) if entry is not ...]
+        return tuple(kept) if isinstance(value, tuple) else kept
+    return ...
 
 
 def plain_meta(meta: Any) -> dict[str, Any]:

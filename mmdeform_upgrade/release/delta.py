@@ -75,17 +75,12 @@ def apply_delta(baseline: str, delta: str, out: str) -> StateDict:
     cast = json.loads(metadata.get('cast', '{}'))  # of a baseline in half precision
     old.update({key: old[key].to(getattr(torch, name)) for key, name in cast.items() if key in old})
     whole = {**old, **read['state_dict']}
-    if found != expected:
+    if found != expected or tensors_sha256(whole) != metadata['upgraded_tensors_sha256']:
         raise CheckpointError(
-            f'{baseline} is not the baseline of {delta}, nothing was written:\n'
+            f'{baseline} is not the baseline of {delta}, or has it in another precision; nothing was written:\n'
             f'  sha256 of the file: {file_sha256(baseline)}, expected {metadata["baseline_sha256"]}\n'
             f'  sha256 over its tensors: {found}, expected {expected}\n'
             f'Give the file that was called {metadata["baseline"]!r}.'
-        )
-    if tensors_sha256(whole) != metadata['upgraded_tensors_sha256']:
-        raise CheckpointError(
-            f'{baseline} has the weights of the baseline of {delta} in another precision, or other counters of batch '
-            f'norms, and would not give the upgrade to the bit; give the file called {metadata["baseline"]!r}'
         )
     result = {name: whole[name] for name in json.loads(metadata['names'])}
     write_checkpoint(out, result, read.get('meta') or {})

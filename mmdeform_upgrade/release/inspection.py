@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from ..checkpoint import DELTA, clean_state_dict, file_sha256, import_checkpoint, is_delta, is_offset_key
 from ..errors import CheckpointError
 from ..importers import OWN_NAMES
 from ..readers import kind_of, read_checkpoint, split_key
+from .contents import plain
 
 # PyTorch's, MXNet's and Detectron's names for the statistics of batch norms
 _STATISTICS = re.compile(r'.*(?:(?:running|moving)_(?:mean|var)|num_batches_tracked|_bn_(?:rm|riv))')
@@ -79,13 +79,9 @@ def inspect_checkpoint(path: str) -> Inspection:
     """
     path = os.path.expanduser(path)
     checkpoint = read_checkpoint(path)
-    beside = {
-        key: int(value)
-        for key, value in checkpoint.items()
-        if key in _PROGRESS
-        and (isinstance(value, (int, np.integer)) or (isinstance(value, Tensor) and value.numel() == 1))
-    }
     meta = checkpoint.get('meta')
+    progress = {key: plain(checkpoint[key]) for key in _PROGRESS if key in checkpoint}
+    beside = {key: value for key, value in progress.items() if isinstance(value, int)}
     meta = {**beside, **(meta if isinstance(meta, Mapping) else {})}
     try:
         imported = import_checkpoint({**checkpoint, 'meta': meta})

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ PARTS = ('network', 'backbone')
 _HEADS = {'SSDHead': ('cls_score', 'bbox_pred'), 'YOLOV3Head': ('pred_map',)}
 OPSETS = (19, 22)
 INPUT = 'input'
-_DEFORM_CONV = 'DeformConv'
 
 
 def export_onnx(
@@ -72,23 +71,28 @@ def export_onnx(
     module = _FlatMaps(*copy.deepcopy(stages)).eval().requires_grad_(False)
     if revert_zero and upgraded_layers(module):
         revert_(module)
-    if others := {str(p.dtype) for p in module.parameters() if p.dtype != torch.float32}:
-        raise ExportError(
-            f'the network holds {", ".join(sorted(others))}; expected float32 alone: call model.float(), and lower the '
-            'precision of the ONNX file with the tools of its runtime'
-        )
     device = next((p.device for p in module.parameters()), torch.device('cpu'))
     pictures = torch.zeros(2 if dynamic_batch else 1, 3, *size, device=device)
     with torch.no_grad():
-        try:
+        with _refused(
+            f'the network does not run on float32 pictures of {tuple(pictures.shape)}: give a size that it was made for, '
+            'and call model.float() where it has another precision'
+        ):
             levels = len(module(pictures)) // len(prefixes)
-        except Exception as error:
-            raise ExportError(
-                f'the network does not run on pictures of {tuple(pictures.shape)}: {error}. Give it a size that it was '
-                'made for'
-            ) from error
         names = [f'{prefix}_{level}' for prefix in prefixes for level in range(levels)]
-        proto = _proto(module, pictures, names, opset, dynamic_batch)
+        with _refused("PyTorch's exporter cannot export it: try a fixed batch size, or part='backbone'"):
+            program: Any = torch.onnx.export(
+                module,
+                (pictures,),
+                dynamo=True,
+                opset_version=opset,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=names,
+                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) if dynamic_batch else None,
+                custom_translation_table=translation_table(opset),
+            )
+    proto = program.model_proto
     _check_proto(proto, len(upgraded_layers(module)))
     with written_whole(str(path)) as temporary:
         Path(temporary).write_bytes(proto.SerializeToString())
@@ -100,18 +104,27 @@ class _FlatMaps(nn.Module):
 
     def __init__(self, *stages: nn.Module):
         super().__init__()
-        self.stages = nn.ModuleList(stages)
+        self.stages = nn.Sequential(*stages)
 
     def forward(self, input: Tensor) -> tuple[Tensor, ...]:
-        maps: Any = input
-        for stage in self.stages:
-            maps = stage(maps)
-        return tuple(flat_tensors(maps))
+        return tuple(flat_tensors(self.stages(input)))
 
 
 def flat_tensors(output: Any) -> list[Tensor]:
     """The tensors in what a module returns, in order."""
     return [leaf for leaf in tree_flatten(output)[0] if isinstance(leaf, Tensor)]
+
+
+def translation_table(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """``custom_translation_table`` for ``torch.onnx.export(..., dynamo=True)``: this package's operator alone."""
+    import onnxscript
+
+    ops = getattr(onnxscript, f'opset{opset}')
+
+    def deform_conv2d(input, offset, weight, bias=None, mask=None, sizes=(), *_):
+        return ops.DeformConv(input, weight, offset, bias, mask, **onnx_attributes(Geometry(*sizes)))
+
+    return {torch.ops.mmdeform_upgrade.deform_conv2d.default: deform_conv2d}
 
 
 def _stages(model: nn.Module, part: str) -> tuple[list[nn.Module], tuple[str, ...]]:
@@ -132,76 +145,45 @@ def _stages(model: nn.Module, part: str) -> tuple[list[nn.Module], tuple[str, ..
 
 def _check_request(size: Sequence[int], opset: int) -> None:
     if opset not in OPSETS:
-        raise ExportError(f'opset {opset}: expected one of {OPSETS}, which define {_DEFORM_CONV}')
+        raise ExportError(f'opset {opset}: expected one of {OPSETS}, which define DeformConv')
     if len(size) != 2 or min(size) < 1:
         raise ExportError(f'size is {tuple(size)}; expected height and width in pixels')
     if missing := [name for name in ('onnx', 'onnxscript') if find_spec(name) is None]:
         raise ExportError(f'exporting needs {" and ".join(missing)}: pip install "mmdeform_upgrade[onnx]"')
     if 'custom_translation_table' not in inspect.signature(torch.onnx.export).parameters:
         raise ExportError(
-            f'torch {torch.__version__} cannot export {_DEFORM_CONV}. Install torch >= 2.6 to export; the checkpoint may '
+            f'torch {torch.__version__} cannot export DeformConv. Install torch >= 2.6 to export; the checkpoint may '
             'come from any version'
         )
-
-
-def _proto(module: nn.Module, pictures: Tensor, names: list[str], opset: int, dynamic_batch: bool) -> Any:
-    settings: Any = dict(
-        dynamo=True,
-        opset_version=opset,
-        verbose=False,
-        input_names=[INPUT],
-        output_names=names,
-        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) if dynamic_batch else None,
-        custom_translation_table=translation_table(opset),
-    )
-    logger = logging.getLogger('torch.onnx')
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # it remarks on packages that a network does not need
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            program: Any = torch.onnx.export(module, (pictures,), **settings)
-        return program.model_proto
-    except Exception as error:
-        what = ' with an open batch size; try a fixed one' if dynamic_batch else "; try part='backbone'"
-        raise ExportError(f"PyTorch's exporter cannot export it{what}. It says: {_cause(error)}") from error
-    finally:
-        logger.setLevel(level)
-
-
-def _cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f'{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}'
-
-
-def translation_table(opset: int) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """``custom_translation_table`` for ``torch.onnx.export(..., dynamo=True)``: this package's operator alone."""
-    import onnxscript
-
-    ops = getattr(onnxscript, f'opset{opset}')
-
-    def deform_conv2d(input, offset, weight, bias=None, mask=None, sizes=(), *_):
-        return ops.DeformConv(input, weight, offset, bias, mask, **onnx_attributes(Geometry(*sizes)))
-
-    return {torch.ops.mmdeform_upgrade.deform_conv2d.default: deform_conv2d}
 
 
 def _check_proto(proto: Any, layers: int) -> None:
     import onnx
 
-    try:
+    with _refused('ONNX does not accept what was exported, so nothing was written'):
         onnx.checker.check_model(proto, full_check=True)
-    except Exception as error:
-        raise ExportError(f'ONNX does not accept what was exported, so nothing was written: {_cause(error)}') from error
     if foreign := sorted({entry.domain for entry in proto.opset_import} - {'', 'ai.onnx'}):
         raise ExportError(
             f'the file would need operators of {", ".join(foreign)}; expected standard ONNX alone: '
             "export the backbone (part='backbone')"
         )
-    nodes = sum(node.op_type == _DEFORM_CONV for node in proto.graph.node)
+    nodes = sum(node.op_type == 'DeformConv' for node in proto.graph.node)
     if nodes < layers:
         raise ExportError(
-            f'{layers} deformable layers became {nodes} {_DEFORM_CONV} nodes: a layer is not used in the '
-            'forward pass, or torch exported it as something else'
+            f'{layers} deformable layers became {nodes} DeformConv nodes: a layer is not used in the forward pass'
         )
+
+
+@contextmanager
+def _refused(why: str) -> Iterator[None]:
+    """Errors of PyTorch and ONNX, with warnings that say nothing to a user, become an ExportError with the cause."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            yield
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        details = str(cause).splitlines() or ['']
+        raise ExportError(f'{why}. It says: {type(cause).__name__}: {details[0]}') from error

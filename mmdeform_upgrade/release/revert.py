@@ -21,7 +21,7 @@ from ..errors import CheckpointError, listed
 from ..layers import ZeroOffsetDCN, upgraded_layers
 from ..mm.hook import META_KEY
 from .onnx import flat_tensors
-from .rewrite import differing, with_layers, without_upgrade_hooks
+from .rewrite import differing, with_layers
 
 Run = Callable[[], Any]  # one picture or batch through the network
 
@@ -73,13 +73,13 @@ def judge(model: nn.Module, threshold: float | None, runs: Sequence[Run] = ()) -
 def output_difference(model: nn.Module, names: Sequence[str], runs: Sequence[Run]) -> float:
     """Relative difference |without - with| / |with| (2-norms over all data) of the outputs of the components that hold
     the layers, the backbone as a rule, with and without the offsets of these layers."""
-    parts = {name.split('.')[0]: model.get_submodule(name.split('.')[0]) for name in names}
+    parts = {part: model.get_submodule(part) for part in dict.fromkeys(name.split('.')[0] for name in names)}
     changed = total = 0.0
     for run in runs:
         before = _outputs(parts.values(), run)
         with offsets_at_zero(model, names):
             after = _outputs(parts.values(), run)
-        for old, new in zip(before, after, strict=True):
+        for (_, old), (_, new) in zip(before, after, strict=True):
             changed += float((new.double() - old.double()).square().sum())
             total += float(old.double().square().sum())
     return (changed / total) ** 0.5 if total else 0.0
@@ -122,7 +122,7 @@ def validate(cfg: Config, state_dict: Mapping[str, Tensor], title: str) -> dict[
     from mmengine.runner import Runner
 
     cfg = copy.deepcopy(cfg)
-    hooks = without_upgrade_hooks(cfg).get('custom_hooks')
+    hooks = with_layers(cfg, {}).get('custom_hooks')  # those that any network has use for
     with tempfile.TemporaryDirectory() as folder:
         cfg.update(work_dir=folder, load_from=None, resume=False, custom_hooks=hooks or [], experiment_name=title)
         # Nothing is to be saved, and save_best would ask for what only a training sets up.
@@ -133,27 +133,24 @@ def validate(cfg: Config, state_dict: Mapping[str, Tensor], title: str) -> dict[
         return {key: float(value) for key, value in runner.val().items()}
 
 
-def _outputs(parts: Iterable[nn.Module], run: Run) -> list[Tensor]:
-    kept: list[Tensor] = []
-
-    def keep(part: nn.Module, args: Any, output: Any) -> None:
-        kept.extend(tensor.detach().clone() for tensor in flat_tensors(output))
-
-    with hooked(part.register_forward_hook(keep) for part in parts):
-        run()
-    return kept
-
-
 @torch.no_grad()
 def _lengths(layers: Mapping[str, ZeroOffsetDCN], runs: Sequence[Run]) -> dict[str, Tensor]:
     """Lengths of all offsets of each layer, in pixels, over all data and every time that it ran."""
     found: dict[nn.Module, list[Tensor]] = {layer.conv_offset: [torch.empty(0)] for layer in layers.values()}
-
-    def keep(branch: nn.Module, args: Any, output: Tensor) -> None:
-        pairs = output.detach().float().unflatten(1, (-1, 2))  # (N, GK, 2, Ho, Wo)
-        found[branch].append(torch.linalg.vector_norm(pairs, dim=2).flatten().cpu())
-
-    with hooked(branch.register_forward_hook(keep) for branch in found):
-        for run in runs:
-            run()
+    for run in runs:
+        for branch, offset in _outputs(found, run):
+            pairs = offset.float().unflatten(1, (-1, 2))  # (N, GK, 2, Ho, Wo)
+            found[branch].append(torch.linalg.vector_norm(pairs, dim=2).flatten().cpu())
     return {name: torch.cat(found[layer.conv_offset]) for name, layer in layers.items()}
+
+
+def _outputs(modules: Iterable[nn.Module], run: Run) -> list[tuple[nn.Module, Tensor]]:
+    """What modules return in a run, in order."""
+    kept: list[tuple[nn.Module, Tensor]] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        kept.extend((module, tensor.detach().clone()) for tensor in flat_tensors(output))
+
+    with hooked(module.register_forward_hook(keep) for module in modules):
+        run()
+    return kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -31,19 +31,37 @@ OWN_TYPES = tuple(
 _SETTINGS = ('base_type', 'targets', 'exclude', 'deform_groups')
 
 
-def without_plugin(cfg: Config) -> Config:
-    """``cfg`` without this package's hooks and import, and with nothing to load; its components are left as they are."""
-    return _without_import(_without_hooks(cfg, OWN_TYPES))
+def with_layers(cfg: Config, layers: Mapping[str, int], gone: Sequence[str] = UPGRADE_HOOKS) -> Config:
+    """``cfg``, of an upgrade, with exactly these layers (dotted names to deform groups).
+
+    With none it is a baseline's: without the hooks that are ``gone``, with nothing to load, and without the import of this
+    package, unless something else in it needs that.
+    """
+    result = copy.deepcopy(cfg)
+    _rewrite(result.model, '', layers)
+    if layers:
+        return result
+    result.load_from, result.resume = None, False
+    if type_name(result.model.get('type', '')) == TRAIN_OFFSETS:
+        result.model.type = result.model.pop('base_type')
+    if result.get('optim_wrapper'):
+        result.optim_wrapper = without_offset_optimizer(result.optim_wrapper)
+    hooks = result.pop('custom_hooks', None) or []
+    if hooks := [hook for hook in hooks if type_name(hook.get('type', '')) not in gone]:
+        result.custom_hooks = hooks
+    if not own_types(result):
+        imports = result.pop('custom_imports', None) or {}
+        names = imports.get('imports') or []
+        names = [names] if isinstance(names, str) else names
+        if names := [name for name in names if name.split('.')[0] != 'mmdeform_upgrade']:
+            result.custom_imports = {**imports, 'imports': names}
+    return result
 
 
-def without_upgrade_hooks(cfg: Config) -> Config:
-    """``cfg`` without the hooks that a network with no upgraded layer has no use for, and with nothing to load."""
-    return _without_hooks(cfg, UPGRADE_HOOKS)
-
-
-def own_types(node: Any) -> list[str]:
+def own_types(cfg: Config) -> list[str]:
     """This package's types that a config names, anywhere."""
-    return sorted({*_types(node)} & {*OWN_TYPES})
+    text = str(cfg._cfg_dict.to_dict())
+    return sorted(name for name in OWN_TYPES if re.search(rf"type': [^,}}]*\b{name}\b", text))
 
 
 def differing(cfg: Config, state_dict: Mapping[str, Tensor]) -> list[str]:
@@ -53,76 +71,31 @@ def differing(cfg: Config, state_dict: Mapping[str, Tensor]) -> list[str]:
     return sorted(key for key in {*built, *given} if built.get(key) != given.get(key))
 
 
-def _types(node: Any) -> Iterator[str]:
-    if isinstance(node, Mapping):
-        yield type_name(node.get('type', ''))
-        node = node.values()
-    elif not isinstance(node, (list, tuple)):
-        return
-    for value in node:
-        yield from _types(value)
-
-
-def _without_hooks(cfg: Config, names: Sequence[str]) -> Config:
-    result = copy.deepcopy(cfg)
-    result.load_from, result.resume = None, False
-    if type_name(result.model.get('type', '')) == TRAIN_OFFSETS:
-        result.model.type = result.model.pop('base_type')
-    if result.get('optim_wrapper'):
-        result.optim_wrapper = without_offset_optimizer(result.optim_wrapper)
-    hooks = result.pop('custom_hooks', None) or []
-    if hooks := [hook for hook in hooks if type_name(hook.get('type', '')) not in names]:
-        result.custom_hooks = hooks
-    return result
-
-
-def _without_import(cfg: Config) -> Config:
-    imports = cfg.pop('custom_imports', None) or {}
-    names = imports.get('imports') or []
-    names = [names] if isinstance(names, str) else names
-    if names := [name for name in names if name.split('.')[0] != 'mmdeform_upgrade']:
-        cfg.custom_imports = {**imports, 'imports': names}
-    return cfg
-
-
-def component_without_upgrade(component: Mapping[str, Any]) -> dict[str, Any]:
-    """A component's settings as the baseline had them: neither builder nor ``ZeroOffsetDCN`` switch."""
-    plain = dict(settings_of(component))
-    if type_name(plain.get('type', '')) == BUILDER:
-        plain['type'] = plain['base_type']
-        for key in _SETTINGS:
-            plain.pop(key, None)
-    if isinstance(plain.get('dcn'), Mapping) and type_name(plain['dcn'].get('type', '')) == 'ZeroOffsetDCN':
-        plain.pop('dcn')
-        plain.pop('stage_with_dcn', None)
-    return plain
-
-
-def with_layers(cfg: Config, layers: Mapping[str, int]) -> Config:
-    """``cfg``, of an upgrade, with exactly these layers (dotted names to deform groups); with none, a baseline's."""
-    result = copy.deepcopy(cfg) if layers else without_upgrade_hooks(cfg)
-    _rewrite(result.model, '', layers)
-    return result if layers or own_types(result._cfg_dict.to_dict()) else _without_import(result)
-
-
 def _rewrite(node: Any, prefix: str, layers: Mapping[str, int]) -> None:
     for key, value in list(node.items()):
         if not isinstance(value, dict):
             continue
-        _rewrite(value, f'{prefix}{key}.', layers)
-        plain = component_without_upgrade(value)
+        path = f'{prefix}{key}.'
+        _rewrite(value, path, layers)
+        plain = _without_upgrade(value)
         if plain == settings_of(value):
             continue
-        path = f'{prefix}{key}.'
-        inside = {name.removeprefix(path): count for name, count in layers.items() if name.startswith(path)}
+        if inside := {name.removeprefix(path): count for name, count in layers.items() if name.startswith(path)}:
+            plain.update(type=BUILDER, base_type=plain['type'], targets=inside)
         value.clear()
         value.update(plain)
-        if len(counts := set(inside.values())) == 1:
-            value.update(targets=list(inside), deform_groups=counts.pop())
-        elif inside:
-            value.update(targets={re.escape(name): count for name, count in inside.items()})
-        if inside:
-            value.update(type=BUILDER, base_type=plain['type'])
+
+
+def _without_upgrade(component: Mapping[str, Any]) -> dict[str, Any]:
+    """A component's settings as the baseline had them: neither builder nor ``ZeroOffsetDCN`` switch."""
+    plain = dict(settings_of(component))
+    if type_name(plain.get('type', '')) == BUILDER:
+        plain['type'] = plain['base_type']
+        plain = {key: value for key, value in plain.items() if key not in _SETTINGS}
+    if isinstance(plain.get('dcn'), Mapping) and type_name(plain['dcn'].get('type', '')) == 'ZeroOffsetDCN':
+        plain.pop('dcn')
+        plain.pop('stage_with_dcn', None)
+    return plain
 
 
 def stock_config(cfg: Config) -> Config | None:
@@ -162,14 +135,12 @@ def why_not_stock(cfg: Config, release: StateDict | None = None) -> tuple[Config
     groups = {layer.deform_groups for layer in layers.values()}
     if len(groups) > 1:
         return None, f'the layers have different deform_groups ({sorted(groups)}), and the switch has one number'
-    stock = without_plugin(cfg)
-    backbone = component_without_upgrade(cfg.model.backbone)
-    backbone.update(
+    stock = with_layers(cfg, {}, gone=OWN_TYPES)
+    stock.model.backbone.update(
         dcn=dict(type='DCN', deform_groups=groups.pop(), fallback_on_stride=False),
-        stage_with_dcn=tuple(stage in stages for stage in range(1, 5))[: backbone.get('num_stages', 4)],
+        stage_with_dcn=tuple(stage in stages for stage in range(1, 5))[: stock.model.backbone.get('num_stages', 4)],
     )
-    stock.model.backbone = backbone
-    if own := own_types(stock._cfg_dict.to_dict()):
+    if own := own_types(stock):
         return None, f'the config needs {", ".join(own)} of mmdeform_upgrade'
     try:
         odd = differing(stock, network.state_dict())

@@ -225,7 +225,7 @@ def test_a_whole_yolov3_computes_the_same(tmp_path, monkeypatch):
     [
         (dict(opset=18), r'opset 18: expected one of \(19, 22\), which define DeformConv'),
         (dict(size=(0, 4)), 'expected height and width'),
-        (dict(size=(1, 1)), 'does not run on pictures of'),
+        (dict(size=(1, 1)), 'does not run on float32 pictures of'),
         (dict(part='network'), r'Layers cannot be exported as a whole.*--part backbone'),
         (dict(part='neck'), 'part .neck. is unknown'),
     ],
@@ -238,7 +238,7 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(change, messa
 
 
 def test_another_precision_is_refused(tmp_path):
-    with pytest.raises(ExportError, match=r'float16.*expected float32'):
+    with pytest.raises(ExportError, match=r'does not run on float32 pictures.*call model.float\(\)'):
         export_onnx(Layers().half(), tmp_path / 'x.onnx', size=(11, 14), part='backbone')
 
 

@@ -166,7 +166,9 @@ def test_settings_that_change_the_numbers_are_named(stock):
     problems = '\n'.join(import_state_dict(source).problems(stock(FASTER)))
     for text in (
         "backbone.style='caffe'",
-        'the weights need mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False',
+        'set model.data_preprocessor.mean=[103.53, 116.28, 123.675]',
+        'set model.data_preprocessor.std=[1.0, 1.0, 1.0]',
+        'set model.data_preprocessor.bgr_to_rgb=False',
     ):
         assert text in problems, problems
     problems = '\n'.join(import_state_dict(_empty(detectron2_names.caffe2_rcnn())).problems(stock(MASK)))

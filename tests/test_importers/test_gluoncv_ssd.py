@@ -217,11 +217,11 @@ def test_a_network_that_computes_something_else_is_told(imported, cfg):
     problems = imported.problems(build(changed))
     assert len(problems) == 5
     for words in (
-        'neck has batch norms of eps 1e-05, the weights were trained with 0.001',
+        'neck.norm_cfg.eps is 1e-05, the weights need 0.001',
         "style='caffe'",
         'anchors of level 5',
         'target_stds=(0.1, 0.1, 0.2, 0.2)',
-        'bgr_to_rgb=False; the weights need mean=[123.675',
+        'bgr_to_rgb is False, the weights need True',
     ):
         assert sum(words in problem for problem in problems) == 1, words
 
@@ -229,8 +229,9 @@ def test_a_network_that_computes_something_else_is_told(imported, cfg):
 def test_the_papers_own_preprocessing_is_told(imported):
     cfg = Config.fromfile(ROOT / 'configs/ssd/ssd512_r50_240e_voc0712.py')
     cfg.model.backbone.init_cfg = None
-    (problem,) = imported.problems(build(cfg))
-    assert 'mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False; the weights need' in problem
+    mean, std, colours = imported.problems(build(cfg))
+    assert 'mean is [103.53, 116.28, 123.675], the weights need [123.675' in mean
+    assert 'std is [1.0, 1.0, 1.0], the weights need [58.395' in std and 'bgr_to_rgb is False' in colours
 
 
 def test_a_file_without_its_backbone_is_explained(tensors):
@@ -267,11 +268,11 @@ def test_all_problems_are_told_at_once(tensors):
         SSD.convert(named)
     for words in (
         'does not know (1): surplus',
-        'resnetv10_stage1_conv0_bias has the shape (3,)',
-        "convpredictor2_conv0_weight of shape (125, 2048, 3, 3): unflatten: Provided sizes [-1, 21, 1] don't multiply up",
-        "convpredictor6_conv0_weight of shape (180, 512, 3, 3): unflatten: Provided sizes [-1, 21, 1] don't multiply up",
-        'expand_bn0_beta and ssd1_expand_bn0_beta are the same',
-        'expand_bn1_beta is torch.int8',
+        'resnetv10_stage1_conv0_bias (torch.float32, (3,)): shape',
+        "convpredictor2_conv0_weight (torch.float32, (125, 2048, 3, 3)): unflatten: Provided sizes [-1, 21, 1] don't multiply up",
+        "convpredictor6_conv0_weight (torch.float32, (180, 512, 3, 3)): unflatten: Provided sizes [-1, 21, 1] don't multiply up",
+        'ssd1_expand_bn0_beta (torch.float32, (512,)): expand_bn0_beta is the same parameter',
+        'expand_bn1_beta (torch.int8, (512,)): expected floats',
     ):
         assert words in str(error.value), words
 

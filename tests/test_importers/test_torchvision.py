@@ -233,14 +233,14 @@ def test_other_settings_of_deeplab_are_named(deeplab_config, deeplab):
         (
             foreign.torchvision_retinanet,
             RETINA,
-            ['eps 1e-05', "add_extra_convs='on_output'", 'relu_before_extra_convs'],
+            ['eps is 1e-05, the weights need 0:', "add_extra_convs='on_output'", 'relu_before_extra_convs'],
         ),
         (
             foreign.torchvision_ssd,
             SSD,
             [
-                r'data_preprocessor has mean=\[123.675, .*bgr_to_rgb=True; the weights need '
-                r'mean=\[123.0, 117.0, 104.0\]'
+                r'data_preprocessor.mean is \[123.675, .*, the weights need \[123.0, 117.0, 104.0\]',
+                r'data_preprocessor.std is \[58.395, .*, the weights need \[1.0, 1.0, 1.0\]',
             ],
         ),
     ],
@@ -271,7 +271,7 @@ def test_other_anchors_coders_and_styles_are_named(stock):
         "backbone.style='pytorch'",
         'anchors of level 0 are [[-11.31, -5.66, 11.31, 5.66], [-8.0, -8.0, 8.0, 8.0],',
         'target_stds',
-        'bgr_to_rgb=False',
+        'bgr_to_rgb is False',
     ):
         assert any(text in problem for problem in problems), text
 
