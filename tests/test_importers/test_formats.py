@@ -101,7 +101,7 @@ def test_settings_and_keys_are_refused_in_one_error(tiny_retinanet, torchvision_
         load_baseline(tmp_path / 'a.pth', build(cfg))
     for text in (
         'relu_before_extra_convs=True',
-        'bgr_to_rgb=False',
+        'bgr_to_rgb is False',
         'missing in the checkpoint (1): bbox_head.retina_reg.bias',
         'conv1.weight: the checkpoint has (8, 3, 5',
     ):
