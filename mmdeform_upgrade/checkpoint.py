@@ -131,7 +131,7 @@ def remap_state_dict(
         if key in network and value.shape != network[key].shape
     }
     if missing or unexpected or shapes:
-        raise CheckpointError(_misfit(missing, unexpected, shapes, len(network) - len(added) - len(counters)))
+        raise CheckpointError(_misfit(missing, unexpected, shapes, len(network)))
     return {**baseline, **{key: torch.zeros_like(network[key], device='cpu') for key in added + counters}}
 
 
@@ -204,7 +204,7 @@ def is_offset_key(key: str) -> bool:
 
 
 def _misfit(
-    missing: list[str], unexpected: list[str], shapes: Mapping[str, tuple[tuple[int, ...], ...]], required: int
+    missing: list[str], unexpected: list[str], shapes: Mapping[str, tuple[tuple[int, ...], ...]], total: int
 ) -> str:
     # Rows alone, of weights and of their biases: layers that nothing comes behind.
     outputs_alone = shapes and all(
@@ -227,7 +227,7 @@ def _misfit(
             f'Its names begin with {prefix!r}, which the names of the network do not: save those without it, as in '
             f'{{name.partition({prefix!r})[2]: value for name, value in state_dict.items() if {prefix!r} in name}}.'
         )
-    elif len(missing) > required // 2:
+    elif 2 * len(missing) >= total:
         lines.append(
             'Most of the network is missing: this is a checkpoint of another architecture, or in a format '
             'that is not known (docs/formats.md lists those that are).'

@@ -65,8 +65,10 @@ def _read_older(file: IO[bytes]) -> Any:
         start, count = (0, count) if view is None else view[1:]
         return storages[key][0][start * width : (start + count) * width].view(dtype)
 
-    value = Unpickler(file, storage).load()
-    for key in Unpickler(file).load():
+    value, keys = Unpickler(file, storage).load(), Unpickler(file).load()
+    if storages.keys() != set(keys):
+        raise EOFError('it has other tensors than it names')  # which would hold whatever stood in memory
+    for key in keys:
         data, width = storages[key]
         count = int.from_bytes(file.read(8), 'little')
         if count * width != len(data) or file.readinto(data.numpy().data) != len(data):  # type: ignore[attr-defined]
