@@ -1,5 +1,7 @@
 """Every network of the repository's configs: upgraded from its baseline without a difference, and trained one step."""
 
+import functools
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -32,13 +34,14 @@ def _load(path):
     return cfg
 
 
+@functools.cache
 def _distinct():
-    """The first config of each network, optimizer included."""
+    """The first config of each network, optimizer included; not while tests are collected, which reads no config."""
     found = {}
     for path in LEAVES:
         cfg = _load(path)
         found.setdefault(f'{cfg.model}{cfg.optim_wrapper}', path)
-    return sorted(found.values())
+    return set(found.values())
 
 
 def _network(cfg):
@@ -55,8 +58,10 @@ def _baseline_of(cfg):
     return _network(plain)
 
 
-@pytest.mark.parametrize('path', _distinct(), ids=lambda path: str(path.relative_to(ROOT / 'configs')))
+@pytest.mark.parametrize('path', LEAVES, ids=lambda path: str(path.relative_to(ROOT / 'configs')))
 def test_every_network_upgrades_and_takes_a_step(path):
+    if path not in _distinct():
+        pytest.skip('its network is that of another config')
     cfg = _load(path)
     size = SSD_SIZE if path.stem == 'ssd512_coco' else SIZE
     network = _network(cfg)
