@@ -28,6 +28,9 @@ def written_whole(path: str) -> Iterator[str]:
     temporary = os.path.join(folder, f'.{name}.{secrets.token_hex(4)}')
     try:
         yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)  # those of safetensors are for their owner alone
         _sync(temporary)  # or the name could reach the disk before the bytes
         os.replace(temporary, path)
     finally:

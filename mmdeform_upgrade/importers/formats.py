@@ -9,16 +9,16 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import CheckpointError
-from . import detectron2, gluoncv, openmmlab, torchvision, torchvision_detection
+from . import detectron2, gluoncv, openmmlab, torchvision
 from .rules import Format, Imported
 
 # One line a format; the order does not matter, since a state dict may be of one format alone.
 FORMATS = (
     torchvision.RESNET,
     torchvision.DEEPLAB,
-    torchvision_detection.SSD,
-    torchvision_detection.RCNN,
-    torchvision_detection.RETINANET,
+    torchvision.SSD,
+    torchvision.RCNN,
+    torchvision.RETINANET,
     detectron2.DETECTRON2,
     detectron2.CAFFE2,
     openmmlab.OLD_SSD,

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 
 from mmdeform_upgrade.checkpoint import file_sha256, load_baseline
 from mmdeform_upgrade.errors import CheckpointError, ConfigError
-from mmdeform_upgrade.importers.torchvision_detection import COCO
+from mmdeform_upgrade.importers.torchvision import COCO
 from mmdeform_upgrade.readers import read_checkpoint
 
 from ..conftest import ROOT, build, run_tool

@@ -101,6 +101,12 @@ def test_what_is_written_is_read_back(tmp_path):
         assert torch.equal(loaded[name], value) and loaded[name].dtype == value.dtype, name
 
 
+def test_a_file_may_be_read_by_whoever_reads_other_files_of_the_user(tmp_path):
+    write_safetensors(tmp_path / 'a', {'x': torch.ones(3)})
+    (tmp_path / 'b').write_text('any file')
+    assert os.stat(tmp_path / 'a').st_mode == os.stat(tmp_path / 'b').st_mode
+
+
 def test_the_same_contents_give_the_same_bytes(tmp_path):
     texts = {f'näme{number}\n': '"text"' * number for number in range(20)}
     for name in ('a', 'b', 'c'):
