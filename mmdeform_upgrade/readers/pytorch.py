@@ -73,6 +73,8 @@ def _read_older(file: IO[bytes]) -> Any:
         count = int.from_bytes(file.read(8), 'little')
         if count * width != len(data) or file.readinto(data.numpy().data) != len(data):  # type: ignore[attr-defined]
             raise EOFError('it ends within a tensor')
+    if file.read(1):
+        raise EOFError('something stands after its end')
     return value
 
 

@@ -127,12 +127,15 @@ def test_tensors_of_devices_without_storages_are_read(tmp_path, name, dtype):
     assert loaded.tolist() == [1, 2] and loaded.dtype == dtype and loaded.device.type == 'cpu'
 
 
-def test_a_tensor_whose_numbers_the_file_lacks_is_refused(tmp_path):
+def test_more_or_fewer_numbers_than_the_tensors_have_are_refused(tmp_path):
     torch.save({'a': torch.ones(2)}, tmp_path / 'a.pth', _use_new_zipfile_serialization=False)
     data = (tmp_path / 'a.pth').read_bytes()
     keys = data.rindex(b'\x80\x02]')  # the list of them, before the numbers
     (tmp_path / 'a.pth').write_bytes(data[:keys] + b'\x80\x02].')
     with pytest.raises(CheckpointError, match='damaged .EOFError: it has other tensors than it names'):
+        load_baseline(tmp_path / 'a.pth')
+    (tmp_path / 'a.pth').write_bytes(data + b'more')
+    with pytest.raises(CheckpointError, match='something stands after its end'):
         load_baseline(tmp_path / 'a.pth')
 
 
