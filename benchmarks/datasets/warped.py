@@ -153,21 +153,35 @@ def _set(parent: ET.Element, tag: str, value: int) -> None:
 
 def warp_coco(source: Path, out: Path, job: Job) -> None:
     """COCO's layout: annotations/*.json, and the pictures that they name, wherever below ``source`` they are."""
-    places = {path.name: path for path in _pictures(source)}
-    for file in sorted((source / 'annotations').glob('*.json')):
+    pictures = _pictures(source)
+    files = sorted((source / 'annotations').glob('*.json'))
+    if not files:
+        raise DataError(f'{source}: there is no annotations/*.json; put the boxes of all splits there')
+    for file in files:
         held = json.loads(file.read_text(encoding='utf8'))
         by_image: dict[int, list[dict]] = {}
         for annotation in held['annotations']:
+            if 'bbox' not in annotation or 'keypoints' in annotation:
+                raise DataError(f'{file}: only boxes and masks are warped; keep other annotations out of this folder')
             by_image.setdefault(annotation['image_id'], []).append(annotation)
         result = {**held, 'images': [], 'annotations': []}
         for image in held['images']:
-            path = places.get(Path(image['file_name']).name)
-            if path is None:
-                raise DataError(f'{file}: the picture {image["file_name"]} is nowhere below {source}')
+            path = _named_picture(pictures, image['file_name'], file)
             taken = Taken(job, path, out / path.relative_to(source))
             result['images'].append({**image, 'height': taken.size[0], 'width': taken.size[1]})
             result['annotations'] += _coco_annotations(taken, by_image.get(image['id'], []))
         _write(out / 'annotations' / file.name, json.dumps(result).encode())
+
+
+def _named_picture(pictures: list[Path], name: str, file: Path) -> Path:
+    parts = Path(name).parts
+    found = [path for path in pictures if path.parts[-len(parts) :] == parts]
+    if not found:
+        raise DataError(f'{file}: there is no picture {name} below {file.parent.parent}')
+    if len(found) > 1:
+        places = ', '.join(map(str, found))
+        raise DataError(f'{file}: {name} may be {places}; give each split a folder of its own, with its annotations')
+    return found[0]
 
 
 def _coco_annotations(taken: Taken, annotations: list[dict]) -> Iterator[dict]:

@@ -1,6 +1,7 @@
 """A data set through a map: each layout, exact boxes, and what is refused."""
 
 import json
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -126,3 +127,23 @@ def test_refused_sets_leave_nothing(tmp_path):
     with pytest.raises(DataError, match='neither a folder X beside Xannot, nor images beside masks'):
         main(['masks', str(tmp_path / 'in'), str(tmp_path / 'out'), '--map', 'zoom'])
     assert sorted(path.name for path in Path(tmp_path).iterdir()) == ['in']
+
+
+def test_sets_that_cannot_be_read_as_coco_say_what_is_missing(tmp_path):
+    coco(tmp_path / 'in')
+    command = ['coco', str(tmp_path / 'in'), str(tmp_path / 'out'), '--map', 'zoom']
+    file = tmp_path / 'in/annotations/train.json'
+    held = json.loads(file.read_text())
+    (tmp_path / 'in/val').mkdir()
+    shutil.copy(tmp_path / 'in/pictures/a.png', tmp_path / 'in/val/a.png')
+    with pytest.raises(DataError, match=r'a\.png may be .*pictures.a\.png, .*val.a\.png; give each split a folder'):
+        main(command)
+    held['images'][0]['file_name'] = 'val/a.png'
+    held['annotations'].append(dict(id=9, image_id=7, caption='a square'))
+    file.write_text(json.dumps(held))
+    with pytest.raises(DataError, match='only boxes and masks are warped'):
+        main(command)
+    file.rename(tmp_path / 'in/train.json')
+    with pytest.raises(DataError, match=r'there is no annotations/\*\.json'):
+        main(command)
+    assert not (tmp_path / 'out').exists()
