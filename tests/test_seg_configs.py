@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 
 from mmdeform_upgrade import shorten_schedule, upgrade_
-from mmdeform_upgrade.config import describe_schedule, find_config
+from mmdeform_upgrade.config import describe_schedule, find_config, read_config
 from mmdeform_upgrade.errors import ConfigError
 
 from .conftest import build, relative_error, run_tool
@@ -88,6 +88,18 @@ def test_a_stock_config_is_named_by_its_package(tmp_path):
 def test_a_wrong_package_config_is_named(name, message):
     with pytest.raises(ConfigError, match=message):
         find_config(name)
+
+
+def test_a_config_that_inherits_mmsegs_is_read_or_told_how(tmp_path):
+    inherits = tmp_path / 'own.py'
+    inherits.write_text("_base_ = 'mmseg::_base_/models/fcn_r50-d8.py'\n")
+    try:
+        found = read_config(str(inherits))
+    except ConfigError as error:  # onedl-mmsegmentation, which MMEngine looks for as mmsegmentation
+        line = str(error).partition('write ')[2].rstrip(')')
+        inherits.write_text(line.replace('NAME', '_base_/models/fcn_r50-d8'))
+        found = read_config(str(inherits))
+    assert found.model.decode_head.type == 'FCNHead'
 
 
 @pytest.mark.parametrize(

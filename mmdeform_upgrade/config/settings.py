@@ -54,9 +54,16 @@ def read_config(name: str) -> Config:
     try:
         cfg = Config.fromfile(path)
     except Exception as error:  # a config is a program
-        raise ConfigError(f'{name}: {type(error).__name__}: {error}') from error
+        raise ConfigError(f'{name}: {type(error).__name__}: {error}{_remedy(error)}') from error
     _find_classes(cfg._cfg_dict)
     return cfg
+
+
+def _remedy(error: Exception) -> str:
+    if 'mmsegmentation is not installed' not in str(error) or find_spec('mmseg') is None:
+        return ''
+    found = "_base_ = [__import__('mmdeform_upgrade').config.find_config('mmseg::NAME.py')]"
+    return f' (mmseg is installed under another name, onedl-mmsegmentation: write {found})'
 
 
 def _find_classes(node: Any) -> None:
