@@ -22,7 +22,7 @@ def rate_changes(
     cfg: Mapping[str, Any],
     lr_mult: float = 1.0,
     offset_lr_mult: float | None = None,
-    offset_optimizer: str | None = 'same',
+    offset_optimizer: str | None = 'inherited',
     offset_lr: float | None = None,
     schedulers: Any = None,
 ) -> dict[str, Any]:
@@ -33,8 +33,8 @@ def rate_changes(
         lr_mult: rate over the config's, those that schedulers name (``eta_min``, ``eta_max``) included.
         offset_lr_mult: rate of the offset branches over the optimizer's.
         offset_optimizer: ``'adam'``: the offsets take Adam's steps of rate ``offset_lr``; ``'same'``: they are trained
-            by the config's optimizer; None: ``OFFSET_OPTIMIZER``, unless the config or ``offset_lr_mult`` says how
-            offsets are trained.
+            by the config's optimizer; ``'inherited'``: ``'same'`` where ``offset_lr_mult`` is given, otherwise as the
+            config says; None: ``OFFSET_OPTIMIZER``, unless the config or ``offset_lr_mult`` says how.
         offset_lr: 2e-3 unless given.
         schedulers: schedulers of the fine-tune, those of ``cfg`` unless given.
 
@@ -87,6 +87,10 @@ def check_offset_rates(cfg: Mapping[str, Any]) -> None:
 def _offset_changes(
     wrapper: Mapping[str, Any], lr_mult: float | None, kind: str | None, lr: float | None
 ) -> dict[str, Any]:
+    if kind == 'inherited':
+        if lr is lr_mult is None:
+            return {}
+        kind = 'same'
     paramwise = wrapper.get('paramwise_cfg') or {}
     upgraded = type_name(wrapper.get('constructor') or '') == CONSTRUCTOR  # the config of another upgrade
     if kind is None:

@@ -63,6 +63,18 @@ def test_the_control_sees_the_batches_of_the_upgrade():
     assert 'custom_hooks' not in control_changes(cfg, load_from='x.pth', epoch_ratio=0.25), 'not twice'
 
 
+@pytest.mark.parametrize('name', ['fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', 'rtmdet/rtmdet_s_8xb32-300e_coco.py'])
+def test_the_control_keeps_the_baselines_rules_of_rates(name):
+    cfg = Config.fromfile(MMDET_CONFIGS / name)
+    assert any(rule.startswith('bias_') for rule in cfg.optim_wrapper.paramwise_cfg)
+    control = copy.deepcopy(cfg)
+    control.merge_from_dict(control_changes(cfg, load_from='x'))
+    assert control.optim_wrapper == cfg.optim_wrapper
+    control.merge_from_dict(control_changes(cfg, load_from='x', lr_mult=0.5))
+    assert control.optim_wrapper.pop('optimizer').lr == cfg.optim_wrapper.optimizer.lr / 2
+    assert control.optim_wrapper == {key: value for key, value in cfg.optim_wrapper.items() if key != 'optimizer'}
+
+
 @pytest.mark.parametrize('name', ['retinanet/retinanet_r50_fpn_1x_coco.py', 'pvt/retinanet_pvt-t_fpn_1x_coco.py'])
 def test_a_baseline_brings_its_weights_so_nothing_is_downloaded(name):
     cfg = Config.fromfile(MMDET_CONFIGS / name)
