@@ -77,11 +77,19 @@ def statistics(record: Record) -> OffsetStatistics:
     length = torch.linalg.vector_norm(record.offset, dim=3).flatten()
     if not length.numel():
         return OffsetStatistics(0.0, 0.0, 0.0, 0.0)
-    y, x = record.positions().unbind(3)
-    outside = (y <= -1) | (y >= record.size[0]) | (x <= -1) | (x >= record.size[1])
-    return OffsetStatistics(
-        float(length.mean()), percentile95(length), float(length.max()), float(outside.float().mean())
-    )
+    outside = _outside(record.positions(), record.size)
+    return OffsetStatistics(float(length.mean()), percentile95(length), float(length.max()), outside)
+
+
+def share_that_left(record: Record) -> float:
+    """Of the taps that read something without offsets, the share that is outside of the map with them."""
+    before = _outside(record.grid[None, None], record.size)
+    return (_outside(record.positions(), record.size) - before) / max(1 - before, 1e-9)
+
+
+def _outside(positions: Tensor, size: tuple[int, int]) -> float:
+    y, x = positions.unbind(3)
+    return float(((y <= -1) | (y >= size[0]) | (x <= -1) | (x >= size[1])).float().mean())
 
 
 def percentile95(length: Tensor) -> float:

@@ -13,6 +13,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import find_latest_checkpoint
 
+from ..analysis.offsets import OffsetRecorder, share_that_left
 from ..checkpoint import StateDict, clean_state_dict, file_sha256, fit_baseline, import_checkpoint
 from ..config.rates import check_offset_rates
 from ..errors import CheckpointError, ConfigError, listed
@@ -22,10 +23,13 @@ from .loading import check_optimizer_state, lacking_for_resume, local_path, read
 from .run import bare_network, checkpoint_hooks, kept_random_state, whole_state_dict
 
 META_KEY = 'deform_upgrade'
+_LEFT = 0.5  # share of a layer's taps from which on it is said that they leave the map
 
 
 class DeformUpgradeHook(Hook):
     """Loads a trained baseline into the upgraded network, verifies it, scores it, and records where it came from.
+
+    Validations warn of layers whose offsets have led most taps out of the map.
 
     The network itself is built by the config (``type='DeformUpgrade'`` or a ``dcn`` switch); see
     ``mmdeform_upgrade.mm.plugin``. Checkpoints are read without running anything that they hold: from the moment that
@@ -53,6 +57,8 @@ class DeformUpgradeHook(Hook):
         self._loaded: StateDict | None = None
         self._untouched = False
         self._scores: Mapping[str, Any] = {}
+        self._recorder: OffsetRecorder | None = None
+        self._warned: set[str] = set()
 
     def before_run(self, runner) -> None:
         """Check that there is something to do, and something to start from."""
@@ -126,6 +132,28 @@ class DeformUpgradeHook(Hook):
             'Before its first step the upgrade scores, as the baseline does: '
             + ', '.join(f'{key} {value:.4f}' for key, value in scores.items())
         )
+
+    def before_val_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Record where the layers look in the first batch of a validation."""
+        if batch_idx == 0:
+            self._recorder = OffsetRecorder(bare_network(runner)).__enter__()
+
+    def after_val_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Warn, once a layer, of taps that have left the map: what they read is zero."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is None:
+            return
+        recorder.close()
+        for name, record in recorder.records.items():
+            left = share_that_left(record)
+            if left > _LEFT and name not in self._warned:
+                self._warned.add(name)
+                height, width = record.size
+                runner.logger.warning(
+                    f'{name}: the offsets have led {100 * left:.0f} % of its taps out of its map of {height}x{width}, where '
+                    'they read zeros; expected few. Lower the learning rate of the offsets '
+                    '(optim_wrapper.offset_optimizer.lr, --offset-lr), and compare on validation'
+                )
 
     def after_val_epoch(self, runner, metrics: dict[str, Any] | None = None) -> None:
         """Keep the metrics: not every validation loop returns them."""

@@ -27,6 +27,7 @@ from ..upgrade import upgrade_
 from .loading import local_path
 from .preflight import build_network
 
+_FAST, _USUAL = 0.8, 0.3  # pixels that one step moves the offsets: too many, and as in docs/results.md
 _PEEKED = 4  # batches whose labels are looked at before the work starts
 
 
@@ -41,6 +42,7 @@ class SignalReport:
     batch_size: int
     pictures: int  # in the training set
     targets: list[str]  # what to give to --targets; empty where nothing learns
+    lr: float  # the rate of the offsets' Adam that the steps were measured with
 
     def __str__(self) -> str:
         rows = [('layer', 'signal', 'z', 'own weights', 'step', 'cost', 'sees (effectively)', 'verdict')]
@@ -78,7 +80,15 @@ class SignalReport:
                 else f'The network effectively sees {effective:.0f} px, and objects are {long:.0f} px long: expect less.'
             )
         part = '' if self.part == 'backbone' else f'--part {self.part} '
-        return '\n'.join([*lines, f'use: {part}--targets {" ".join(self.targets)}'])
+        use = f'use: {part}--targets {" ".join(self.targets)}'
+        fastest = max((layer for layer in self.layers if layer.verdict == 'learns'), key=lambda layer: layer.step)
+        if fastest.step > _FAST:
+            lines.append(
+                f'One step of rate {self.lr:g} moves the offsets of {fastest.layer} by {fastest.step:.2g} px, where trials that '
+                'gained had 0.1 to 0.5 px.'
+            )
+            use += f' --offset-lr {self.lr * _USUAL / fastest.step:.1g}'
+        return '\n'.join([*lines, use])
 
     def as_dict(self) -> dict[str, Any]:
         """The report for a JSON file; what is not finite is None."""
@@ -148,7 +158,9 @@ def measure_signal(
     learning = [layer.layer for layer in clear if layer.snr - 1 >= least]  # whose signal is half of the strongest
     if learning and learning == every[-len(learning) :]:
         learning = [f'last:{len(learning)}']
-    return SignalReport(part, signals, reach, extents, len(prepared[0]['data_samples']), len(loader.dataset), learning)
+    return SignalReport(
+        part, signals, reach, extents, len(prepared[0]['data_samples']), len(loader.dataset), learning, lr
+    )
 
 
 def _baseline(cfg: Config, checkpoint: str, part: str) -> tuple[Any, nn.Module]:

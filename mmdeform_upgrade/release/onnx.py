@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -80,23 +81,27 @@ def export_onnx(
         ):
             levels = len(module(pictures)) // len(prefixes)
         names = [f'{prefix}_{level}' for prefix in prefixes for level in range(levels)]
-        with _refused("PyTorch's exporter cannot export it: try a fixed batch size, or part='backbone'"):
-            program: Any = torch.onnx.export(
-                module,
-                (pictures,),
-                dynamo=True,
-                opset_version=opset,
-                verbose=False,
-                input_names=[INPUT],
-                output_names=names,
-                dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) if dynamic_batch else None,
-                custom_translation_table=translation_table(opset),
-            )
-    proto = program.model_proto
+        proto = _exported(module, pictures, names, opset, dynamic_batch)
     _check_proto(proto, len(upgraded_layers(module)))
     with written_whole(str(path)) as temporary:
         Path(temporary).write_bytes(proto.SerializeToString())
     return names
+
+
+def _exported(module: nn.Module, pictures: Tensor, names: list[str], opset: int, dynamic_batch: bool) -> Any:
+    with _refused("PyTorch's exporter cannot export it: try a fixed batch size, or part='backbone'"):
+        program: Any = torch.onnx.export(
+            module,
+            (pictures,),
+            dynamo=True,
+            opset_version=opset,
+            verbose=False,
+            input_names=[INPUT],
+            output_names=names,
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) if dynamic_batch else None,
+            custom_translation_table=translation_table(opset),
+        )
+    return program.model_proto
 
 
 class _FlatMaps(nn.Module):
@@ -176,7 +181,10 @@ def _check_proto(proto: Any, layers: int) -> None:
 
 @contextmanager
 def _refused(why: str) -> Iterator[None]:
-    """Errors of PyTorch and ONNX, with warnings that say nothing to a user, become an ExportError with the cause."""
+    """Errors of PyTorch and ONNX become an ExportError with the cause; their remarks say nothing to a user."""
+    logger = logging.getLogger('torch.onnx')
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it remarks on packages that a network does not need
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
@@ -187,3 +195,5 @@ def _refused(why: str) -> Iterator[None]:
             cause = cause.__cause__
         details = str(cause).splitlines() or ['']
         raise ExportError(f'{why}. It says: {type(cause).__name__}: {details[0]}') from error
+    finally:
+        logger.setLevel(level)

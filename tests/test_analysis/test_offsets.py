@@ -1,13 +1,14 @@
 """Recorded offsets, their statistics and the points that they lead to."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from mmdeform_upgrade import ZeroOffsetDCN, upgrade_
-from mmdeform_upgrade.analysis.offsets import OffsetRecorder, sampling_points, statistics
+from mmdeform_upgrade.analysis.offsets import OffsetRecorder, sampling_points, share_that_left, statistics
 from mmdeform_upgrade.analysis.receptive_field import offsets_at_zero, receptive_field, width
 from mmdeform_upgrade.ops import deform_conv2d
 
@@ -67,6 +68,12 @@ def test_zero_offsets_leave_only_the_padding_outside():
     assert statistics(record).largest == 0
     # Of 27 taps in each direction, 25 are on one of the 9 pixels.
     assert statistics(record).outside == pytest.approx(1 - (25 / 27) ** 2)
+
+
+def test_padding_counts_for_no_tap_that_left():
+    _, (record,) = _stack(1)
+    assert share_that_left(record) == 0
+    assert share_that_left(replace(record, offset=record.offset + 100)) == pytest.approx(1)
 
 
 def test_an_offset_that_is_not_finite_shows():

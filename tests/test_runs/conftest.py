@@ -9,6 +9,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, RUNNERS, DefaultScope
 
+from mmdeform_upgrade.layers import upgraded_layers
+
 from ..faults.tiny import save_tiny_baseline, tiny_config
 
 _number = itertools.count()
@@ -34,6 +36,19 @@ class Record(Hook):
                 for name, parameter in model.named_parameters()
                 if parameter.grad is not None
             }
+
+
+@HOOKS.register_module()
+class Spoil(Hook):
+    """Sets one layer's offset biases (or another parameter) before a step."""
+
+    def __init__(self, layer, value, iteration=1, parameter='conv_offset.bias'):
+        self.layer, self.value, self.iteration, self.parameter = layer, value, iteration, parameter
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == self.iteration:
+            layer = upgraded_layers(runner.model)[self.layer]
+            layer.get_parameter(self.parameter).data.fill_(self.value)
 
 
 @pytest.fixture(autouse=True, scope='module')

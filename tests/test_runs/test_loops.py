@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
+from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.mm import command_line
 
 from .conftest import build_runner
@@ -53,6 +54,15 @@ def test_iterations_begin_with_the_baselines_score_which_counts_for_the_best(sco
     assert len(set(re.findall(r'Iter\(val\).*pascal_voc/mAP: (\S+)', log))) == 1
     assert len(re.findall(r'Iter\(val\).*pascal_voc/mAP', log)) == 3
     assert [path.name for path in Path(runner.work_dir).glob('best_*')] == ['best_pascal_voc_mAP_iter_0.pth']
+
+
+def test_a_validation_names_the_layer_whose_taps_have_left_the_map_once(scored_cfg):
+    spoil = dict(type='Spoil', layer='backbone.layer4.1.conv1', value=300.0)
+    runner = build_runner(_by_iteration(scored_cfg), [spoil])
+    runner.train()
+    warned = re.findall(r'WARNING - (\S+): the offsets have led (\d+) % of its taps out of its map', _log(runner))
+    assert warned == [('backbone.layer4.1.conv1', '100')]
+    assert not any(layer.conv_offset._forward_hooks for layer in upgraded_layers(runner.model).values())
 
 
 def test_training_stops_early_when_the_score_does_not_rise_above_the_baselines(scored_cfg):

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
-from mmengine.registry import HOOKS
 
 from mmdeform_upgrade.errors import ConfigError, TrainingError
 from mmdeform_upgrade.layers import upgraded_layers
@@ -20,19 +18,6 @@ from mmdeform_upgrade.mm.offset_logger import OffsetLoggerHook
 from .conftest import build_runner, train
 
 LAYERS = [f'backbone.layer4.{name}' for name in ('0.conv2', '1.conv1', '1.conv2')]
-
-
-@HOOKS.register_module()
-class Spoil(Hook):
-    """Sets one layer's offset biases (or another parameter) before a step."""
-
-    def __init__(self, layer, value, iteration=1, parameter='conv_offset.bias'):
-        self.layer, self.value, self.iteration, self.parameter = layer, value, iteration, parameter
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter == self.iteration:
-            layer = upgraded_layers(runner.model)[self.layer]
-            layer.get_parameter(self.parameter).data.fill_(self.value)
 
 
 @pytest.fixture(autouse=True)
