@@ -7,8 +7,6 @@ see one node, FLOP counters one formula. Only the arguments are kept for the bac
 
 from __future__ import annotations
 
-from functools import cache
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -17,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import UpgradeError
-from . import flops, matrices
+from . import eager, flops, matrices
 from .autocast import no_autocast
 from .geometry import Geometry
 from .passes import Operands, Wanted
@@ -33,11 +31,13 @@ _LIBRARY.define(
 )
 
 
-@cache
 def _module(backend: str) -> ModuleType:
     """A backend's module; that of Triton is imported when it is first asked for."""
-    # 'auto' that has not become 'triton' is 'eager', and the plain convolution at zero offsets
-    return import_module(f'.{"triton_backend" if backend == "triton" else "eager"}', __package__)
+    if backend != 'triton':  # 'auto' that has not become 'triton' is 'eager', and the plain convolution at zero offsets
+        return eager
+    from . import triton_backend
+
+    return triton_backend
 
 
 def deform_conv2d(operands: Operands, geo: Geometry, backend: str) -> Tensor:

@@ -97,7 +97,8 @@ def _corner_dots(table: Tensor, corners: Corners, grads: Tensor) -> Tensor:
     if rows.device.type == 'cpu':  # three times as fast
         size = (count, len(table))
         wanted = torch.sparse_csr_tensor(starts, rows, grads.new_zeros(4 * count), size, check_invariants=False)
-        return torch.sparse.sampled_addmm(wanted, grads, table.t(), beta=0.0).values()
+        found = torch.sparse.sampled_addmm(wanted, grads, table.t(), beta=0.0)
+        return found.values().clone()  # torch.compile cannot take a view of a sparse tensor across a graph break
     owner = torch.arange(count, device=rows.device, dtype=rows.dtype).repeat_interleave(4)
     dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(grads, table, rows, starts[:-1], owner, 0)
     return dots

@@ -167,7 +167,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     'copyreg._reconstructor': lambda kind, *rest: Inert(kind.name),
     'collections.OrderedDict': OrderedDict,
     'collections.Counter': Counter,
-    'collections.defaultdict': lambda factory, *items: defaultdict(factory and FUNCTIONS.get(factory.name), *items),
+    'collections.defaultdict': lambda kind=None, *items: defaultdict(kind and FUNCTIONS.get(kind.name), *items),
     'collections.deque': deque,
     'numpy.dtype': lambda text, *flags: np.dtype(str(text), copy=True),
     'numpy.core.multiarray._reconstruct': lambda kind, shape, code: np.empty(0),  # filled by its state

@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Iterable, Mapping
+from datetime import date
 from pathlib import PurePath
 from typing import Any
 
@@ -36,18 +38,21 @@ KEPT_META = (
 def plain(value: Any) -> Any:
     """``value`` made of dict, list, tuple, str, int, float, bool and None alone; what holds other kinds is left out.
 
-    Of another kind itself, it is ``...``.
+    Sets are sorted lists; paths and dates are texts. Of another kind itself, it is ``...``.
     """
     if isinstance(value, (np.generic, np.ndarray, Tensor)):
         value = value.tolist()
-    if isinstance(value, (str, PurePath)):
+    if isinstance(value, (set, frozenset)):
+        kept = [entry for entry in map(plain, value) if entry is not ...]
+        return sorted(kept, key=lambda entry: (type(entry).__name__, entry))
+    if isinstance(value, (str, PurePath, date)):
         return sys.intern(str(value))  # a pickle depends on which equal texts are one object
     if value is None or type(value) in (bool, int, float):
         return value
     if isinstance(value, Mapping):
         entries = [(plain(key), plain(entry)) for key, entry in value.items()]
         return {key: entry for key, entry in entries if key is not ... and entry is not ...}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, deque, range)):
         kept = [entry for entry in map(plain, value) if entry is not ...]
         return tuple(kept) if isinstance(value, tuple) else kept
     return ...
