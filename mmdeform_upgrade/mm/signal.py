@@ -153,14 +153,16 @@ def measure_signal(
     measured = tqdm(islice(chain(first, stream), batches), total=batches, desc='signal', unit='batch')
     found = offset_signal(network, measured, _loss, lr=lr)
     signals = [dataclasses.replace(layer, layer=layer.layer.removeprefix(f'{part}.')) for layer in found]
-    clear = [layer for layer in signals if layer.verdict == 'learns']
+    samples, chosen = len(prepared[0]['data_samples']), _chosen(signals, every)
+    return SignalReport(part, signals, reach, extents, samples, len(loader.dataset), chosen, lr)
+
+
+def _chosen(layers: list[LayerSignal], every: list[str]) -> list[str]:
+    """What to give to ``--targets``: the layers whose signal is at least half of the strongest."""
+    clear = [layer for layer in layers if layer.verdict == 'learns']
     least = max((layer.snr - 1 for layer in clear), default=0.0) / 2
-    learning = [layer.layer for layer in clear if layer.snr - 1 >= least]  # whose signal is half of the strongest
-    if learning and learning == every[-len(learning) :]:
-        learning = [f'last:{len(learning)}']
-    return SignalReport(
-        part, signals, reach, extents, len(prepared[0]['data_samples']), len(loader.dataset), learning, lr
-    )
+    names = [layer.layer for layer in clear if layer.snr - 1 >= least]
+    return [f'last:{len(names)}'] if names and names == every[-len(names) :] else names
 
 
 def _baseline(cfg: Config, checkpoint: str, part: str) -> tuple[Any, nn.Module]:
