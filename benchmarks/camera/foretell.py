@@ -4,7 +4,8 @@
     python -m benchmarks.camera.foretell --lab work_dirs/camera --out docs/results/camera-signal
 
 For every setting of the lab that has a control and an upgrade from the same baselines: the signal of the targets at each
-baseline on the new pictures, and how large the objects are beside what the network effectively sees, beside the gain of the upgrade over the control on the test split.
+baseline on the new pictures, and how large the objects are beside what the network effectively sees, beside the gain of
+the upgrade over the control on the test split.
 """
 
 from __future__ import annotations

@@ -71,7 +71,6 @@ def measure_cost(before: Config, after: nn.Module) -> Cost:
     flops, maps = _flops(networks[1], size)
     pictures = torch.randn(2, 3, *timed)
     scatter_offsets_(networks[1], _SPREAD, lambda: networks[1].extract_feat(pictures))
-    missed = [] if hasattr(after, 'decode_head') else _missed(networks[1], pictures)  # segmentors do not read all maps
     times: list[list[float]] = [[], []]
     for _ in range(_ROUNDS):
         for network, spent in zip(networks, times, strict=True):
@@ -79,6 +78,7 @@ def measure_cost(before: Config, after: nn.Module) -> Cost:
             features = tree_flatten(network.extract_feat(pictures))[0]
             torch.stack([feature.mean() for feature in features if isinstance(feature, Tensor)]).sum().backward()
             spent.append(time.perf_counter() - start)
+    missed = [] if hasattr(after, 'decode_head') else _missed(after, features, timed)  # segmentors do not read all maps
     return Cost(size, maps, flops, (min(times[0]), min(times[1])), timed, missed)
 
 
@@ -120,11 +120,12 @@ def _flops(network: Any, size: Size) -> tuple[tuple[float, float], dict[Size, in
     return (counts[PLAIN], sum(counts.values())), dict(maps)
 
 
-def _missed(network: Any, pictures: Tensor) -> list[int]:
+def _missed(network: nn.Module, features: list[Any], size: Size) -> list[int]:
+    """Strides of the maps, of pictures of a size, that were computed without any offsets."""
     offsets = {id(layer.conv_offset.weight) for layer in upgraded_layers(network).values()}
-    levels = [level for level in tree_flatten(network.extract_feat(pictures))[0] if isinstance(level, Tensor)]
-    missed = [level for level in levels if not offsets & {id(leaf) for leaf in _leaves(level.grad_fn)}]
-    return [round(pictures.shape[-1] / level.shape[-1]) for level in missed if level.dim() == 4]
+    maps = [level for level in features if isinstance(level, Tensor) and level.dim() == 4]
+    missed = [level for level in maps if not offsets & {id(leaf) for leaf in _leaves(level.grad_fn)}]
+    return [round(size[1] / level.shape[-1]) for level in missed]
 
 
 def _leaves(node: Any) -> Iterator[Tensor]:

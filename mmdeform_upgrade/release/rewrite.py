@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine.config import Config
@@ -60,8 +60,17 @@ def with_layers(cfg: Config, layers: Mapping[str, int], gone: Sequence[str] = UP
 
 def own_types(cfg: Config) -> list[str]:
     """This package's types that a config names, anywhere."""
-    text = str(cfg._cfg_dict.to_dict())
-    return sorted(name for name in OWN_TYPES if re.search(rf"type': [^,}}]*\b{name}\b", text))
+    return sorted({*_types(cfg._cfg_dict.to_dict())} & {*OWN_TYPES})
+
+
+def _types(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        yield type_name(node.get('type', ''))
+        node = node.values()
+    elif not isinstance(node, (list, tuple)):
+        return
+    for value in node:
+        yield from _types(value)
 
 
 def differing(cfg: Config, state_dict: Mapping[str, Tensor]) -> list[str]:
