@@ -18,11 +18,11 @@ from functools import partial
 from typing import Any, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import TargetError, TrainingError
 from ..layers import ZeroOffsetDCN, upgraded_layers
+from ..offsets.step_limit import squared_step
 from .complexity import PLAIN, hooked, multiplications
 
 THRESHOLD = 2.5  # of z; pure noise passes it in at most 0.5 % of layers, for any number of batches
@@ -157,10 +157,9 @@ def _steps(
     squares: dict[str, list[Tensor]] = {name: [] for name in layers}
 
     def measure(name: str, branch: nn.Module, args: Any, _: Tensor) -> None:
-        step = lr * tallies[name].sum.sign().view_as(branch.get_parameter('weight'))
-        with torch.no_grad():
-            squares[name].append(F.conv2d(args[0].float(), step, None, *args[1:]).square().mean())
+        direction = tallies[name].sum.sign().view_as(branch.get_parameter('weight'))
+        squares[name].append(squared_step(direction, *args))
 
     with hooked(layer.conv_offset.register_forward_hook(partial(measure, name)) for name, layer in layers.items()):
         yield
-    steps.update({name: float(torch.stack(found).mean().sqrt()) for name, found in squares.items() if found})
+    steps.update({name: lr * float(torch.stack(found).mean().sqrt()) for name, found in squares.items() if found})

@@ -19,6 +19,7 @@ from ..config.rates import check_offset_rates
 from ..errors import CheckpointError, ConfigError, listed
 from ..importers import OWN_NAMES, Imported
 from ..layers import merging_method, upgraded_layers
+from ..offsets.step_limit import MAX_STEP, StepLimit
 from .loading import check_optimizer_state, lacking_for_resume, local_path, read_checkpoints_safely, refuse_to_overwrite
 from .run import bare_network, checkpoint_hooks, kept_random_state, whole_state_dict
 
@@ -29,7 +30,9 @@ _LEFT = 0.5  # share of a layer's taps from which on it is said that they leave 
 class DeformUpgradeHook(Hook):
     """Loads a trained baseline into the upgraded network, verifies it, scores it, and records where it came from.
 
-    Validations warn of layers whose offsets have led most taps out of the map.
+    Where one step of the offsets' Adam moves a layer's offsets by pixels, as in wide layers with large activations, the
+    rate of that layer is lowered after the first step, and the log says so. Validations warn of layers whose offsets
+    have led most taps out of the map.
 
     The network itself is built by the config (``type='DeformUpgrade'`` or a ``dcn`` switch); see
     ``mmdeform_upgrade.mm.plugin``. Checkpoints are read without running anything that they hold: from the moment that
@@ -39,6 +42,8 @@ class DeformUpgradeHook(Hook):
         val_before_train: validate the untouched upgrade before the first step. The score is logged, stored in every
             checkpoint's ``meta['deform_upgrade']`` and counts for ``save_best``, so that the best checkpoint of a run
             is never below the baseline. The random state of the training is not touched by it.
+        max_step: how far one step of the offsets' Adam may move the offsets of a layer, root mean square in pixels of
+            its input (see :class:`StepLimit`); ``float('inf')`` leaves all rates as they are.
 
     Raises (from the runner's calls):
         ConfigError: the network has no ``ZeroOffsetDCN``, there is nothing to load, or the run would write its
@@ -50,14 +55,16 @@ class DeformUpgradeHook(Hook):
     # Before EMAHook and CheckpointHook, which work on what this hook makes of the checkpoint.
     priority = 'VERY_HIGH'
 
-    def __init__(self, val_before_train: bool = True):
+    def __init__(self, val_before_train: bool = True, max_step: float = MAX_STEP):
         read_checkpoints_safely()  # FlexibleRunner reads before it calls any hook
         self.val_before_train = val_before_train
+        self.max_step = max_step
         self.provenance: dict[str, Any] = {}
         self._loaded: StateDict | None = None
         self._untouched = False
         self._scores: Mapping[str, Any] = {}
         self._recorder: OffsetRecorder | None = None
+        self._limit: StepLimit | None = None
         self._warned: set[str] = set()
 
     def before_run(self, runner) -> None:
@@ -117,6 +124,9 @@ class DeformUpgradeHook(Hook):
         if changed:
             raise CheckpointError('the network does not hold the loaded values at ' + ', '.join(changed[:20]))
         self._loaded = None  # frees the copy
+        if not runner._resume:  # the state of an interrupted run has its rates
+            optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
+            self._limit = StepLimit(bare_network(runner), optimizer, self.max_step)
 
     def before_train_epoch(self, runner) -> None:
         """Score the untouched upgrade once, after every hook's ``before_train``."""
@@ -132,6 +142,19 @@ class DeformUpgradeHook(Hook):
             'Before its first step the upgrade scores, as the baseline does: '
             + ', '.join(f'{key} {value:.4f}' for key, value in scores.items())
         )
+
+    def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Lower the rates of layers whose offsets the first step has moved too far."""
+        if self._limit is None:
+            return
+        for name, step in self._limit.apply().items():
+            runner.logger.info(
+                f"{name}: one step of the offsets' rate moves its offsets by {step:.2g} pixels, expected at most "
+                f'{self.max_step:g}: its rate is {self.max_step / step:.2g} times that of the config from now on '
+                '(DeformUpgradeHook(max_step=...))'
+            )
+        if self._limit.done:
+            self._limit = None
 
     def before_val_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         """Record where the layers look in the first batch of a validation."""

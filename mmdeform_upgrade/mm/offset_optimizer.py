@@ -12,7 +12,7 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMI
 from torch import nn
 
 from ..errors import ConfigError
-from ..layers import OffsetBranch
+from ..layers import OffsetBranch, upgraded_layers
 from ..offsets.optimizer import OFFSET_LR, OffsetOptimizer, split_offsets
 
 
@@ -61,10 +61,17 @@ class OffsetOptimizerConstructor:
             group['params'] = [p for p in group['params'] if others and id(p) not in known]
         # Where nothing else trains, a group of no parameter has the schedule that the offsets follow.
         base.param_groups = [group for group in base.param_groups if group['params']] or base.param_groups[:1]
-        group = {'params': offsets, **({'multiple': True} if self._multiple else {})}
-        own = OPTIMIZERS.build(dict(self._offsets, params=[group]))
+        own = OPTIMIZERS.build(dict(self._offsets, params=self._groups(model, offsets)))
         wrapper = {'type': 'OptimWrapper', **self._wrapper}
         return OPTIM_WRAPPERS.build(wrapper, default_args=dict(optimizer=OffsetOptimizer(base, own)))
+
+    def _groups(self, model: nn.Module, offsets: list[nn.Parameter]) -> list[dict[str, Any]]:
+        if self._multiple:
+            return [{'params': offsets, 'multiple': True}]
+        known = {id(parameter) for parameter in offsets}
+        layers = [layer.conv_offset.parameters() for layer in upgraded_layers(model).values()]
+        groups = [[parameter for parameter in layer if id(parameter) in known] for layer in layers]
+        return [{'params': group} for group in groups if group]  # each may get a rate of its own, see StepLimit
 
 
 def offsets_apart(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:

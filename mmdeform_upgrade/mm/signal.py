@@ -27,7 +27,6 @@ from ..upgrade import upgrade_
 from .loading import local_path
 from .preflight import build_network
 
-_FAST, _USUAL = 0.8, 0.3  # pixels that one step moves the offsets: too many, and as in docs/results.md
 _PEEKED = 4  # batches whose labels are looked at before the work starts
 
 
@@ -42,7 +41,6 @@ class SignalReport:
     batch_size: int
     pictures: int  # in the training set
     targets: list[str]  # what to give to --targets; empty where nothing learns
-    lr: float  # the rate of the offsets' Adam that the steps were measured with
 
     def __str__(self) -> str:
         rows = [('layer', 'signal', 'z', 'own weights', 'step', 'cost', 'sees (effectively)', 'verdict')]
@@ -80,15 +78,7 @@ class SignalReport:
                 else f'The network effectively sees {effective:.0f} px, and objects are {long:.0f} px long: expect less.'
             )
         part = '' if self.part == 'backbone' else f'--part {self.part} '
-        use = f'use: {part}--targets {" ".join(self.targets)}'
-        fastest = max((layer for layer in self.layers if layer.verdict == 'learns'), key=lambda layer: layer.step)
-        if fastest.step > _FAST:
-            lines.append(
-                f'One step of rate {self.lr:g} moves the offsets of {fastest.layer} by {fastest.step:.2g} px, where trials that '
-                'gained had 0.1 to 0.5 px.'
-            )
-            use += f' --offset-lr {self.lr * _USUAL / fastest.step:.1g}'
-        return '\n'.join([*lines, use])
+        return '\n'.join([*lines, f'use: {part}--targets {" ".join(self.targets)}'])
 
     def as_dict(self) -> dict[str, Any]:
         """The report for a JSON file; what is not finite is None."""
@@ -154,7 +144,7 @@ def measure_signal(
     found = offset_signal(network, measured, _loss, lr=lr)
     signals = [dataclasses.replace(layer, layer=layer.layer.removeprefix(f'{part}.')) for layer in found]
     samples, chosen = len(prepared[0]['data_samples']), _chosen(signals, every)
-    return SignalReport(part, signals, reach, extents, samples, len(loader.dataset), chosen, lr)
+    return SignalReport(part, signals, reach, extents, samples, len(loader.dataset), chosen)
 
 
 def _chosen(layers: list[LayerSignal], every: list[str]) -> list[str]:

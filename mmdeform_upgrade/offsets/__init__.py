@@ -3,4 +3,5 @@
 
 from .adapters import disable_adapter, load_adapter, set_adapter
 from .optimizer import OffsetOptimizer, split_offsets
+from .step_limit import StepLimit
 from .training import train_offsets_

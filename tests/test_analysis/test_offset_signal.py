@@ -12,9 +12,8 @@ from mmengine.structures import PixelData
 from torch import nn
 
 from mmdeform_upgrade.analysis.receptive_field import reaches
-from mmdeform_upgrade.analysis.signal import LayerSignal
 from mmdeform_upgrade.errors import ConfigError, DataError, TargetError
-from mmdeform_upgrade.mm.signal import SignalReport, _objects, measure_signal
+from mmdeform_upgrade.mm.signal import _objects, measure_signal
 
 from ..conftest import build, run_tool
 
@@ -148,12 +147,3 @@ def test_segmentors_are_measured_on_their_masks(shapes, tmp_path):
     torch.save(build(cfg).state_dict(), tmp_path / 'untrained.pth')
     report = measure_signal(cfg, str(tmp_path / 'untrained.pth'), targets='last:2', batches=12)
     assert len(report.layers) == 2 and 10 < report.extents[1] < 96 and report.pictures == 16
-
-
-@pytest.mark.parametrize('step,rate', [(1.8, '0.0003'), (0.3, '')])
-def test_a_rate_that_moves_offsets_by_pixels_is_answered_with_a_lower_one(step, rate):
-    layers = [LayerSignal('conv1', 9.0, 4.0, 2.0, 0.2, 0.1, 32), LayerSignal('conv2', 9.0, 4.0, 2.0, step, 0.1, 32)]
-    report = SignalReport('backbone', layers, {}, (10.0, 20.0, 30.0), 8, 100, ['last:2'], 0.002)
-    last = str(report).splitlines()[-1]
-    assert last.startswith('use: --targets last:2') and last.partition(' --offset-lr ')[2] == rate
-    assert ('conv2 by 1.8 px' in str(report)) == bool(rate)

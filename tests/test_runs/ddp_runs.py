@@ -33,6 +33,7 @@ ADAM = {
     'optim_wrapper.constructor': 'OffsetOptimizerConstructor',
     'optim_wrapper.offset_optimizer': dict(type='Adam', lr=1e-3),
     'optim_wrapper.optimizer.momentum': 0.9,
+    'custom_hooks.0.max_step': 1e-4,
 }
 APART = dict(FSDP, model_wrapper=dict(FSDP['model_wrapper'], auto_wrap_policy='offsets_apart'))
 FSDP_ADAM = dict(ADAM, runner_type='FlexibleRunner', strategy=APART)

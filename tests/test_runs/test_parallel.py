@@ -84,7 +84,8 @@ def test_two_processes_compute_what_one_computes_on_the_doubled_batch(runs, alon
 def test_offsets_have_their_own_steps_in_two_processes(runs, frozen_config, tmp_path, name):
     cfg = Config.fromfile(frozen_config)
     cfg.work_dir = str(tmp_path / 'work')
-    alone = train(cfg, **{'train_dataloader.batch_size': 4, **ADAM}).model.state_dict()
+    runner = train(cfg, **{'train_dataloader.batch_size': 4, **ADAM})
+    alone = runner.model.state_dict()
     first, second = runs[1][name]
     assert 'error' not in first, first['error']
     result = {key.removeprefix('module.'): value for key, value in first['state_dict'].items()}
@@ -92,8 +93,14 @@ def test_offsets_have_their_own_steps_in_two_processes(runs, frozen_config, tmp_
         assert (value - alone[key]).norm() < 0.05 * alone[key].norm(), key
         assert value.equal(second['state_dict'].get(key, second['state_dict'].get(f'module.{key}')))
     assert relative_error(result['backbone.conv1.weight'], alone['backbone.conv1.weight']) < 1e-3
-    saved = read_checkpoint(runs[0] / name / 'epoch_1.pth')['optimizer']['state'].values()
-    assert {tuple(sorted(state)) for state in saved} == {('exp_avg', 'exp_avg_sq', 'step'), ('momentum_buffer',)}
+    saved = read_checkpoint(runs[0] / name / 'epoch_1.pth')['optimizer']
+    kinds = {tuple(sorted(state)) for state in saved['state'].values()}
+    assert kinds == {('exp_avg', 'exp_avg_sq', 'step'), ('momentum_buffer',)}
+    limited, expected = (
+        [group['offset_lr'] for group in groups if group.get('offsets')]
+        for groups in (saved['param_groups'], runner.optim_wrapper.optimizer.param_groups)
+    )
+    assert limited == pytest.approx(expected, rel=0.02) and max(limited) < 1e-3, 'max_step is of all pictures of a step'
 
 
 @pytest.mark.parametrize('name', ['ddp', 'static_graph', 'flexible', 'whole', 'resumed'])

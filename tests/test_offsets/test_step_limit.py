@@ -1,0 +1,140 @@
+"""How far one step moves the offsets, and the limit to it, in plain PyTorch."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import LinearLR
+
+from mmdeform_upgrade import OffsetOptimizer, split_offsets, upgrade_
+from mmdeform_upgrade.layers import upgraded_layers
+from mmdeform_upgrade.offsets.step_limit import StepLimit
+
+PICTURES = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def _network(scale=1.0):
+    """Two upgraded layers; the second one's inputs are ``scale`` times as large, the function is the same."""
+    torch.manual_seed(0)
+    convolutions = [nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3), nn.Conv2d(16, 4, 3)]
+    with torch.no_grad():
+        convolutions[1].weight *= scale
+        convolutions[1].bias *= scale
+        convolutions[2].weight /= scale
+    model = nn.Sequential(convolutions[0], nn.ReLU(), convolutions[1], nn.ReLU(), convolutions[2])
+    upgrade_(model, ['2', '4'])
+    return model
+
+
+def _optimizer(model, lr=0.002, apart=True):
+    others, _ = split_offsets(model)
+    offsets = [{'params': list(layer.conv_offset.parameters())} for layer in upgraded_layers(model).values()]
+    if not apart:
+        offsets = [p for group in offsets for p in group['params']]
+    return OffsetOptimizer(SGD(others, lr=0.001), torch.optim.Adam(offsets, lr=lr))
+
+
+def _step(model, optimizer):
+    optimizer.zero_grad()
+    model(PICTURES).square().mean().backward()
+    optimizer.step()
+
+
+def _rates(optimizer):
+    return [group['lr'] for group in optimizer.param_groups if group.get('offsets')]
+
+
+def _offsets(model, name):
+    seen = []
+    branch = model.get_submodule(name).conv_offset
+    with branch.register_forward_hook(lambda m, args, out: seen.append(out.detach() - m.bias.detach().view(-1, 1, 1))):
+        model(PICTURES)
+    return seen[0]
+
+
+@pytest.mark.parametrize('warmup', [1.0, 0.01])
+def test_the_rate_of_the_layer_that_one_step_moves_by_pixels_is_lowered_to_the_limit(warmup):
+    model = _network(scale=1000.0)
+    optimizer = _optimizer(model)
+    LinearLR(optimizer, warmup, total_iters=100)
+    limit = StepLimit(model, optimizer)
+    _step(model, optimizer)
+    assert limit.apply() == {} and not limit.done, 'nothing has run since the step'
+    moved = float(_offsets(model, '4').square().mean().sqrt()) / warmup
+    lowered = limit.apply()
+    assert list(lowered) == ['4'] and lowered['4'] == pytest.approx(moved, rel=1e-3) and moved > 0.5
+    slow, fast = _rates(optimizer)
+    assert slow == pytest.approx(0.002 * warmup)
+    assert fast == pytest.approx(0.002 * warmup * 0.5 / moved, rel=1e-3)
+    assert limit.done and not any(layer.conv_offset._forward_hooks for layer in upgraded_layers(model).values())
+
+
+def test_a_second_step_at_the_lowered_rate_moves_the_offsets_by_the_limit():
+    model = _network(scale=1000.0)
+    optimizer = _optimizer(model)
+    limit = StepLimit(model, optimizer, pixels=0.1)
+    _step(model, optimizer)
+    _step(model, optimizer)
+    limit.apply()
+    again = _network(scale=1000.0)
+    slow = _optimizer(again)
+    for group, lowered in zip(slow.param_groups, optimizer.param_groups, strict=True):
+        group.update({key: lowered[key] for key in ('lr', 'offset_lr') if key in lowered})
+    _step(again, slow)
+    assert float(_offsets(again, '4').square().mean().sqrt()) == pytest.approx(0.1, rel=0.2)
+
+
+def test_rates_within_the_limit_are_left_alone_to_the_bit():
+    trained = []
+    for limited in (True, False):
+        model = _network()
+        optimizer = _optimizer(model)
+        limit = StepLimit(model, optimizer) if limited else None
+        for _ in range(4):
+            _step(model, optimizer)
+            assert limit is None or limit.apply() == {}
+        assert limit is None or limit.done
+        trained.append(model.state_dict())
+    assert all(torch.equal(value, trained[1][key]) for key, value in trained[0].items())
+
+
+def test_layers_of_one_group_share_the_lower_rate():
+    model = _network(scale=1000.0)
+    optimizer = _optimizer(model, apart=False)
+    limit = StepLimit(model, optimizer)
+    _step(model, optimizer)
+    _step(model, optimizer)
+    assert set(limit.apply()) == {'2', '4'}
+    assert _rates(optimizer)[0] < 0.002
+
+
+def test_offsets_that_start_as_they_were_learned_are_measured_by_their_change():
+    model = _network(scale=1000.0)
+    for layer in upgraded_layers(model).values():
+        nn.init.normal_(layer.conv_offset.weight, std=1e-5)
+    optimizer = _optimizer(model)
+    start = model.get_submodule('4').conv_offset.weight.detach().clone()
+    limit = StepLimit(model, optimizer)
+    _step(model, optimizer)
+    change = model.get_submodule('4').conv_offset.weight.detach() - start
+    model.train()
+    _step(model, optimizer)
+    seen = []
+    branch = model.get_submodule('4').conv_offset
+    with branch.register_forward_hook(lambda m, args, _: seen.append(torch.conv2d(args[0], change, None, *args[1:]))):
+        model(PICTURES)
+    assert limit.apply()['4'] == pytest.approx(float(seen[0].square().mean().sqrt()), rel=0.05)
+
+
+def test_without_an_adam_of_their_own_there_is_nothing_to_limit():
+    model = _network(scale=1000.0)
+    others, offsets = split_offsets(model)
+    for optimizer in (
+        AdamW(model.parameters(), lr=0.01),
+        OffsetOptimizer(SGD(others, lr=0.01), SGD([{'params': offsets}], lr=0.01)),
+        OffsetOptimizer(AdamW(others, lr=0.01), AdamW([{'params': offsets, 'multiple': True}], lr=0.01)),
+    ):
+        limit = StepLimit(model, optimizer)
+        assert limit.done
+        _step(model, optimizer)
+        assert limit.apply() == {}
