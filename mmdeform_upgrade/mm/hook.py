@@ -30,7 +30,7 @@ _LEFT = 0.5  # share of a layer's taps from which on it is said that they leave 
 class DeformUpgradeHook(Hook):
     """Loads a trained baseline into the upgraded network, verifies it, scores it, and records where it came from.
 
-    Where one step of the offsets' Adam moves a layer's offsets by pixels, as in wide layers with large activations, the
+    Where one step of the offsets' Adam moves a layer's offsets too far, as in wide layers with large activations, the
     rate of that layer is lowered after the first step, and the log says so. Validations warn of layers whose offsets
     have led most taps out of the map.
 
@@ -43,7 +43,7 @@ class DeformUpgradeHook(Hook):
             checkpoint's ``meta['deform_upgrade']`` and counts for ``save_best``, so that the best checkpoint of a run
             is never below the baseline. The random state of the training is not touched by it.
         max_step: how far one step of the offsets' Adam may move the offsets of a layer, root mean square in pixels of
-            its input (see :class:`StepLimit`); ``float('inf')`` leaves all rates as they are.
+            its input, on small maps less (see :class:`StepLimit`); ``float('inf')`` leaves all rates as they are.
 
     Raises (from the runner's calls):
         ConfigError: the network has no ``ZeroOffsetDCN``, there is nothing to load, or the run would write its
@@ -147,11 +147,11 @@ class DeformUpgradeHook(Hook):
         """Lower the rates of layers whose offsets the first step has moved too far."""
         if self._limit is None:
             return
-        for name, step in self._limit.apply().items():
+        for name, (step, factor) in self._limit.apply().items():
             runner.logger.info(
-                f"{name}: one step of the offsets' rate moves its offsets by {step:.2g} pixels, expected at most "
-                f'{self.max_step:g}: its rate is {self.max_step / step:.2g} times that of the config from now on '
-                '(DeformUpgradeHook(max_step=...))'
+                f'{name}: one step of Adam moves its offsets by {step:.2g} pixels, expected at most {step * factor:.2g} '
+                f"(DeformUpgradeHook(max_step={self.max_step:g}) and the map's size): its rate is {factor:.2g} times that of "
+                'the config from now on'
             )
         if self._limit.done:
             self._limit = None

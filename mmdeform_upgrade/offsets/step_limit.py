@@ -8,6 +8,7 @@ in a narrow layer and several pixels in a wide one, where a few steps lead the t
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -19,13 +20,14 @@ from torch.optim import Adam, Optimizer
 from ..layers import OffsetBranch, upgraded_layers
 from .optimizer import OffsetOptimizer
 
-MAX_STEP = 0.5  # pixels; trials that gained had 0.07 to 0.45 (docs/results.md)
+MAX_STEP = 0.5  # pixels; trials that gained had 0.07 to 0.45 (docs/results.md), on maps of 24 and more
+SHARE = 0.02  # of the map's shorter side, where that is less
 
 
 class StepLimit:
-    """Lowers the rates of offsets that one step of their Adam would move by more than ``pixels``.
+    """Lowers the rates of offsets that one step of their Adam would move too far.
 
-    The first step's direction is measured on the inputs of the next forward pass, one layer at a time; then it is done.
+    That is more than ``pixels``, or than a fiftieth of the shorter side of the layer's input. The first step's direction is measured on the inputs of the next forward pass, one layer at a time; then it is done.
 
         limit = StepLimit(model, optimizer)
         for batch in batches:
@@ -40,16 +42,19 @@ class StepLimit:
     Args:
         model: the upgraded network, its offsets as they will start.
         optimizer: its optimizer.
-        pixels: the largest root mean square of a step at the schedule's peak, in pixels of the layer's input.
+        pixels: the largest root mean square of a step at the schedule's peak, in pixels of the layer's input;
+            ``float('inf')`` leaves all rates as they are.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer | None, pixels: float = MAX_STEP) -> None:
         self.pixels = pixels
         self._optimizer: Any = optimizer
         self._handles: list[Any] = []
-        self._squares: dict[str, Tensor] = {}  # sum and count, of a step of rate 1
+        self._sums: dict[
+            str, Tensor
+        ] = {}  # of squared steps of rate 1, in pixels and in what is allowed, and their number
         self._groups: dict[str, int] = {}  # of each layer, its index among the optimizer's
-        if not isinstance(optimizer, OffsetOptimizer) or not isinstance(optimizer.offsets, Adam):
+        if pixels == math.inf or not isinstance(optimizer, OffsetOptimizer) or not isinstance(optimizer.offsets, Adam):
             return
         of = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group['params'] if _limited(group)}
         for name, layer in upgraded_layers(model).items():
@@ -67,36 +72,36 @@ class StepLimit:
             return
         direction = (weight if start is None else weight - start).sign()
         if direction.any():
-            square = squared_step(direction, *args) if args[0].numel() else direction.new_zeros(())
-            counted = torch.stack([square, square.new_tensor(args[0].numel() > 0)])
-            self._squares[name] = self._squares.get(name, 0) + counted
+            sums = direction.new_zeros(3, dtype=torch.float64)
+            if args[0].numel():
+                square = squared_step(direction, *args)
+                most = min(self.pixels, SHARE * min(args[0].shape[-2:]))
+                sums = torch.stack([square, square / most**2, torch.ones_like(square)]).double()
+            self._sums[name] = self._sums.get(name, 0) + sums
 
-    def apply(self) -> dict[str, float]:
+    def apply(self) -> dict[str, tuple[float, float]]:
         """After an iteration: lower the rates that are too fast, once they are measured.
 
         Returns:
-            The layers whose rates were lowered, with the pixels of a step at the rate that they had.
+            The layers whose rates were lowered: the pixels of a step at the rate that they had, and the factor.
         """
-        if not self._squares:
+        if not self._sums:
             return {}
-        found, self._squares = self._squares, {}
+        found, self._sums = self._sums, {}
         self.close()
         zero = torch.zeros_like(next(iter(found.values())))
         sums = torch.stack([found.get(name, zero) for name in self._groups])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
-        roots = (sums[:, 0] / sums[:, 1].clamp(min=1)).sqrt().tolist()
+        pixels, excess = (sums[:, :2] / sums[:, 2:].clamp(min=1)).sqrt().T.tolist()
         lowered = {}
         for i, group in enumerate(self._optimizer.param_groups):
-            steps = {
-                name: root * group['offset_lr']
-                for (name, own), root in zip(self._groups.items(), roots, strict=True)
-                if own == i
-            }
-            fastest = max(steps.values(), default=0.0)
-            if fastest > self.pixels:
-                group['offset_lr'] *= self.pixels / fastest
-                lowered.update(steps)
+            own = {name: k for k, (name, of) in enumerate(self._groups.items()) if of == i}
+            lr = group['offset_lr'] if own else 0.0
+            fastest = lr * max((excess[k] for k in own.values()), default=0.0)
+            if fastest > 1:
+                group['offset_lr'] = lr / fastest
+                lowered.update({name: (lr * pixels[k], 1 / fastest) for name, k in own.items()})
         return lowered
 
     @property

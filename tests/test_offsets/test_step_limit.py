@@ -10,7 +10,7 @@ from mmdeform_upgrade import OffsetOptimizer, split_offsets, upgrade_
 from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.offsets.step_limit import StepLimit
 
-PICTURES = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+PICTURES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def _network(scale=1.0):
@@ -62,7 +62,7 @@ def test_the_rate_of_the_layer_that_one_step_moves_by_pixels_is_lowered_to_the_l
     assert limit.apply() == {} and not limit.done, 'nothing has run since the step'
     moved = float(_offsets(model, '4').square().mean().sqrt()) / warmup
     lowered = limit.apply()
-    assert list(lowered) == ['4'] and lowered['4'] == pytest.approx(moved, rel=1e-3) and moved > 0.5
+    assert list(lowered) == ['4'] and lowered['4'][0] == pytest.approx(moved, rel=1e-3) and moved > 0.5
     slow, fast = _rates(optimizer)
     assert slow == pytest.approx(0.002 * warmup)
     assert fast == pytest.approx(0.002 * warmup * 0.5 / moved, rel=1e-3)
@@ -123,7 +123,7 @@ def test_offsets_that_start_as_they_were_learned_are_measured_by_their_change():
     branch = model.get_submodule('4').conv_offset
     with branch.register_forward_hook(lambda m, args, _: seen.append(torch.conv2d(args[0], change, None, *args[1:]))):
         model(PICTURES)
-    assert limit.apply()['4'] == pytest.approx(float(seen[0].square().mean().sqrt()), rel=0.05)
+    assert limit.apply()['4'][0] == pytest.approx(float(seen[0].square().mean().sqrt()), rel=0.05)
 
 
 def test_without_an_adam_of_their_own_there_is_nothing_to_limit():
@@ -138,3 +138,16 @@ def test_without_an_adam_of_their_own_there_is_nothing_to_limit():
         assert limit.done
         _step(model, optimizer)
         assert limit.apply() == {}
+
+
+def test_on_a_small_map_a_step_is_at_most_a_fiftieth_of_it():
+    model = _network(scale=1000.0)
+    optimizer = _optimizer(model)
+    limit = StepLimit(model, optimizer)
+    small = PICTURES[..., :12, :16]  # the second layer's map is 8 x 12
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(small).square().mean().backward()
+        optimizer.step()
+    pixels, factor = limit.apply()['4']
+    assert pixels * factor == pytest.approx(8 / 50)
