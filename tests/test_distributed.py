@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from mmdeform_upgrade.readers import read_checkpoint
@@ -11,6 +12,7 @@ from mmdeform_upgrade.readers import read_checkpoint
 from .conftest import ROOT
 
 
+@pytest.mark.slow  # tests/test_runs/test_parallel.py has the same without the tool
 def test_offsets_are_synchronised_by_ddp(tiny_upgrade, tmp_path):
     config = tiny_upgrade.with_name('tiny_ddp.py')
     config.write_text(

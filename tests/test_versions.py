@@ -129,6 +129,7 @@ def _dry_run(blocker, missing, config, cfg, path, **options):
     )
 
 
+@pytest.mark.slow
 def test_detectors_upgrade_without_mmseg(blocker, tmp_path):
     config = MMDET_CONFIGS / 'retinanet/retinanet_r18_fpn_1x_coco.py'
     cfg = Config.fromfile(config)
@@ -137,6 +138,7 @@ def test_detectors_upgrade_without_mmseg(blocker, tmp_path):
     assert 'layer4.1.conv2' in plan and '3 epochs; SGD' in plan
 
 
+@pytest.mark.slow
 def test_segmentors_upgrade_without_mmdet_and_with_mmcv_lite(blocker, tmp_path):
     config = 'mmseg::deeplabv3/deeplabv3_r18-d8_4xb2-80k_cityscapes-512x1024.py'
     cfg = Config.fromfile(find_config(config))

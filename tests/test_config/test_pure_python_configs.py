@@ -63,7 +63,7 @@ def _written(path, out, **settings):
     return full
 
 
-@pytest.mark.parametrize('kind', ['det', 'seg', 'mixed'])
+@pytest.mark.parametrize('kind', [pytest.param('det', marks=pytest.mark.slow), 'seg', 'mixed'])
 def test_the_written_upgrade_and_control_train_and_test(pure, kind, tmp_path):
     config, work = pure[kind], tmp_path / 'work'
     up, control = config.with_name('up.py'), config.with_name('control.py')

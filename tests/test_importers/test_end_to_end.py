@@ -43,6 +43,7 @@ def gluoncv(shapes, tmp_path_factory):
     return config, params
 
 
+@pytest.mark.slow
 def test_a_file_of_gluoncv_is_upgraded_fine_tuned_and_tested(gluoncv, tmp_path):
     config, params = gluoncv
     out, work_dir = tmp_path / 'upgrade.py', tmp_path / 'work'

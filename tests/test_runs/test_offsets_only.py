@@ -51,7 +51,7 @@ def _fcn(shapes, tiny_config):
 BASELINES = {'ssd': (_ssd, init_detector), 'rtmdet': (_rtmdet, init_detector), 'fcn': (_fcn, init_model)}
 
 
-@pytest.fixture(scope='module', params=list(BASELINES))
+@pytest.fixture(scope='module', params=[pytest.param('ssd', marks=pytest.mark.slow), 'rtmdet', 'fcn'])
 def adapted(request, shapes, tiny_config, tmp_path_factory):
     """A baseline that knows nothing of this package, two epochs of its offsets' training, and the adapter."""
     folder = tmp_path_factory.mktemp(request.param)
