@@ -20,8 +20,8 @@ from torch.optim import Adam, Optimizer
 from ..layers import OffsetBranch, upgraded_layers
 from .optimizer import OffsetOptimizer
 
-MAX_STEP = 0.5  # pixels; trials that gained had 0.07 to 0.45 (docs/results.md), on maps of 24 and more
-SHARE = 0.02  # of the map's shorter side, where that is less
+MAX_STEP = 0.5  # pixels; the trials of docs/results.md had 0.06 to 0.52
+SHARE = 0.02  # of the map's shorter side, where that is less; there 0.003 to 0.021
 
 
 class StepLimit:
