@@ -219,8 +219,9 @@ def _misfit(
     lines += [f'  {title} ({len(keys)}): {listed(keys)}' for title, keys in found.items() if keys]
     if others := sorted({key.rpartition('.conv_offset.')[0] for key in missing if is_offset_key(key)}):
         lines.append(
-            f'These deformable layers are no ZeroOffsetDCN, or only a part of them is there: {listed(others)}. Newly '
-            'made, they compute something else than the baseline; take them out of the config (dcn=...), or upgrade them.'
+            f'The checkpoint lacks offsets of these deformable layers, or a part of them: {listed(others)}. A checkpoint of an '
+            'upgrade has them all. Layers that are no ZeroOffsetDCN compute something else than the baseline when they are '
+            'newly made: take them out of the config (dcn=...), or upgrade them.'
         )
     if prefix := _prefix(missing, unexpected):
         lines.append(

@@ -107,7 +107,7 @@ def test_layers_upgraded_before_keep_their_offsets_beside_new_ones(tmp_path):
 def test_a_new_deformable_layer_of_another_kind_is_refused(modulated, tmp_path):
     """Filled with zeros, its modulation would be a half."""
     save_tiny_baseline(tmp_path / 'baseline.pth')
-    with pytest.raises(CheckpointError, match=r'no ZeroOffsetDCN.*backbone\.first\b(?s:.*)compute something else'):
+    with pytest.raises(CheckpointError, match=r'lacks offsets.*backbone\.first\b(?s:.*)compute something else'):
         _runner(modulated).train()
     assert not list((tmp_path / 'work').glob('*.pth'))
 
