@@ -27,7 +27,8 @@ SHARE = 0.02  # of the map's shorter side, where that is less; there 0.003 to 0.
 class StepLimit:
     """Lowers the rates of offsets that one step of their Adam would move too far.
 
-    That is more than ``pixels``, or than a fiftieth of the shorter side of the layer's input. The first step's direction is measured on the inputs of the next forward pass, one layer at a time; then it is done.
+    That is more than ``pixels``, or than a fiftieth of the shorter side of the layer's input. The first step's direction
+    is measured on the inputs of the next forward pass, one layer at a time; then it is done.
 
         limit = StepLimit(model, optimizer)
         for batch in batches:
@@ -65,7 +66,7 @@ class StepLimit:
                 self._handles.append(branch.register_forward_hook(partial(self._measure, name, start)))
 
     def _measure(self, name: str, start: Tensor | None, branch: OffsetBranch, args: Any, _: Tensor) -> None:
-        if torch.compiler.is_compiling() or not branch.training:
+        if getattr(torch.compiler, 'is_compiling', bool)() or not branch.training:  # since torch 2.2
             return
         weight = branch.weight.detach()  # whole, also where FSDP shards it elsewhere
         if start is not None and start.shape != weight.shape:
@@ -124,4 +125,5 @@ def _limited(group: dict[str, Any]) -> bool:
 @torch.no_grad()
 def squared_step(direction: Tensor, input: Tensor, *geometry: Any) -> Tensor:
     """Mean square of the offsets, in pixels, that weights of this ``direction`` alone predict from a branch's input."""
-    return F.conv2d(input.float(), direction.float(), None, *geometry).square().mean()
+    with torch.autocast(input.device.type, enabled=False):  # squares at a rate of 1 leave the range of float16
+        return F.conv2d(input.float(), direction.float(), None, *geometry).square().mean()

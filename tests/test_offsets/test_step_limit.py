@@ -151,3 +151,20 @@ def test_on_a_small_map_a_step_is_at_most_a_fiftieth_of_it():
         optimizer.step()
     pixels, factor = limit.apply()['4']
     assert pixels * factor == pytest.approx(8 / 50)
+
+
+def test_in_float16_the_same_is_measured():
+    """Squared steps at a rate of 1 leave its range."""
+    found = []
+    for enabled in (False, True):
+        model = _network(scale=1000.0)
+        optimizer = _optimizer(model)
+        limit = StepLimit(model, optimizer)
+        for _ in range(2):
+            optimizer.zero_grad()
+            with torch.autocast('cpu', torch.float16, enabled=enabled):
+                loss = model(PICTURES).float().square().mean()
+            loss.backward()
+            optimizer.step()
+        found.append(limit.apply()['4'])
+    assert found[1] == pytest.approx(found[0], rel=0.05)
