@@ -124,9 +124,8 @@ class DeformUpgradeHook(Hook):
         if changed:
             raise CheckpointError('the network does not hold the loaded values at ' + ', '.join(changed[:20]))
         self._loaded = None  # frees the copy
-        if not runner._resume:  # the state of an interrupted run has its rates
-            optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
-            self._limit = StepLimit(bare_network(runner), optimizer, self.max_step)
+        optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
+        self._limit = StepLimit(bare_network(runner), optimizer, self.max_step)
 
     def before_train_epoch(self, runner) -> None:
         """Score the untouched upgrade once, after every hook's ``before_train``."""

@@ -57,7 +57,7 @@ class StepLimit:
         self._groups: dict[str, int] = {}  # of each layer, its index among the optimizer's
         if pixels == math.inf or not isinstance(optimizer, OffsetOptimizer) or not isinstance(optimizer.offsets, Adam):
             return
-        of = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group['params'] if _limited(group)}
+        of = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group['params'] if _to_limit(group)}
         for name, layer in upgraded_layers(model).items():
             branch = next(m for m in layer.conv_offset.modules() if isinstance(m, OffsetBranch))  # FSDP may wrap it
             if id(branch.weight) in of:
@@ -98,8 +98,10 @@ class StepLimit:
         lowered = {}
         for i, group in enumerate(self._optimizer.param_groups):
             own = {name: k for k, (name, of) in enumerate(self._groups.items()) if of == i}
-            lr = group['offset_lr'] if own else 0.0
-            fastest = lr * max((excess[k] for k in own.values()), default=0.0)
+            if not own:
+                continue
+            lr, group['limited'] = group['offset_lr'], True  # kept in the optimizer's state, for a resumed run
+            fastest = lr * max(excess[k] for k in own.values())
             if fastest > 1:
                 group['offset_lr'] = lr / fastest
                 lowered.update({name: (lr * pixels[k], 1 / fastest) for name, k in own.items()})
@@ -117,9 +119,9 @@ class StepLimit:
         self._handles = []
 
 
-def _limited(group: dict[str, Any]) -> bool:
+def _to_limit(group: dict[str, Any]) -> bool:
     # A multiple of the weights' rate is the user's own choice.
-    return bool(group.get('offsets')) and not group.get('multiple')
+    return bool(group.get('offsets')) and not (group.get('multiple') or group.get('limited'))
 
 
 @torch.no_grad()

@@ -108,6 +108,23 @@ def test_layers_of_one_group_share_the_lower_rate():
     assert _rates(optimizer)[0] < 0.002
 
 
+@pytest.mark.parametrize('steps', [1, 2])
+def test_a_resumed_optimizer_is_limited_once(steps):
+    model = _network(scale=1000.0)
+    optimizer = _optimizer(model)
+    limit = StepLimit(model, optimizer)
+    for _ in range(steps):
+        _step(model, optimizer)
+        limit.apply()
+    resumed = _optimizer(model)
+    resumed.load_state_dict(optimizer.state_dict())
+    again = StepLimit(model, resumed)
+    assert again.done == (steps == 2), 'the second step is the one that measures'
+    _step(model, resumed)
+    _step(model, resumed)
+    assert bool(again.apply()) == (steps == 1)
+
+
 def test_offsets_that_start_as_they_were_learned_are_measured_by_their_change():
     model = _network(scale=1000.0)
     for layer in upgraded_layers(model).values():
