@@ -45,10 +45,10 @@ def cut(geo: Geometry, itemsize: int, device_type: str, summed: bool = False) ->
     if summed and device_type == 'cpu':
         taps = min(taps, LONGEST_SUM * geo.groups // geo.C)
     taps = max(1, min(taps, geo.K))
-    return Cuts(_ranges(geo.K, taps), _ranges(total, max(1, cells // taps)))
+    return Cuts(ranges(geo.K, taps), ranges(total, max(1, cells // taps)))
 
 
-def _ranges(total: int, largest: int) -> list[slice]:
+def ranges(total: int, largest: int) -> list[slice]:
     """Cut ``range(total)`` into pieces of nearly equal length, none longer than ``largest``."""
     pieces = -(-total // largest)
     return [slice(i * total // pieces, (i + 1) * total // pieces) for i in range(pieces)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .chunks import LONGEST_SUM
+from .chunks import LONGEST_SUM, ranges
 from .geometry import Geometry
 
 # oneDNN's product is up to twice as fast as that of MKL, whose float32 error is lower; it is what inductor calls.
@@ -98,14 +98,16 @@ def format_of(tensor: Tensor) -> torch.memory_format:
 
 def project(out: Tensor, columns: Tensor, kernel: Tensor, geo: Geometry, first: bool) -> None:
     """``out`` (p, O) = columns times kernel transposed; added to it unless ``first``."""
-    if geo.groups == 1:
-        columns = columns.to(kernel.dtype)
-        long_sum = columns.shape[1] > LONGEST_SUM and not columns.is_cuda
-        product = columns @ kernel[0].t() if long_sum else _times(columns, kernel[0].t())
-    else:
-        grouped = torch.bmm(_split_columns(columns.to(kernel.dtype), geo), kernel.transpose(1, 2))
-        product = grouped.permute(1, 0, 2).reshape(out.shape)
-    out.copy_(product) if first else out.add_(product)
+    columns = columns.to(kernel.dtype)
+    if geo.groups > 1:
+        products = torch.bmm(_split_columns(columns, geo), kernel.transpose(1, 2))
+        product = products.permute(1, 0, 2).reshape(out.shape)
+        out.copy_(product) if first else out.add_(product)
+        return
+    width = columns.shape[1]
+    for part in ranges(width, LONGEST_SUM if columns.is_cpu else width):
+        product = _times(columns[:, part], kernel[0][:, part].t())
+        out.copy_(product) if first and part.start == 0 else out.add_(product)
 
 
 def add_grad_kernel(total: Tensor | None, columns: Tensor, turned: Tensor, geo: Geometry, whole: bool) -> Tensor:
