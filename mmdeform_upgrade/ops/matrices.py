@@ -104,9 +104,12 @@ def project(out: Tensor, columns: Tensor, kernel: Tensor, geo: Geometry, first: 
         product = products.permute(1, 0, 2).reshape(out.shape)
         out.copy_(product) if first else out.add_(product)
         return
-    width = columns.shape[1]
-    for part in ranges(width, LONGEST_SUM if columns.is_cpu else width):
-        product = _times(columns[:, part], kernel[0][:, part].t())
+    width, times = columns.shape[1], _times
+    parts = ranges(width, LONGEST_SUM if columns.is_cpu else width)
+    if len(parts) > 1 and 8 * len(columns) <= geo.O:  # copies of the kernel's parts would take longer than the products
+        parts, times = ranges(width, width), torch.matmul
+    for part in parts:
+        product = times(columns[:, part], kernel[0][:, part].t())
         out.copy_(product) if first and part.start == 0 else out.add_(product)
 
 
