@@ -5,8 +5,6 @@ A sample is a weighted sum of four rows of a padded channels-last table, which i
 computes, vectorised and in parallel, in one pass. Everything else is matrix products. Columns are never
 saved: they are made again in the backward pass, chunk by chunk, within a byte budget. The input's gradient
 is gathered through the sorted plan (no atomics, no scatter), so results are deterministic.
-
-These two functions know nothing of autograd; ``autograd.py`` does.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ A column matrix is (p, k*C): ``p`` output positions, the channels of ``k`` taps.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -66,9 +68,9 @@ def map_to_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.is_contiguous(memory_format=torch.channels_last) or not tensor.is_cpu:
         return tensor.permute(0, 2, 3, 1).to(dtype).flatten(0, 2)
     N, C, H, W = tensor.shape
-    rows = torch.empty((N * H * W, C), dtype=dtype, device=tensor.device)
-    _transpose_into(rows.view(N, H * W, C), tensor.flatten(2))
-    return rows
+    rows = tensor.new_empty((N, H * W, C), dtype=dtype)
+    _transpose_into(rows, tensor.flatten(2))
+    return rows.flatten(0, 1)
 
 
 def in_format(tensor: Tensor, dtype: torch.dtype, memory_format: torch.memory_format) -> Tensor:
@@ -98,19 +100,18 @@ def format_of(tensor: Tensor) -> torch.memory_format:
 
 def project(out: Tensor, columns: Tensor, kernel: Tensor, geo: Geometry, first: bool) -> None:
     """``out`` (p, O) = columns times kernel transposed; added to it unless ``first``."""
-    columns = columns.to(kernel.dtype)
+    columns, width = columns.to(kernel.dtype), columns.shape[1]
     if geo.groups > 1:
-        products = torch.bmm(_split_columns(columns, geo), kernel.transpose(1, 2))
-        product = products.permute(1, 0, 2).reshape(out.shape)
+        grouped = torch.bmm(_split_columns(columns, geo), kernel.transpose(1, 2))
+        products: Iterable[Tensor] = [grouped.permute(1, 0, 2).reshape(out.shape)]
+    elif columns.is_cpu and width > LONGEST_SUM and 8 * len(columns) <= geo.O:  # copying the kernel would take longer
+        products = [columns @ kernel[0].t()]
+    else:
+        parts = ranges(width, LONGEST_SUM if columns.is_cpu else width)
+        products = (_times(columns[:, part], kernel[0][:, part].t()) for part in parts)
+    for product in products:
         out.copy_(product) if first else out.add_(product)
-        return
-    width, times = columns.shape[1], _times
-    parts = ranges(width, LONGEST_SUM if columns.is_cpu else width)
-    if len(parts) > 1 and 8 * len(columns) <= geo.O:  # copies of the kernel's parts would take longer than the products
-        parts, times = ranges(width, width), torch.matmul
-    for part in parts:
-        product = times(columns[:, part], kernel[0][:, part].t())
-        out.copy_(product) if first and part.start == 0 else out.add_(product)
+        first = False
 
 
 def add_grad_kernel(total: Tensor | None, columns: Tensor, turned: Tensor, geo: Geometry, whole: bool) -> Tensor:

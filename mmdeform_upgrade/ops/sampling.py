@@ -36,12 +36,6 @@ def table_size(geo: Geometry) -> tuple[int, int]:
     return LEAD + geo.N * (geo.H + BORDER), geo.W + BORDER
 
 
-def index_dtype(geo: Geometry) -> torch.dtype:
-    """The narrowest dtype that counts the rows of the table."""
-    rows, cols = table_size(geo)
-    return torch.int32 if rows * cols * geo.G < 2**31 else torch.int64
-
-
 def to_table(input: Tensor, geo: Geometry, dtype: torch.dtype) -> Tensor:
     """The padded channels-last copy of the map, (rows * cols * G, C // G)."""
     rows, cols = table_size(geo)
@@ -81,7 +75,8 @@ def make_plan(offset: Tensor, mask: Tensor | None, geo: Geometry, dtype: torch.d
 
 def _table_rows(whole: Tensor, geo: Geometry) -> Tensor:
     """Table rows (N, L, K, G) of the pixels that are ``whole`` (2, N, L, K, G) away from the undeformed ones."""
-    cols, index, device = table_size(geo)[1], index_dtype(geo), whole.device
+    rows, cols = table_size(geo)
+    index, device = torch.int32 if rows * cols * geo.G < 2**31 else torch.int64, whole.device
 
     def steps(first: int, count: int, step: int, *shape: int) -> Tensor:
         return torch.arange(first, first + count * step, step, device=device, dtype=index).view(shape)

@@ -1,5 +1,10 @@
 """The fast backends against the specification: every output and gradient, on every device here."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -181,3 +186,22 @@ def test_no_uninitialised_memory_is_read(monkeypatch):
     monkeypatch.setattr(torch.Tensor, 'new_empty', lambda *a, **k: poison(new_empty(*a, **k)))
     monkeypatch.setitem(chunks.COLUMN_BYTES, 'cpu', 900)
     assert_close(results(backend('eager'), case, tensors, grad), expected, TOLERANCE[torch.float64])
+
+
+FAULTS = """
+import resource, torch
+from mmdeform_upgrade.ops import deform_conv2d
+deform_conv2d(torch.randn(1, 1, 3, 3), torch.randn(1, 18, 3, 3), torch.randn(1, 1, 3, 3), None, 1, 1)
+torch.ones(5 * 2**20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(5 * 2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the allocator is another one')
+def test_freed_memory_is_kept_for_the_next_piece():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(('MALLOC_', 'GLIBC_'))}
+    run = subprocess.run([sys.executable, '-c', FAULTS], env=environment, capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 500  # 20 MB are 5120 pages
