@@ -66,8 +66,7 @@ class _DeformConv2d(torch.autograd.Function):
         if bias is not None or mask is not None:
             inputs.append(g.op('Constant', value_t=torch.zeros(geo.O)) if bias is None else bias)
         inputs += [] if mask is None else [mask]
-        attributes = onnx_attributes(geo).items()
-        return g.op('DeformConv', *inputs, **{f'{name}_i': value for name, value in attributes})
+        return g.op('DeformConv', *inputs, **{f'{name}_i': value for name, value in onnx_attributes(geo).items()})
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:

@@ -86,11 +86,8 @@ def _cut(table: Tensor, weight: Tensor, geo: Geometry, forward: bool) -> Cuts:
 
 @cache
 def _keep_freed_memory() -> None:
-    """Have glibc keep the memory of one piece for the next, which it would return to the kernel, page by page.
-
-    It keeps twice the largest block that was freed so far, and learns from no block above 32 MB.
-    """
-    torch.empty(2**25 - 2**13, dtype=torch.uint8)
+    """Have glibc keep the memory of one piece for the next, which it would return to the kernel, page by page."""
+    torch.empty(2**25 - 2**13, dtype=torch.uint8)  # it keeps twice the largest block freed so far, 32 MB at most
 
 
 def _sample(table: Tensor, corners: Corners, taps: slice, geo: Geometry) -> Tensor:

@@ -7,8 +7,6 @@ A column matrix is (p, k*C): ``p`` output positions, the channels of ``k`` taps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -103,12 +101,12 @@ def project(out: Tensor, columns: Tensor, kernel: Tensor, geo: Geometry, first: 
     columns, width = columns.to(kernel.dtype), columns.shape[1]
     if geo.groups > 1:
         grouped = torch.bmm(_split_columns(columns, geo), kernel.transpose(1, 2))
-        products: Iterable[Tensor] = [grouped.permute(1, 0, 2).reshape(out.shape)]
+        products = [grouped.permute(1, 0, 2).reshape(out.shape)]
     elif columns.is_cpu and width > LONGEST_SUM and 8 * len(columns) <= geo.O:  # copying the kernel would take longer
         products = [columns @ kernel[0].t()]
     else:
         parts = ranges(width, LONGEST_SUM if columns.is_cpu else width)
-        products = (_times(columns[:, part], kernel[0][:, part].t()) for part in parts)
+        products = [_times(columns[:, part], kernel[0][:, part].t()) for part in parts]
     for product in products:
         out.copy_(product) if first else out.add_(product)
         first = False
