@@ -58,7 +58,7 @@ def draw(panels: Sequence[Panel], file: Path) -> None:
     drawn: dict[str, Any] = {}
     for panel, axes in zip(panels, grid.flat, strict=False):
         for arm, colour in COLOURS.items():
-            points = series(panel.rows, panel.axis, arm)
+            points = [p for p in series(panel.rows, panel.axis, arm) if not math.isnan(p[2])]  # of several baselines
             if len(points) > 1:
                 x, y, half = zip(*points, strict=True)
                 drawn[arm] = axes.errorbar(x, y, yerr=half, marker='o', ms=4, capsize=3, color=colour)
