@@ -7,6 +7,8 @@ A column matrix is (p, k*C): ``p`` output positions, the channels of ``k`` taps.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -99,6 +101,7 @@ def format_of(tensor: Tensor) -> torch.memory_format:
 def project(out: Tensor, columns: Tensor, kernel: Tensor, geo: Geometry, first: bool) -> None:
     """``out`` (p, O) = columns times kernel transposed; added to it unless ``first``."""
     columns, width = columns.to(kernel.dtype), columns.shape[1]
+    products: Iterable[Tensor]
     if geo.groups > 1:
         grouped = torch.bmm(_split_columns(columns, geo), kernel.transpose(1, 2))
         products = [grouped.permute(1, 0, 2).reshape(out.shape)]
@@ -106,7 +109,7 @@ def project(out: Tensor, columns: Tensor, kernel: Tensor, geo: Geometry, first: 
         products = [columns @ kernel[0].t()]
     else:
         parts = ranges(width, LONGEST_SUM if columns.is_cpu else width)
-        products = [_times(columns[:, part], kernel[0][:, part].t()) for part in parts]
+        products = (_times(columns[:, part], kernel[0][:, part].t()) for part in parts)
     for product in products:
         out.copy_(product) if first else out.add_(product)
         first = False

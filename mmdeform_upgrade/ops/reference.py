@@ -57,8 +57,12 @@ def sample_points(offset: Tensor, geo: Geometry) -> Points:
     base_y = (tap_rows.view(-1, 1, 1, 1) + rows.view(1, 1, -1, 1)).expand(shape).reshape(geo.K, geo.L)
     base_x = (tap_cols.view(1, -1, 1, 1) + cols.view(1, 1, 1, -1)).expand(shape).reshape(geo.K, geo.L)
     dy, dx = shift[:, :, :, 0], shift[:, :, :, 1]
-    whole_y, whole_x = (d.detach().floor().nan_to_num(0.0, posinf=torch.inf, neginf=-torch.inf) for d in (dy, dx))
+    whole_y, whole_x = (_without_nan(d.floor().detach()) for d in (dy, dx))
     return Points(base_y + whole_y, base_x + whole_x, dy - whole_y, dx - whole_x)
+
+
+def _without_nan(whole: Tensor) -> Tensor:
+    return torch.where(whole.isnan(), 0.0, whole)
 
 
 def _grid(count: int, step: int, like: Tensor) -> Tensor:
