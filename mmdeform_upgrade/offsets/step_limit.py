@@ -51,9 +51,8 @@ class StepLimit:
         self.pixels = pixels
         self._optimizer: Any = optimizer
         self._handles: list[Any] = []
-        self._sums: dict[
-            str, Tensor
-        ] = {}  # of squared steps of rate 1, in pixels and in what is allowed, and their number
+        # Of squared steps of rate 1, in pixels and in what is allowed, and their number.
+        self._sums: dict[str, Tensor] = {}
         self._groups: dict[str, int] = {}  # of each layer, its index among the optimizer's
         if pixels == math.inf or not isinstance(optimizer, OffsetOptimizer) or not isinstance(optimizer.offsets, Adam):
             return
@@ -73,11 +72,11 @@ class StepLimit:
             return
         direction = (weight if start is None else weight - start).sign()
         if direction.any():
-            sums = direction.new_zeros(3, dtype=torch.float64)
+            sums = direction.new_zeros(3, dtype=torch.float32)
             if args[0].numel():
                 square = squared_step(direction, *args)
                 most = min(self.pixels, SHARE * min(args[0].shape[-2:]))
-                sums = torch.stack([square, square / most**2, torch.ones_like(square)]).double()
+                sums = torch.stack([square, square / most**2, torch.ones_like(square)])
             self._sums[name] = self._sums.get(name, 0) + sums
 
     def apply(self) -> dict[str, tuple[float, float]]:
