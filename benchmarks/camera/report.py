@@ -53,8 +53,8 @@ def draw(panels: Sequence[Panel], file: Path) -> None:
     from matplotlib import pyplot as plt
 
     columns = min(len(panels), 4)
-    size = (3.6 * columns, 3.6 * math.ceil(len(panels) / columns))
-    figure, grid = plt.subplots(math.ceil(len(panels) / columns), columns, figsize=size, dpi=110, squeeze=False)
+    rows = math.ceil(len(panels) / columns)
+    figure, grid = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.6 * rows), dpi=110, squeeze=False)
     drawn: dict[str, Any] = {}
     for panel, axes in zip(panels, grid.flat, strict=False):
         for arm, colour in COLOURS.items():
@@ -73,7 +73,7 @@ def draw(panels: Sequence[Panel], file: Path) -> None:
         axes.set_visible(False)
     grid[0, 0].set_ylabel('test score')
     names = [NAMES[arm].replace('*', '') for arm in drawn]
-    figure.tight_layout(rect=(0, 0.1 / len(grid), 1, 1))
+    figure.tight_layout(rect=(0, 0.1 / rows, 1, 1))
     figure.legend(drawn.values(), names, loc='lower center', ncols=len(names), frameon=False, fontsize=9)
     figure.savefig(file)
     plt.close(figure)

@@ -12,8 +12,8 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMI
 from torch import nn
 
 from ..errors import ConfigError
-from ..layers import OffsetBranch, upgraded_layers
-from ..offsets.optimizer import OFFSET_LR, OffsetOptimizer, split_offsets
+from ..layers import OffsetBranch
+from ..offsets.optimizer import OFFSET_LR, OffsetOptimizer, offsets_by_layer, split_offsets
 
 
 class OffsetOptimizerConstructor:
@@ -61,17 +61,12 @@ class OffsetOptimizerConstructor:
             group['params'] = [p for p in group['params'] if others and id(p) not in known]
         # Where nothing else trains, a group of no parameter has the schedule that the offsets follow.
         base.param_groups = [group for group in base.param_groups if group['params']] or base.param_groups[:1]
-        own = OPTIMIZERS.build(dict(self._offsets, params=self._groups(model, offsets)))
+        # A group of every layer may get a rate of its own, see StepLimit.
+        layers = [{'params': layer} for layer in offsets_by_layer(model)]
+        groups = [{'params': offsets, 'multiple': True}] if self._multiple else layers
+        own = OPTIMIZERS.build(dict(self._offsets, params=groups))
         wrapper = {'type': 'OptimWrapper', **self._wrapper}
         return OPTIM_WRAPPERS.build(wrapper, default_args=dict(optimizer=OffsetOptimizer(base, own)))
-
-    def _groups(self, model: nn.Module, offsets: list[nn.Parameter]) -> list[dict[str, Any]]:
-        if self._multiple:
-            return [{'params': offsets, 'multiple': True}]
-        known = {id(parameter) for parameter in offsets}
-        layers = [layer.conv_offset.parameters() for layer in upgraded_layers(model).values()]
-        groups = [[parameter for parameter in layer if id(parameter) in known] for layer in layers]
-        return [{'params': group} for group in groups if group]  # each may get a rate of its own, see StepLimit
 
 
 def offsets_apart(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:

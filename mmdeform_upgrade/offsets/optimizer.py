@@ -145,11 +145,16 @@ class OffsetOptimizer(Optimizer):
 
 def split_offsets(model: nn.Module) -> tuple[list[Parameter], list[Parameter]]:
     """The parameters of a network that train: all others, and those of its offset branches."""
-    offsets = [
-        p for layer in upgraded_layers(model).values() for p in layer.conv_offset.parameters() if p.requires_grad
-    ]
+    offsets = [parameter for layer in offsets_by_layer(model) for parameter in layer]
     known = {id(parameter) for parameter in offsets}
     return [p for p in model.parameters() if p.requires_grad and id(p) not in known], offsets
+
+
+def offsets_by_layer(model: nn.Module) -> list[list[Parameter]]:
+    """The parameters of each offset branch that trains."""
+    branches = (layer.conv_offset.parameters() for layer in upgraded_layers(model).values())
+    layers = ([parameter for parameter in branch if parameter.requires_grad] for branch in branches)
+    return [layer for layer in layers if layer]
 
 
 def _positive(lr: Any) -> float:

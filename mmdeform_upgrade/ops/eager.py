@@ -77,7 +77,8 @@ def backward(grad_output: Tensor, operands: Operands, geo: Geometry, wanted: Wan
 
 def _cut(table: Tensor, weight: Tensor, geo: Geometry, forward: bool) -> Cuts:
     """Pieces of the columns; all at once, and turned, where there are fewer of them than of a contiguous kernel."""
-    _keep_freed_memory()
+    if table.is_cpu:
+        _keep_freed_memory()
     rows = geo.N * geo.L
     if geo.groups == 1 and 0 < rows <= geo.O and weight.is_contiguous():
         return Cuts([slice(0, geo.K)], [slice(0, rows)], turned=True)
