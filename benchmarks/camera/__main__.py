@@ -31,10 +31,11 @@ def main(argv=None):
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--workers', type=int, default=2, help='processes that prepare pictures')
     parser.add_argument('--minutes', type=float, default=float('inf'), help='start nothing after so long')
+    parser.add_argument('--bfloat16', action='store_true', help='mixed precision, half the time on a CPU')
     parser.add_argument('--steps', type=float, default=1.0, help='part of the steps and scenes, for a trial')
     args = parser.parse_args(argv)
     deadline = time.monotonic() + 60 * args.minutes
-    lab = Lab(args.out, args.data, args.device, args.weights, deadline, args.steps, args.workers)
+    lab = Lab(args.out, args.data, args.device, args.weights, deadline, args.steps, args.workers, args.bfloat16)
     for bed in args.beds:
         for network in args.networks or plans.NETWORKS[bed][:1]:
             lab.run(of_seeds(plans.selection(bed, network), args.seeds))

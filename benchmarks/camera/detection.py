@@ -122,7 +122,8 @@ class Detector(networks.Network):
         self.bbox_head = parts.bbox_head
 
     def forward(self, pictures: Tensor) -> tuple:
-        return self.bbox_head(self.neck(self.backbone(self.normalized(pictures))))
+        maps = self.bbox_head(self.neck(self.backbone(self.normalized(pictures))))
+        return tuple([level.float() for level in levels] for levels in maps)  # losses are float32's under autocast, too
 
 
 def detection_loss(model: nn.Module, pictures: Tensor, boxes: Tensor) -> Tensor:

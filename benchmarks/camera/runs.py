@@ -79,6 +79,7 @@ class Lab:
         deadline: a time of ``time.monotonic()`` after which nothing new is started.
         steps: part of the steps that are taken, and of the scenes composed, for a trial.
         workers: processes that prepare pictures.
+        bfloat16: train in mixed precision, which takes half the time on a CPU; scores are float32's.
     """
 
     def __init__(
@@ -90,15 +91,18 @@ class Lab:
         deadline: float = float('inf'),
         steps: float = 1.0,
         workers: int = 1,
+        bfloat16: bool = False,
     ):
         self.out, self.archives, self.device, self.weights = out, data, device, weights
-        self.deadline, self.steps, self.workers = deadline, steps, workers
+        self.deadline, self.steps, self.workers, self.bfloat16 = deadline, steps, workers, bfloat16
         self.cache = out / 'pictures'
         out.mkdir(parents=True, exist_ok=True)
         self.file = out / 'results.jsonl'
         self.rows = read(self.file)
         self._data: dict[tuple[str, str, str], Pictures] = {}
         self._about = {'device': _device_name(device), 'torch': str(torch.__version__), 'commit': _commit()}
+        if bfloat16:
+            self._about['precision'] = 'bfloat16'
 
     def run(self, plan: Iterable[Run]) -> None:
         """Run what the plan holds and the results do not; on a GPU what trains alike trains side by side."""
@@ -130,7 +134,10 @@ class Lab:
         if steps:
             jobs = [self._job(run, seed, steps, model) for (run, seed), model in zip(runs, models, strict=True)]
             boxes = TESTBEDS[runs[0][0].bed].boxes
-            train(jobs, detection_loss if boxes else segmentation_loss, graphs=not boxes)
+            loss = torch.autocast(self.device, torch.bfloat16, self.bfloat16)(
+                detection_loss if boxes else segmentation_loss
+            )
+            train(jobs, loss, graphs=not boxes)
         for position, ((run, seed), model) in enumerate(zip(runs, models, strict=True)):
             row = {'key': run.key(seed), **asdict(run), 'seed': seed, **self._scores(run, seed, model), **self._about}
             del row['seeds']
@@ -160,7 +167,8 @@ class Lab:
         arm = run.arm.partition('scratch')[2].lstrip('-') or 'control' if run.from_scratch else run.arm
         if arm in arms.ARMS:
             arms.start(model, arm, run.targets)
-        return model
+        # a fifth faster on a CPU
+        return model.to(memory_format=torch.channels_last) if self.device == 'cpu' else model
 
     def _baseline(self, run: Run, seed: int) -> Path:
         geometry = run.geometry if run.from_scratch else run.source
