@@ -20,7 +20,7 @@ Row = dict[str, Any]
 COLUMNS = (
     *('bed', 'network', 'arm', 'source', 'geometry', 'targets', 'labels', 'label'),
     *('steps', 'lr', 'offset_lr', 'batch', 'optimizer', 'decay', 'warmup', 'seed'),
-    *('val', 'test', 'ap50', 'ap75', 'offsets', 'seconds', 'loss', 'device', 'torch', 'commit'),
+    *('val', 'test', 'ap50', 'ap75', 'offsets', 'seconds', 'loss', 'device', 'torch', 'commit', 'precision'),
 )
 DRAWN = ('untouched', 'control', '5x5', 'upgraded', 'offsets')
 SAME_ORDER = ('scratch', 'scratch-upgraded', 'scratch-dilated', 'control', '5x5', 'offsets', 'upgraded')

@@ -169,6 +169,9 @@ def test_detectors_train_from_what_the_baseline_computes(boxes_lab, network):
     lab.run([arm])
     row = lab.rows[arm.key(0)]
     assert math.isfinite(row['loss']) and row['offsets'] and set(row['test_more']) == {'ap', 'ap50', 'ap75'}
+    mixed, again = Lab(lab.out, bfloat16=True), replace(arm, recipe=Recipe(2, 1e-3))
+    mixed.run([again])
+    assert mixed.rows[again.key(0)]['precision'] == 'bfloat16' and 'precision' not in row
 
 
 def test_boxes_are_where_the_objects_are():
