@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from . import runs, testbeds
@@ -37,6 +37,7 @@ SCRATCH_LR = 2e-3
 TUNE_STEPS = {'shapes': 500, 'shape-boxes': 300, 'camvid': 375, 'horses': 250, 'msrc': 375, 'bccd': 250, 'chess': 250}
 SELECTION_MAP = dict.fromkeys(NETWORKS, 'anisotropic') | {'shapes': 'fisheye', 'shape-boxes': GENTLE}
 SELECTION_MAP |= {'bccd': CELLS, 'chess': 'zoom'}
+LONGER = 8
 # Rates that the selection chooses from, of the network and of the offsets, and of the offsets alone.
 RATES = dict.fromkeys(NETWORKS, ((5e-4, 1e-3, 2e-3, 4e-3), (1e-3, 2e-3, 5e-3), (1e-3, 2e-3, 5e-3, 1e-2)))
 RATES['msrc'] = ((2e-3, 4e-3), (1e-3, 2e-3), (1e-3, 2e-3))  # the best on every other set
@@ -161,6 +162,16 @@ def reach(recipes: Recipes) -> Iterator[Run]:
         yield from (Run('shapes', network, arm, 'fisheye', recipe, SEEDS) for network in networks)
 
 
+def trained_out(
+    bed: str, network: str, recipes: Recipes, geometry: str, seeds: tuple[int, ...] = SEEDS
+) -> Iterator[Run]:
+    """Every arm from baselines that were trained :data:`LONGER` times as long, and half as long as these."""
+    yield from (baseline(bed, network, seeds, factor=factor) for factor in (LONGER // 2, LONGER))
+    yield Run(bed, network, 'untouched', geometry, Recipe(0, 0), seeds, factor=LONGER)
+    for arm in tuned(bed):
+        yield Run(bed, network, arm, geometry, recipes[arm], seeds, factor=LONGER)
+
+
 # The offsets' rates from scratch; 2e-3 makes them fall apart.
 SCRATCH_OFFSET_LRS = (2e-4, 5e-4)
 
@@ -209,28 +220,23 @@ ALL = ('control', '5x5', 'upgraded', 'offsets')
 def part(name: str, bed: str, network: str, recipes: Recipes, rows: dict[str, dict]) -> Iterator[Run]:
     """One part of a test bed's plan; rates are those that the selection chose."""
     geometry = SELECTION_MAP[bed]
-    if name == 'camera':
-        yield from camera(bed, network, recipes)
-    elif name == 'references':
-        yield from references(bed, network)
-    elif name == 'layers':
-        yield from layers(bed, network, recipes, geometry)
-    elif name == 'quarter':
-        yield from lengths(bed, network, recipes, geometry, (1 / 32, 1 / 16), ('upgraded', 'control', 'offsets'))
-    elif name == 'lengths':
-        yield from lengths(bed, network, recipes, geometry, (1 / 32, 1 / 16, 1 / 4, 1 / 2), ALL)
-    elif name == 'long':
-        yield from lengths(bed, network, recipes, geometry, (1 / 2, 1.0), ('control', 'upgraded'))
-    elif name == 'same':
-        yield from same_data(bed, network, recipes, rows)
-    elif name == 'labels':
-        yield from labels(bed, network, recipes, geometry)
-    elif name == 'ceiling':
-        yield from ceiling(bed, network, geometry, scratch_rate(bed, network, rows))
-    elif name == 'dose':
-        yield from dose(network, recipes)
-    elif name == 'reach':
-        yield from reach(recipes)
+    every: dict[str, Callable[[], Iterator[Run]]] = {
+        'camera': lambda: camera(bed, network, recipes),
+        'references': lambda: references(bed, network),
+        'layers': lambda: layers(bed, network, recipes, geometry),
+        'quarter': lambda: lengths(
+            bed, network, recipes, geometry, (1 / 32, 1 / 16), ('upgraded', 'control', 'offsets')
+        ),
+        'lengths': lambda: lengths(bed, network, recipes, geometry, (1 / 32, 1 / 16, 1 / 4, 1 / 2), ALL),
+        'long': lambda: lengths(bed, network, recipes, geometry, (1 / 2, 1.0), ('control', 'upgraded')),
+        'same': lambda: same_data(bed, network, recipes, rows),
+        'labels': lambda: labels(bed, network, recipes, geometry),
+        'ceiling': lambda: ceiling(bed, network, geometry, scratch_rate(bed, network, rows)),
+        'trained-out': lambda: trained_out(bed, network, recipes, geometry),
+        'dose': lambda: dose(network, recipes),
+        'reach': lambda: reach(recipes),
+    }
+    return every[name]()
 
 
 PARTS = (
@@ -242,6 +248,7 @@ PARTS = (
     'lengths',
     'labels',
     'ceiling',
+    'trained-out',
     'dose',
     'reach',
     'long',

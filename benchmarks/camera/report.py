@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..page import Page
-from .plans import TUNE_STEPS
+from .plans import LONGER, TUNE_STEPS
 from .tables import (
     NAMES,
     Row,
@@ -33,6 +33,7 @@ from .tables import (
     series,
 )
 
+FACTORS = (1, LONGER)
 COLOURS = {'untouched': '0.6', 'control': '0.25', '5x5': 'tab:orange', 'upgraded': 'tab:blue', 'offsets': 'tab:green'}
 
 
@@ -104,10 +105,10 @@ def main(argv: list[str] | None = None) -> None:
 def report(rows: Sequence[Row], out: Path | None) -> str:
     """All tables that the rows have; their curves beside ``out``."""
     parts, panels = [], []
-    own = select(rows, arm='control', labels=None, source='identity')
+    own = [r for factor in FACTORS for r in select(rows, arm='control', labels=None, source='identity', factor=factor)]
     own = [r for r in own if r['steps'] == TUNE_STEPS[r['bed']] and r['geometry'] != 'identity']
-    settings = sorted({(r['bed'], r['network'], r['geometry']) for r in own})
-    parts += [arms_table(rows, *setting) for setting in settings]
+    parts += [arms_table(rows, *s) for s in sorted({(r['bed'], r['network'], r['geometry'], r['factor']) for r in own})]
+    settings = sorted({(r['bed'], r['network'], r['geometry']) for r in own if r['factor'] == 1})
     for bed, network, geometry in settings:
         title = f'{bed}, {geometry}'
         for source in ('identity', geometry):

@@ -44,6 +44,7 @@ class Run:
         targets: layers that the arm changes.
         source: geometry that the baseline was trained on.
         label: name that the report groups by.
+        factor: length of its baseline over the usual one.
     """
 
     bed: str
@@ -56,12 +57,14 @@ class Run:
     targets: str = 'last:3'
     source: str = 'identity'
     label: str = ''
+    factor: int = 1
 
     def key(self, seed: int) -> str:
         recipe = self.recipe
         rates = f'{recipe.optimizer},{recipe.lr:g},{recipe.offset_lr:g},{recipe.decay:g}'
         parts = (self.bed, self.network, self.arm, self.source, self.geometry, self.targets, self.labels)
-        return ' '.join(map(str, (*parts, recipe.steps, rates, seed)))
+        longer = () if self.factor == 1 else (f'x{self.factor}',)
+        return ' '.join(map(str, (*parts, recipe.steps, rates, seed, *longer)))
 
     @property
     def from_scratch(self) -> bool:
@@ -172,7 +175,7 @@ class Lab:
 
     def _baseline(self, run: Run, seed: int) -> Path:
         geometry = run.geometry if run.from_scratch else run.source
-        steps = run.recipe.steps if run.from_scratch else BASELINE_STEPS[run.bed]
+        steps = run.recipe.steps if run.from_scratch else run.factor * BASELINE_STEPS[run.bed]
         return self.out / f'{run.bed}-{run.network}-{geometry.partition(":")[0]}-{steps}-{seed}.pth'
 
     def _scores(self, run: Run, seed: int, model: nn.Module) -> dict:

@@ -18,10 +18,11 @@ from .testbeds import TESTBEDS
 
 Row = dict[str, Any]
 COLUMNS = (
-    *('bed', 'network', 'arm', 'source', 'geometry', 'targets', 'labels', 'label'),
+    *('bed', 'network', 'arm', 'source', 'geometry', 'targets', 'labels', 'label', 'factor'),
     *('steps', 'lr', 'offset_lr', 'batch', 'optimizer', 'decay', 'warmup', 'seed'),
     *('val', 'test', 'ap50', 'ap75', 'offsets', 'seconds', 'loss', 'device', 'torch', 'commit', 'precision'),
 )
+NONE: Row = dict.fromkeys(COLUMNS) | {'factor': 1}
 DRAWN = ('untouched', 'control', '5x5', 'upgraded', 'offsets')
 SAME_ORDER = ('scratch', 'scratch-upgraded', 'scratch-dilated', 'control', '5x5', 'offsets', 'upgraded')
 ORDER = ('untouched', 'bn', 'control', 'dilated', '5x5', 'offsets', 'upgraded', 'rectified', 'computed')
@@ -48,7 +49,7 @@ def flat(row: Row) -> Row:
     offsets = values.get('offsets')
     if isinstance(offsets, dict):
         values['offsets'] = round(statistics.fmean(offsets.values()), 3) if offsets else None
-    return {name: values.get(name) for name in COLUMNS}
+    return NONE | {name: values[name] for name in COLUMNS if name in values}
 
 
 def load(files: Iterable[Path]) -> list[Row]:
@@ -57,8 +58,7 @@ def load(files: Iterable[Path]) -> list[Row]:
     for file in files:
         if file.suffix == '.json':
             held = json.loads(file.read_text(encoding='utf8'))
-            missing = dict.fromkeys(COLUMNS)
-            rows += [missing | dict(zip(held['columns'], values, strict=True)) for values in held['rows']]
+            rows += [NONE | dict(zip(held['columns'], values, strict=True)) for values in held['rows']]
         else:
             rows += map(flat, read(file).values())
     return rows
@@ -70,7 +70,8 @@ def keep(rows: Sequence[Row], file: Path) -> None:
 
 
 def select(rows: Iterable[Row], **values: Any) -> list[Row]:
-    """Rows of the seeds that results are made of, with these values."""
+    """Rows of the seeds that results are made of, with these values; baselines of the usual length."""
+    values = {'factor': 1, **values}
     return [r for r in rows if r['seed'] not in SELECTION and all(r[key] == value for key, value in values.items())]
 
 
@@ -103,13 +104,13 @@ def score_name(bed: str) -> str:
     return 'AP' if TESTBEDS[bed].boxes else 'mIoU'
 
 
-def arms_table(rows: Sequence[Row], bed: str, network: str, geometry: str) -> str:
-    """Markdown: every arm of the standard length after one map."""
-    own = select(rows, bed=bed, network=network, geometry=geometry, source='identity', labels=None)
+def arms_table(rows: Sequence[Row], bed: str, network: str, geometry: str, factor: int = 1) -> str:
+    """Markdown: every arm of the standard length after one map, from baselines of ``factor`` times the usual length."""
+    own = select(rows, bed=bed, network=network, geometry=geometry, source='identity', labels=None, factor=factor)
     own = [r for r in own if r['steps'] in (0, TUNE_STEPS[bed]) and not from_scratch(r)]
     control, score = by_seed(r for r in own if r['arm'] == 'control'), score_name(bed)
     lines = [
-        f'| {bed}, {network}, {geometry}, {TUNE_STEPS[bed]} steps | {score}, val | {score}, test | over the control, test '
+        f'| {bed}, {network}, {geometry}, {factor * BASELINE_STEPS[bed]} + {TUNE_STEPS[bed]} steps | {score}, val | {score}, test | over the control, test '
         '| offsets, px |',
         '|---|---|---|---|---|',
     ]
