@@ -36,8 +36,14 @@ class OffsetBranch(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int], device=None, dtype=None):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(out_channels, in_channels, *kernel_size, device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(out_channels, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, *kernel_size, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zeros again; FSDP and others call it after they have moved a network from the meta device."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor, stride, padding, dilation) -> Tensor:
         return F.conv2d(input, self.weight, self.bias, stride, padding, dilation)
@@ -119,8 +125,8 @@ class ZeroOffsetDCN(nn.Conv2d):
     def from_conv(cls, conv: nn.Conv2d, deform_groups: int = 1) -> ZeroOffsetDCN:
         """The deformable twin of ``conv``, holding the very same ``weight`` and ``bias`` parameters.
 
-        Device, dtype, training flag and ``requires_grad`` are carried over; a frozen convolution gets a frozen offset
-        branch.
+        Device, dtype, training flag, ``requires_grad`` and attributes that others have set on it are carried over; a
+        frozen convolution gets a frozen offset branch.
 
         Raises:
             TargetError: ``conv`` is not exactly an ``nn.Conv2d``, or carries something that would be lost.
@@ -130,12 +136,9 @@ class ZeroOffsetDCN(nn.Conv2d):
             raise TargetError(f'{type(conv).__name__} cannot become a ZeroOffsetDCN: {reason}')
         layer = cls(**_arguments(conv), deform_groups=deform_groups, device='meta')
         weight = conv.weight
-        layer.weight, layer.bias = weight, conv.bias
-        layer.conv_offset.to_empty(device=weight.device).to(weight.dtype)
-        for parameter in layer.conv_offset.parameters():
-            nn.init.zeros_(parameter)
-            parameter.requires_grad_(weight.requires_grad)
-        return layer.train(conv.training)
+        layer.conv_offset.to_empty(device=weight.device).to(weight.dtype).requires_grad_(weight.requires_grad)
+        layer.conv_offset.reset_parameters()
+        return _taken_over(layer, conv)
 
     def to_conv(self, *, force: bool = False) -> nn.Conv2d:
         """The plain convolution with the same ``weight`` and ``bias`` parameters.
@@ -152,9 +155,9 @@ class ZeroOffsetDCN(nn.Conv2d):
                 f'the offset branch is not zero (largest parameter {largest:.3g}), so a plain '
                 'convolution would compute something else: pass force=True to drop it all the same'
             )
-        conv = nn.Conv2d(**_arguments(self), device='meta')
-        conv.weight, conv.bias = self.weight, self.bias
-        return conv.train(self.training)
+        conv = _taken_over(nn.Conv2d(**_arguments(self), device='meta'), self)
+        del conv.deform_groups
+        return conv
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # MMEngine's efficient_conv_bn_eval calls this with weights of its own.
@@ -189,6 +192,13 @@ class ZeroOffsetDCN(nn.Conv2d):
 def _arguments(conv: nn.Conv2d) -> dict[str, Any]:
     names = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'groups', 'padding_mode')
     return {**{name: getattr(conv, name) for name in names}, 'bias': conv.bias is not None}
+
+
+def _taken_over(new: Any, old: nn.Conv2d) -> Any:
+    """A layer with the parameters of another one, and whatever others have set on that."""
+    vars(new).update({name: value for name, value in vars(old).items() if name not in vars(new) and name[0] != '_'})
+    new.weight, new.bias = old.weight, old.bias
+    return new.train(old.training)
 
 
 def divides(deform_groups: Any, channels: int) -> bool:

@@ -90,14 +90,26 @@ def test_single_picture_and_empty_batch():
 def test_from_conv_carries_everything_and_keeps_the_parameters():
     conv = nn.Conv2d(8, 16, 3, padding=1, dtype=torch.float64).eval()
     conv.weight.requires_grad_(False)
+    conv.level = 3  # as YOLO's builders write down where a layer reads
     layer = ZeroOffsetDCN.from_conv(conv)
-    assert layer.weight is conv.weight and layer.bias is conv.bias
+    assert layer.weight is conv.weight and layer.bias is conv.bias and layer.level == 3
     assert not layer.training
     assert not layer.conv_offset.weight.requires_grad and layer.conv_offset.weight.dtype is torch.float64
     assert set(layer.state_dict()) == {'weight', 'bias', 'conv_offset.weight', 'conv_offset.bias'}
     back = layer.to_conv()
     assert type(back) is nn.Conv2d and back.weight is conv.weight and not back.training
-    assert repr(back) == repr(conv)
+    assert repr(back) == repr(conv) and vars(back).keys() == vars(conv).keys()
+
+
+def test_a_network_that_leaves_the_meta_device_starts_with_zero_offsets():
+    with torch.device('meta'):
+        layer = ZeroOffsetDCN(8, 16, 3)
+    layer.to_empty(device='cpu')
+    for module in layer.modules():
+        for parameter in module.parameters(recurse=False):
+            nn.init.constant_(parameter, float('nan'))
+        module.reset_parameters()  # as FSDP calls it
+    assert layer.conv_offset.is_zero() and layer.weight.isfinite().all()
 
 
 def test_to_conv_refuses_to_lose_trained_offsets():
