@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from .errors import TargetError, UpgradeError
-from .layers import ZeroOffsetDCN, upgraded_layers, why_not_upgradable
+from .layers import ZeroOffsetDCN, unwrapped_name, upgraded_layers, why_not_upgradable
 from .targets import Targets, check_module, deform_groups_of
 
 
@@ -131,7 +133,7 @@ def upgrade_(
         modules[name]: ZeroOffsetDCN.from_conv(modules[name], count) for name, count in groups.items()
     }
     replace_modules(model, new)
-    return UpgradeReport.of(model, groups)
+    return UpgradeReport.of(model, {unwrapped_name(name) for name in groups})
 
 
 def revert_(model: nn.Module, *, drop: Collection[str] = ()) -> list[str]:
@@ -162,8 +164,15 @@ def revert_(model: nn.Module, *, drop: Collection[str] = ()) -> list[str]:
 
 
 def replace_modules(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
-    """Put new modules in the places of old ones, wherever these are used."""
+    """Put new modules in the places of old ones, wherever these are used: also in lists of them that a forward reads."""
+
+    def current(child: Any) -> Any:
+        return new.get(child, child) if isinstance(child, nn.Module) else child
+
     for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child in new:
-                parent._modules[name] = new[child]
+        for holder in (vars(parent), *vars(parent).values()):  # `_modules` is one
+            if type(holder) in (dict, OrderedDict, list):
+                for key, child in list(enumerate(holder) if isinstance(holder, list) else holder.items()):
+                    after = tuple(map(current, child)) if type(child) is tuple else current(child)
+                    if after is not child:
+                        holder[key] = after

@@ -167,6 +167,25 @@ def test_a_shared_conv_is_replaced_in_all_its_places():
     assert relative_error(net(x), expected) < 1e-5
 
 
+@pytest.mark.parametrize('kind', [list, tuple, lambda convs: dict(enumerate(convs))])
+def test_a_conv_that_a_forward_takes_from_a_plain_list_is_replaced_there(kind):
+    net = Net()
+    net.levels = kind([net.a, net.b])
+    upgrade_(net, 'last:1')
+    assert net.levels[1] is net.b and isinstance(net.b, ZeroOffsetDCN) and type(net.levels[0]) is nn.Conv2d
+    revert_(net)
+    assert net.levels[1] is net.b and type(net.b) is nn.Conv2d
+
+
+def test_the_report_has_the_names_of_the_state_dict_under_activation_checkpointing():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    net = nn.Sequential(checkpoint_wrapper(Net()))
+    report = upgrade_(net, 'last:1')
+    assert report.names == ['0.b'] and report.parameters_after - report.parameters_before == 18 * (4 * 9 + 1)
+    assert '0.b.conv_offset.weight' in net.state_dict()
+
+
 def test_optimizers_of_the_old_parameters_stay_valid():
     net = Net()
     weight = net.b.weight
