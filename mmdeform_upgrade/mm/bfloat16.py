@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from types import MethodType
+from functools import partial
 from typing import Any, Sequence
 
 import torch
@@ -47,7 +47,7 @@ class BFloat16Hook(Hook):
             )
         for part in self.parts:
             module = known[part].to(memory_format=torch.channels_last)
-            module.forward = MethodType(_forward, module)  # a method, so that copies of the network have their own
+            module.forward = partial(_forward, module)  # of which copies of the network have their own
 
 
 def _forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from types import MethodType
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,7 +54,7 @@ def train_offsets_(model: nn.Module) -> list[str]:
         if type(module).forward in _NORMS:
             module.register_forward_pre_hook(_without_graph)
             module.register_forward_hook(_with_gradient, prepend=True)
-    model.train = MethodType(_train, model)  # type: ignore[method-assign]
+    model.train = partial(_train, model)  # type: ignore[method-assign]  # no method, which pickle would look for by name
     model.train(model.training)
     return names
 

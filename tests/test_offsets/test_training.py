@@ -1,6 +1,7 @@
 """Offsets alone are trained: what stays, what is kept for the backward pass, what is refused."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -31,6 +32,14 @@ def test_statistics_stay_in_evaluation_mode_and_dropout_follows_train():
     assert not any(m.training for m in model.eval().modules())
     clone = copy.deepcopy(model).train()
     assert not clone[1].training and clone.training and not model.training
+
+
+def test_a_pickled_network_still_trains_its_offsets_alone():
+    model = nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3))
+    upgrade_(model, 'last:1')
+    train_offsets_(model)
+    again = pickle.loads(pickle.dumps(model)).train()
+    assert again.training and not again[0].training and not again[1].weight.requires_grad
 
 
 def test_no_graph_is_built_before_the_first_upgraded_layer():
