@@ -38,6 +38,8 @@ def own_run(cfg: Mapping[str, Any], work_dir: str | None, load_from: str | None 
     new = work_dir or (old and f'{old}-upgrade')
     if named or work_dir:
         changes['work_dir'] = new
+    if not named and not os.path.isfile(os.path.join(beside, 'last_checkpoint')):
+        old = ''  # no folder of a run: what lies beside the checkpoint may be data
     for section in _REPORTS:
         if (moved := _of_new_run(cfg.get(section), (section,), old, new)) != cfg.get(section):
             changes[section] = moved

@@ -64,6 +64,15 @@ def test_what_the_baseline_wrote_is_not_written_by_its_upgrade(tmp_path):
     assert len(said) == 8 and not said[0]
 
 
+def test_data_beside_the_checkpoint_are_no_output_of_its_run(tmp_path):
+    masks = tmp_path / 'coco' / 'panoptic_val2017'
+    masks.mkdir(parents=True)
+    cfg = Config.fromfile(BASELINE)
+    cfg.val_evaluator = dict(type='CocoPanopticMetric', seg_prefix=f'{masks}/', outfile_prefix='work_dirs/base/val')
+    changes = upgrade_changes(cfg, load_from=str(tmp_path / 'baseline.pth'), work_dir='work_dirs/up')
+    assert changes['val_evaluator'] == dict(cfg.val_evaluator, outfile_prefix='work_dirs/up/val')
+
+
 def test_a_tracked_run_is_continued_by_no_other():
     cfg = Config.fromfile(BASELINE)
     wandb = dict(type='WandbVisBackend', init_kwargs=dict(project='p', id='abc', resume='must', dir='wandb'))
