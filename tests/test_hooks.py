@@ -142,11 +142,13 @@ def test_scoring_first_changes_nothing_in_the_training(tiny_upgrade_cfg):
     for score in (True, False):
         cfg = copy.deepcopy(tiny_upgrade_cfg)
         cfg.train_cfg.max_epochs = 1
+        cfg.param_scheduler = [dict(type='ReduceOnPlateauLR', monitor='pascal_voc/mAP', rule='greater')]
         cfg.custom_hooks[1].val_before_train = score
         cfg.work_dir += str(score)
         runner = _runner(cfg)
         runner.train()
         states.append(runner.model.state_dict())
+        assert runner.param_schedulers[0].last_step == -1  # it counts validations
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
@@ -192,6 +194,15 @@ def test_a_baseline_that_does_not_fit_is_refused_with_every_problem(tiny_upgrade
 def test_runs_that_could_not_start_from_a_baseline_are_refused(tiny_upgrade_cfg, change, error, message):
     with pytest.raises(error, match=message):
         _runner(tiny_upgrade_cfg, **change).train()
+
+
+def test_a_checkpoint_that_a_program_loads_itself_is_fitted_and_cannot_be_trained_from(tiny_upgrade_cfg, tiny_baseline):
+    runner = _runner(tiny_upgrade_cfg, load_from=None)
+    runner.load_checkpoint(str(tiny_baseline))
+    baseline = read_checkpoint(tiny_baseline)['state_dict']
+    assert all(torch.equal(runner.model.state_dict()[key], value) for key, value in baseline.items())
+    with pytest.raises(CheckpointError, match='Give the checkpoint as load_from: .* runner.train initialises anew'):
+        runner.train()
 
 
 def test_resuming_from_a_baseline_is_refused(tiny_upgrade_cfg, tiny_baseline):

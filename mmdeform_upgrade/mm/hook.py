@@ -90,11 +90,10 @@ class DeformUpgradeHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Import a baseline and make it complete with zero offsets; take an upgraded checkpoint as it is."""
-        path = str(runner._load_from or runner.work_dir)
         try:
             given = _fitted(runner, checkpoint)
         except CheckpointError as error:
-            raise CheckpointError(f'{path}: {error}') from error
+            raise CheckpointError(f'{runner._load_from or runner.work_dir}: {error}') from error
         checkpoint['state_dict'] = given.state_dict
         self._loaded, self._untouched = given.state_dict, bool(given.added)
         self.provenance = dict((checkpoint.get('meta') or {}).get(META_KEY) or {})
@@ -118,11 +117,15 @@ class DeformUpgradeHook(Hook):
             )
         if not runner._resume:
             check_offset_rates(runner.cfg)
-            refuse_to_overwrite(runner._load_from, runner.work_dir, runner.cfg, checkpoint_hooks(runner))
+            if runner._load_from:
+                refuse_to_overwrite(runner._load_from, runner.work_dir, runner.cfg, checkpoint_hooks(runner))
         network = whole_state_dict(runner)
         changed = [key for key, value in self._loaded.items() if not torch.equal(network[key], value.to(network[key]))]
         if changed:
-            raise CheckpointError('the network does not hold the loaded values at ' + ', '.join(changed[:20]))
+            raise CheckpointError(
+                f'the network does not hold the loaded values at {listed(changed, 5)}: something has changed it since. Give '
+                'the checkpoint as load_from: what runner.load_checkpoint loads, runner.train initialises anew'
+            )
         self._loaded = None  # frees the copy
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
         self._limit = StepLimit(bare_network(runner), optimizer, self.max_step)
@@ -133,8 +136,10 @@ class DeformUpgradeHook(Hook):
             return
         self._untouched = False
         runner.logger.info('Validating the upgraded network before its first step.')
+        schedulers, runner.param_schedulers = runner.param_schedulers, []  # a plateau is one of the training's scores
         with kept_random_state():
             runner.val_loop.run()
+        runner.param_schedulers = schedulers
         numbers = {key: value for key, value in self._scores.items() if isinstance(value, (int, float, np.number))}
         self.provenance['before_training'] = scores = {key: float(value) for key, value in numbers.items()}
         runner.logger.info(
@@ -213,10 +218,10 @@ def _fitted(runner, checkpoint: Mapping[str, Any]) -> Imported:
 def _provenance(runner) -> dict[str, Any]:
     from .. import __version__
 
-    path = local_path(runner._load_from)
+    path = runner._load_from and local_path(runner._load_from)  # None where a program calls runner.load_checkpoint
     return {
-        'baseline': os.path.basename(path),
-        'baseline_sha256': file_sha256(path) if is_main_process() else None,
+        'baseline': path and os.path.basename(path),
+        'baseline_sha256': file_sha256(path) if path and is_main_process() else None,
         'layers': {name: layer.deform_groups for name, layer in upgraded_layers(bare_network(runner)).items()},
         'versions': {'mmdeform_upgrade': __version__, 'torch': str(torch.__version__)},
     }
