@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -125,6 +127,8 @@ def measure_signal(
         raise ConfigError("the config has no train_dataloader: the signal is measured on the baseline's training set")
     check_device(device)
     set_random_seed(0)
+    for clock in ('iter', 'epoch'):  # which some models ask for (YOLOX, TOOD), and a runner's hook keeps
+        MessageHub.get_current_instance().update_info(clock, 0)
     network, component = _baseline(cfg, checkpoint, part)
     names = find_targets(component, targets or _candidates(component, part), exclude)
     loader = _loader(cfg)
@@ -204,7 +208,9 @@ def _endless(loader: Any) -> Iterator[Any]:
 
 
 def _prepared(network: Any, batch: Any) -> Any:
-    prepared = network.data_preprocessor(batch, training=True)
+    prepared = network.data_preprocessor(
+        copy.deepcopy(batch), training=True
+    )  # augmentations of batches move boxes in place
     if not (isinstance(prepared, dict) and isinstance(prepared.get('inputs'), Tensor)):
         raise ConfigError(
             f'{type(network).__name__} trains on batches of several kinds; give the config of a plain detector or segmentor'

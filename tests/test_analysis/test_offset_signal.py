@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.registry import TRANSFORMS
+from mmengine.logging import MessageHub
+from mmengine.registry import MODELS, TRANSFORMS
 from mmengine.structures import PixelData
 from torch import nn
 
@@ -55,6 +56,26 @@ def test_given_targets_alone_are_measured(baseline):
 def test_excluded_layers_are_not_measured(baseline):
     report = measure_signal(*baseline, exclude=['in:layer1', 'in:layer2', 'in:layer3', 'conv1'], batches=12)
     assert [layer.layer for layer in report.layers] == [f'layer4.{i}.conv{j}' for i in (0, 1) for j in (1, 2)]
+
+
+def test_a_model_that_asks_for_the_iteration_is_measured_and_its_boxes_are_moved_once(baseline):
+    from mmdet.models.data_preprocessors import BatchSyncRandomResize
+
+    moved = []
+
+    @MODELS.register_module(force=True)
+    class Halved(BatchSyncRandomResize):  # YOLOX's, which resizes pictures and boxes in place
+        def forward(self, inputs, data_samples):
+            self._input_size = (48, 48)
+            out = super().forward(inputs, data_samples)
+            moved.append(max(float(sample.gt_instances.bboxes.max()) for sample in data_samples))
+            return out
+
+    cfg = copy.deepcopy(baseline[0])
+    cfg.model.data_preprocessor.batch_augments = [dict(type='Halved', random_size_range=(48, 64))]
+    MessageHub.get_current_instance().runtime_info.clear()
+    measure_signal(cfg, baseline[1], targets='last:1', batches=12)
+    assert moved[:4] == moved[4:8] and len(moved) == 4 + 12
 
 
 def test_frozen_layers_are_no_candidates(baseline):
