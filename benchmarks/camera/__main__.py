@@ -40,7 +40,7 @@ def main(argv=None):
         for network in args.networks or plans.NETWORKS[bed][:1]:
             lab.run(of_seeds(plans.selection(bed, network), args.seeds))
             recipes = plans.chosen(lab.rows, bed, network)
-            if {'same', 'ceiling'} & set(args.parts):
+            if {'same', 'ceiling', 'trained-out'} & set(args.parts):
                 lab.run(of_seeds(plans.scratch_selection(bed, network), args.seeds))
             for name in args.parts:
                 lab.run(of_seeds(plans.part(name, bed, network, recipes, lab.rows), args.seeds))

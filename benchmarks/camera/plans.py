@@ -162,13 +162,18 @@ def reach(recipes: Recipes) -> Iterator[Run]:
         yield from (Run('shapes', network, arm, 'fisheye', recipe, SEEDS) for network in networks)
 
 
-def trained_out(bed: str, network: str, recipes: Recipes) -> Iterator[Run]:
-    """Claim A from baselines that were trained :data:`LONGER` times as long; then what twice of that gives."""
+def trained_out(bed: str, network: str, recipes: Recipes, offset_lr: float) -> Iterator[Run]:
+    """Both claims from baselines that were trained :data:`LONGER` times as long; then what twice of that gives."""
     yield baseline(bed, network, SEEDS, factor=LONGER)
     for geometry in MAPS.get(bed, REAL_MAPS)[:2]:
         yield Run(bed, network, 'untouched', geometry, Recipe(0, 0), SEEDS, factor=LONGER)
         for arm in tuned(bed):
             yield Run(bed, network, arm, geometry, recipes[arm], SEEDS, factor=LONGER)
+    steps = LONGER * runs.BASELINE_STEPS[bed]
+    for arm in ('control', '5x5', 'upgraded'):
+        yield Run(bed, network, arm, 'identity', replace(recipes[arm], steps=steps // 16), SEEDS, factor=LONGER)
+    deformable = scratch_upgraded(bed, network, offset_lr, SEEDS)
+    yield replace(deformable, recipe=replace(deformable.recipe, steps=steps))
     yield baseline(bed, network, SEEDS, factor=2 * LONGER)
 
 
@@ -232,7 +237,7 @@ def part(name: str, bed: str, network: str, recipes: Recipes, rows: dict[str, di
         'same': lambda: same_data(bed, network, recipes, rows),
         'labels': lambda: labels(bed, network, recipes, geometry),
         'ceiling': lambda: ceiling(bed, network, geometry, scratch_rate(bed, network, rows)),
-        'trained-out': lambda: trained_out(bed, network, recipes),
+        'trained-out': lambda: trained_out(bed, network, recipes, scratch_rate(bed, network, rows)),
         'dose': lambda: dose(network, recipes),
         'reach': lambda: reach(recipes),
     }

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..page import Page
-from .plans import LONGER, TUNE_STEPS
+from .plans import TUNE_STEPS
 from .tables import (
+    FACTORS,
     NAMES,
     Row,
     arms_table,
@@ -33,7 +34,6 @@ from .tables import (
     series,
 )
 
-FACTORS = (1, LONGER)
 COLOURS = {'untouched': '0.6', 'control': '0.25', '5x5': 'tab:orange', 'upgraded': 'tab:blue', 'offsets': 'tab:green'}
 
 

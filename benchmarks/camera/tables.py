@@ -12,7 +12,7 @@ from typing import Any
 
 from scipy import stats
 
-from .plans import TUNE_STEPS
+from .plans import LONGER, TUNE_STEPS
 from .runs import BASELINE_STEPS, SELECTION, read
 from .testbeds import TESTBEDS
 
@@ -22,6 +22,7 @@ COLUMNS = (
     *('steps', 'lr', 'offset_lr', 'batch', 'optimizer', 'decay', 'warmup', 'seed'),
     *('val', 'test', 'ap50', 'ap75', 'offsets', 'seconds', 'loss', 'device', 'torch', 'commit', 'precision'),
 )
+FACTORS = (1, LONGER)
 NONE: Row = dict.fromkeys(COLUMNS) | {'factor': 1}
 DRAWN = ('untouched', 'control', '5x5', 'upgraded', 'offsets')
 SAME_ORDER = ('scratch', 'scratch-upgraded', 'scratch-dilated', 'control', '5x5', 'offsets', 'upgraded')
@@ -169,17 +170,15 @@ def reaches(rows: Sequence[Row]) -> list[Row]:
 
 
 def same_table(rows: Sequence[Row], bed: str, network: str) -> str:
-    """Markdown: trained on its own pictures, the baseline, fine-tunes of it, and networks from scratch."""
-    own, steps = select(rows, bed=bed, network=network, geometry='identity'), BASELINE_STEPS[bed]
+    """Markdown: trained on its own pictures, baselines, fine-tunes of them, and networks from scratch."""
+    own = [
+        row for factor in FACTORS for row in select(rows, bed=bed, network=network, geometry='identity', factor=factor)
+    ]
     groups: dict[tuple, list[Row]] = {}
     for row in own:
-        key = (not from_scratch(row), row['steps'], SAME_ORDER.index(row['arm']), row['label'] or '', row['offset_lr'])
+        arm = SAME_ORDER.index(row['arm'])
+        key = (_baseline_steps(row), not from_scratch(row), row['steps'], arm, row['label'] or '', row['offset_lr'])
         groups.setdefault(key, []).append(row)
-    deformable = max(
-        (by_seed(g) for g in groups.values() if g[0]['arm'] == 'scratch-upgraded'),
-        key=lambda scores: statistics.fmean(scores.values()),
-        default={},
-    )
     lines = [
         f'| {bed}, {network}, own pictures | steps | mIoU, val | mIoU, test | over the control, test '
         '| over the deformable from scratch, test |',
@@ -187,15 +186,27 @@ def same_table(rows: Sequence[Row], bed: str, network: str) -> str:
     ]
     for key in sorted(groups):
         group, test = groups[key], by_seed(groups[key])
-        control = by_seed(r for r in own if r['arm'] == 'control' and r['steps'] == key[1])
-        name = SAME_NAMES.get(group[0]['arm'], NAMES[group[0]['arm']]) + (f' ({key[3]})' if key[3] else '')
-        over = _difference_text(test, control) if control and group[0]['arm'] != 'control' else ''
+        alike = [r for r in own if _baseline_steps(r) == key[0]]
+        control = by_seed(r for r in alike if r['arm'] == 'control' and r['steps'] == key[2])
+        deformable = _best(g for k, g in groups.items() if k[0] == key[0] and g[0]['arm'] == 'scratch-upgraded')
+        name = SAME_NAMES.get(group[0]['arm'], NAMES[group[0]['arm']]) + (f' ({key[4]})' if key[4] else '')
+        over = '' if group[0]['arm'] == 'control' or from_scratch(group[0]) else _difference_text(test, control)
         lines.append(
-            f'| {name} | {"" if from_scratch(group[0]) else f"{steps} + "}{key[1]} | '
-            f'{statistics.fmean(r["val"] for r in group):.1f} | {statistics.fmean(test.values()):.1f} | {over} | '
+            f'| {name} | {"" if from_scratch(group[0]) else f"{key[0]} + "}{key[2]} | '
+            f'{statistics.fmean(r["val"] for r in group):.1f} | {statistics.fmean(test.values()):.1f} ({len(group)}) | {over} | '
             f'{_difference_text(test, deformable) if test != deformable else ""} |'
         )
     return '\n'.join(lines) + '\n'
+
+
+def _baseline_steps(row: Row) -> int:
+    """Of its baseline, or of a network from scratch."""
+    return row['steps'] if from_scratch(row) else row['factor'] * BASELINE_STEPS[row['bed']]
+
+
+def _best(groups: Iterable[Sequence[Row]]) -> dict[int, float]:
+    """Test scores of the group with the best mean."""
+    return max(map(by_seed, groups), key=lambda scores: statistics.fmean(scores.values()), default={})
 
 
 def from_scratch(row: Row) -> bool:
