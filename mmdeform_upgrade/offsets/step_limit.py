@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from ..layers import OffsetBranch, upgraded_layers
+from ..ops.autograd import is_compiling
 from .optimizer import OffsetOptimizer
 
 MAX_STEP = 0.5  # pixels; the trials of docs/results.md had 0.06 to 0.52
@@ -65,7 +66,7 @@ class StepLimit:
                 self._handles.append(branch.register_forward_hook(partial(self._measure, name, start)))
 
     def _measure(self, name: str, start: Tensor | None, branch: OffsetBranch, args: Any, _: Tensor) -> None:
-        if getattr(torch.compiler, 'is_compiling', bool)() or not branch.training:  # since torch 2.2
+        if is_compiling() or not branch.training:
             return
         weight = branch.weight.detach()  # whole, also where FSDP shards it elsewhere
         if start is not None and start.shape != weight.shape:

@@ -20,6 +20,7 @@ from .autocast import no_autocast
 from .geometry import Geometry
 from .passes import Operands, Wanted
 
+is_compiling = getattr(torch.compiler, 'is_compiling', bool)  # since torch 2.2
 _LIBRARY = torch.library.Library('mmdeform_upgrade', 'DEF')
 _LIBRARY.define(
     'deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, SymInt[] sizes, str backend)'
@@ -70,8 +71,7 @@ class _DeformConv2d(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        compiling = getattr(torch.compiler, 'is_compiling', bool)()  # since torch 2.2
-        if torch.is_grad_enabled() and not compiling:  # create_graph=True
+        if torch.is_grad_enabled() and not is_compiling():  # create_graph=True
             raise UpgradeError(
                 'deform_conv2d was differentiated with create_graph=True, but its fast backends have no second-order '
                 "gradients. Use backend='reference', which has them."

@@ -28,8 +28,12 @@ def backward_flops(grad_output: Shape, input: Shape, offset: Shape, weight: Shap
 def register(load: bool = False) -> None:
     """Have PyTorch's counter know the formulas, once it is imported.
 
+    An upgraded layer registers them when it is made. Without one, a counter knows the operator if it was imported
+    before this package, or made after the operator's first call.
+
     Args:
-        load: Import the counter, and with it triton where that is installed, which importing this package does not.
+        load: Import the counter, and with it triton where that is installed (half a second), which importing this
+            package does not.
     """
     counter: Any = importlib.import_module(_COUNTER) if load else sys.modules.get(_COUNTER)
     formula = getattr(counter, 'register_flop_formula', None)  # since torch 2.2

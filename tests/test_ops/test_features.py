@@ -1,5 +1,6 @@
 """What a training run does with an operator: autocast, compile, checkpointing, tracing, determinism, counting."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -196,22 +197,42 @@ def test_flop_counters_know_an_operator_that_was_imported_before_them():
     assert int(result.stdout) == 2 * 4 * (6 + 18) * 9 * 25
 
 
-def test_importing_the_operator_imports_nothing_heavy():
-    """Run with an empty package around it, whose own imports would hide those of the operator."""
+@pytest.fixture(scope='module')
+def imported_alone():
+    """The operator's own imports, and what counters of a process without a layer count.
+
+    With an empty package around it, whose own imports would hide those of the operator.
+    """
     root = str(Path(__file__).resolve().parents[2] / 'mmdeform_upgrade')
     code = (
-        'import sys, types, torch\n'
+        'import json, sys, types, torch\n'
         'package = types.ModuleType("mmdeform_upgrade")\n'
         f'package.__path__ = [{root!r}]\n'
         'sys.modules["mmdeform_upgrade"] = package\n'
         'before = set(sys.modules)\n'
         'import mmdeform_upgrade.ops\n'
-        'new = {m.split(".")[0] for m in set(sys.modules) - before}\n'
-        'assert "mmdeform_upgrade" in new\n'
-        'assert not new & {"triton", "matplotlib", "mmcv", "mmengine", "mmdet", "torchvision"}, new\n'
-        'ours = {m for m in set(sys.modules) - before if m.startswith("mmdeform_upgrade.")}\n'
-        'outside = {m for m in ours if not m.startswith("mmdeform_upgrade.ops")}\n'
-        'assert outside == {"mmdeform_upgrade.errors"}, outside\n'
-        'assert not torch.cuda.is_initialized()'
+        'found = {"new": sorted(set(sys.modules) - before), "cuda": torch.cuda.is_initialized(), "flops": []}\n'
+        'from torch.utils.flop_counter import FlopCounterMode\n'
+        'for _ in range(2):\n'
+        '    with FlopCounterMode(display=False) as counter:\n'
+        '        shapes = (1, 4, 5, 5), (1, 18, 5, 5), (6, 4, 3, 3)\n'
+        '        mmdeform_upgrade.ops.deform_conv2d(*map(torch.randn, shapes), padding=1)\n'
+        '    found["flops"].append(counter.get_total_flops())\n'
+        'print(json.dumps(found))'
     )
-    subprocess.run([sys.executable, '-c', code], check=True, timeout=300)
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, timeout=300)
+    return json.loads(result.stdout)
+
+
+def test_importing_the_operator_imports_nothing_heavy(imported_alone):
+    new = {name.split('.')[0] for name in imported_alone['new']}
+    assert 'mmdeform_upgrade' in new
+    assert not new & {'triton', 'matplotlib', 'mmcv', 'mmengine', 'mmdet', 'torchvision'}
+    ours = {name for name in imported_alone['new'] if name.startswith('mmdeform_upgrade.')}
+    assert {name for name in ours if not name.startswith('mmdeform_upgrade.ops')} == {'mmdeform_upgrade.errors'}
+    assert not imported_alone['cuda']
+
+
+def test_a_counter_imported_after_the_operator_counts_from_its_second_use(imported_alone):
+    """Registering sooner would import triton with the operator."""
+    assert imported_alone['flops'] == [0, 2 * 4 * 6 * 9 * 25]
