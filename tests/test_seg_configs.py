@@ -60,7 +60,10 @@ def test_a_stock_config_is_named_by_its_package(tmp_path):
     torch.save(
         {key: torch.zeros(value.shape, dtype=torch.float16) for key, value in state.items()}, tmp_path / 'r101.pth'
     )
-    plan = run_tool('upgrade.py', VOC_R101, 'r101.pth', cwd=tmp_path).stdout
+    temporary = tmp_path / 'temporary'
+    temporary.mkdir()
+    plan = run_tool('upgrade.py', VOC_R101, 'r101.pth', cwd=tmp_path, env={'TMPDIR': str(temporary)}).stdout
+    assert not list(temporary.glob('*.py'))
     for text in (
         'layer4.0.conv2',
         'layer4.1.conv2',

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib import import_module
 from keyword import iskeyword
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -66,10 +68,13 @@ def _is_an_address(base: str) -> bool:
     """Whether MMEngine finds it. It looks for mmseg as 'mmsegmentation', which onedl-mmsegmentation is not called."""
     from mmengine.config import Config
 
-    try:
-        Config.fromstring(f'_base_ = [{base!r}]', '.py')
-    except ImportError:
-        return False
+    with TemporaryDirectory() as folder:  # Config.fromstring leaves its file behind where it raises
+        path = Path(folder, 'inherits.py')
+        path.write_text(f'_base_ = [{base!r}]', encoding='utf8')
+        try:
+            Config.fromfile(path)
+        except ImportError:
+            return False
     return True
 
 
