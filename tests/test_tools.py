@@ -217,6 +217,17 @@ def test_predictions_go_into_a_pickle_file_or_nothing_starts(tmp_path):
     assert "'p.json': expected a name that ends in .pkl" in error and not list(tmp_path.iterdir())
 
 
+def test_a_process_without_a_gpu_of_its_own_is_refused(tmp_path):
+    (tmp_path / 'config.py').write_text('')
+    started = {'RANK': '0', 'LOCAL_RANK': '99', 'WORLD_SIZE': '100'}
+    result = run_tool('train.py', 'config.py', '--launcher', 'pytorch', cwd=tmp_path, env=started, check=False)
+    assert result.returncode == 2 and re.match(
+        r'ConfigError: --launcher pytorch: each process needs a GPU of its own, and PyTorch finds \d+ .*without --launcher',
+        result.stderr,
+    ), result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ['config.py']
+
+
 def test_shell_launchers_say_how_they_are_used():
     import subprocess
 

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
+from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
@@ -63,6 +65,8 @@ def load_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config)
     cfg.launcher = args.launcher
+    if args.launcher == 'pytorch' and get_device() in ('cpu', 'cuda', 'mps'):
+        _take_gpu()
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
     if args.work_dir is not None:
@@ -72,10 +76,20 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def _take_gpu() -> None:
+    """What MMEngine's launcher does first in each process, whatever the backend is."""
+    try:
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    except (AssertionError, AttributeError, RuntimeError) as error:
+        raise ConfigError(
+            f'--launcher pytorch: each process needs a GPU of its own, and PyTorch finds {torch.cuda.device_count()} '
+            'here: start as many processes as there are GPUs. On a CPU run tools/train.py without --launcher: one '
+            'process uses all cores'
+        ) from error
+
+
 def set_amp(cfg: Config) -> None:
     """``--amp``: train with automatic mixed precision."""
-    from mmengine.device import get_device
-
     if get_device() == 'cpu':
         raise ConfigError(
             '--amp needs a GPU, and there is none here: leave it out, or train on a CPU in bfloat16 with '
