@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import refuse_lost_offsets
+from ..checkpoint import clean_state_dict, refuse_lost_offsets, remap_state_dict
 from ..config import read_config
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from ..importers.checks import flips_channels
 from ..layers import upgraded_layers
 from ..readers import read_checkpoint
@@ -126,11 +126,11 @@ def fields(model: Any, seen: Look, point: Point, level: int | None = None) -> tu
 
 
 def load_network(config: str, checkpoint: str, device: str = 'cpu') -> nn.Module:
-    """A trained network through its framework's own loader, its checkpoint read safely.
+    """A trained network through its framework's own loader, which takes what fits; its checkpoint read safely.
 
     Raises:
         ConfigError: the config is neither mmdet's nor mmseg's, or there is no such device.
-        CheckpointError: the checkpoint is an upgrade's, and the config is not.
+        CheckpointError: the checkpoint is an upgrade's and the config is not, or it does not fit the network.
     """
     cfg = read_config(config)
     check_device(device)
@@ -139,7 +139,12 @@ def load_network(config: str, checkpoint: str, device: str = 'cpu') -> nn.Module
         raise ConfigError(f'{config}: default_scope is {scope!r}, expected mmdet or mmseg')
     with torch.no_grad():
         model: nn.Module = _api(scope)[0](cfg, f'baseline://{checkpoint}', device=device)
-    refuse_lost_offsets(checkpoint, read_checkpoint(checkpoint)['state_dict'], model.state_dict())
+    state_dict, network = clean_state_dict(read_checkpoint(checkpoint)['state_dict']), model.state_dict()
+    refuse_lost_offsets(checkpoint, state_dict, network)
+    try:
+        remap_state_dict(state_dict, network)
+    except CheckpointError as error:
+        raise CheckpointError(f'{checkpoint}: {error}') from error
     return model
 
 

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 
 from mmdeform_upgrade.analysis.look import fields, level_of, load_network, look, object_points, records_up_to
-from mmdeform_upgrade.errors import ConfigError
+from mmdeform_upgrade.errors import CheckpointError, ConfigError
 
 from ..conftest import build, run_tool
 
@@ -86,6 +86,15 @@ def test_another_layer_is_followed_back_and_has_its_own_map(upgraded):
 def test_a_network_without_upgraded_layers_is_refused(tiny_config, tiny_baseline, upgraded):
     with pytest.raises(ConfigError, match='the network has no ZeroOffsetDCN'):
         look(load_network(str(tiny_config), str(tiny_baseline)), upgraded[2])
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_and_not_taken_in_parts(upgraded, tmp_path):
+    config, checkpoint, _ = upgraded
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
+    del state['backbone.conv1.weight']
+    torch.save({'state_dict': state}, other := tmp_path / 'other.pth')
+    with pytest.raises(CheckpointError, match=r'other.pth: .*does not fit.*\n.*missing.*\(1\): backbone.conv1.weight'):
+        load_network(config, str(other))
 
 
 def test_a_file_that_is_not_there_is_named(upgraded):
