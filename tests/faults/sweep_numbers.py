@@ -73,7 +73,7 @@ def checks():
                     (lambda case=case, dtype=dtype, backend=backend: agree(case, case.tensors(dtype), backend)),
                 )
     for value in VALUES[:-1] if mmcv_op() else ():
-        yield f'mmcv, {value} 'mmcv', lambda value=value: compare_mmcv(value)
+        yield f'mmcv, {value}', 'mmcv', lambda value=value: compare_mmcv(value)
 
 
 def compare_mmcv(value):
