@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..ops.geometry import is_whole
-from .settings import changed, is_number, last_iteration, listed_schedulers, settings_of, type_name
+from .settings import changed, is_count, is_number, last_iteration, listed_schedulers, settings_of, type_name
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -116,8 +116,8 @@ class Length:
         """The length of a config's training."""
         for unit in ('epochs', 'iters'):
             total = (cfg.get('train_cfg') or {}).get(f'max_{unit}')
-            if isinstance(total, int) and total > 0:
-                return cls(total, unit)
+            if is_count(total) and total > 0:
+                return cls(int(total), unit)
         raise ConfigError(
             'the config has neither train_cfg.max_epochs nor train_cfg.max_iters: there is no schedule to shorten; give '
             'the config that the baseline was trained with'
@@ -168,7 +168,7 @@ class Scale:
         """Changes of a ``train_cfg``."""
         changes: dict[str, Any] = {f'max_{self.after.unit}': self.after.total}
         for key in ('val_interval', 'val_begin'):
-            if isinstance(train_cfg.get(key), int) or (self.to_iters and key == 'val_interval'):
+            if is_count(train_cfg.get(key)) or (self.to_iters and key == 'val_interval'):
                 changes[key] = self(train_cfg.get(key, 1))
         if train_cfg.get('dynamic_intervals'):
             changes['dynamic_intervals'] = [(self(start), self(step)) for start, step in train_cfg['dynamic_intervals']]
@@ -183,9 +183,9 @@ class Scale:
         if not isinstance(hook, Mapping):
             return {}
         kind = type_name(hook.get('type', ''))
-        counted = [key for key in _HOOK_KEYS[self.before.unit] if isinstance(hook.get(key), int)]
+        counted = [key for key in _HOOK_KEYS[self.before.unit] if is_count(hook.get(key))]
         if kind in ('CheckpointHook', 'EvalHook') and self.before.counts(hook):
-            counted += [key for key in ('interval', 'save_begin') if isinstance(hook.get(key), int)]
+            counted += [key for key in ('interval', 'save_begin') if is_count(hook.get(key))]
         if self.to_iters and (lost := [key for key in counted if key in _HOOK_KEYS['epochs'] and hook[key] > 0]):
             raise ConfigError(
                 f'max_iters: {kind} counts epochs ({lost[0]}={hook[lost[0]]}), of which a training of so many steps '
@@ -223,7 +223,7 @@ def _scaled(scheduler: dict[str, Any], scale: Scale) -> dict[str, Any] | None:
     # MMEngine's schedulers change the rate between their first and last step. One of a single step never gets that
     # far: a warm-up would leave the rate at its start factor for the whole training.
     least = 1 if scheduler.get('convert_to_iter_based') else 2
-    if isinstance(end, int) and scheduler['end'] - (scheduler.get('begin') or 0) < min(end - begin, least):
+    if is_count(end) and scheduler['end'] - (scheduler.get('begin') or 0) < min(end - begin, least):
         return None
     if full_cycle:
         scheduler['T_max'] = scheduler['end'] - (scheduler.get('begin') or 0)
@@ -235,7 +235,7 @@ def _scaled(scheduler: dict[str, Any], scale: Scale) -> dict[str, Any] | None:
 def converted(scheduler: dict[str, Any], convert: Any) -> dict[str, Any]:
     """A scheduler's settings, in which every number of epochs or iterations is replaced by ``convert`` of it."""
     for key in ('begin', 'end', *_STEP_COUNTS):
-        if is_number(scheduler.get(key)) and scheduler[key] < math.inf:
+        if is_count(scheduler.get(key)):
             scheduler[key] = convert(scheduler[key])
     for key in _STEP_LISTS:
         if scheduler.get(key) is not None:
@@ -252,6 +252,8 @@ def _paper_steps(scheduler: dict[str, Any], scale: Scale) -> list[dict[str, Any]
     steps = sorted({_round(total * part) for part in DECAY_AT})
     kept = {key: value for key, value in scheduler.items() if key not in ('milestones', 'step_size')}
     scheduler = {**converted(kept, scale), 'gamma': DECAY_FACTOR}
+    if is_count(scheduler.get('end')):  # who doubles the epochs often leaves the end, behind which no rate changes
+        scheduler['end'] = max(scheduler['end'], total)
     if type_name(scheduler['type']) == 'StepLR':
         scheduler['type'] = 'MultiStepLR'
     if scale.to_iters:

@@ -113,6 +113,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
 
 
+def is_count(value: Any) -> bool:
+    """Whether a setting is a finite number: MMEngine takes 1e5 for a number of iterations, and configs divide."""
+    return is_number(value) and abs(value) < math.inf
+
+
 def listed_schedulers(schedulers: Any) -> list[Mapping[str, Any]]:
     """A config's schedulers in one list, be they one, a list, or a list for each of several optimizers."""
     if not schedulers:
@@ -132,4 +137,4 @@ def last_iteration(schedulers: Sequence[Mapping[str, Any]]) -> int:
         if not given.get('by_epoch', True)
         for mark in (given.get('end'), given.get('total_steps'), *(given.get('milestones') or ()))
     ]
-    return max((mark for mark in marks if is_number(mark) and mark < math.inf), default=0)
+    return int(max(filter(is_count, marks), default=0))

@@ -83,6 +83,22 @@ def test_a_decay_within_an_epoch_can_be_read():
     )
 
 
+@pytest.mark.parametrize('epochs', [24, 8])
+def test_decays_happen_also_where_the_scheduler_was_left_to_end_before_them(epochs):
+    """As in mmdet's faster-rcnn_r50-caffe_fpn_ms-2x_coco.py, whose rate never falls."""
+    short = shorten_schedule(_cfg(epochs, [_step(milestones=[epochs - 8, epochs - 1], begin=0, end=epochs // 2)]))
+    assert _rates(short, epochs // 4, 50)[-1] == pytest.approx(0.0002)
+
+
+def test_lengths_written_as_floats_are_counts_as_for_mmengine():
+    cfg = _cfg(1e5, [dict(type='PolyLR', by_epoch=False, end=1e5)], 'iters')
+    cfg.train_cfg.val_interval = 1e5 / 5
+    short = shorten_schedule(cfg)
+    assert repr((short.train_cfg.max_iters, short.train_cfg.val_interval, short.param_scheduler[0].end)) == (
+        '(25000, 5000, 25000)'
+    )
+
+
 def test_decays_that_several_schedulers_share_are_two_all_the_same():
     cfg = _cfg(240, [_step(milestones=[100]), _step(milestones=[200], begin=120)])
     assert shorten_schedule(cfg).param_scheduler == [_step(milestones=[40, 50])]
