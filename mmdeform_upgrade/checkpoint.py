@@ -25,6 +25,8 @@ from .targets import check_module
 StateDict = dict[str, Tensor]
 DELTA = 'mmdeform_upgrade delta 2'  # the kind of file that holds only what an upgrade changed
 
+_WRAPPERS = re.compile(r'^(?:module\.)?(?:_orig_mod\.)?')
+_COUNTERS = {'steps', 'n_averaged'}  # MMEngine's and PyTorch's
 _OFFSET_KEY = re.compile(r'(?:.*\.)?conv_offset\.(?:weight|bias)')
 
 
@@ -71,7 +73,9 @@ def import_checkpoint(checkpoint: Mapping[str, Any], network: Iterable[str] | No
         CheckpointError: it cannot be imported, or is a delta.
     """
     refuse_delta(checkpoint)
-    return import_state_dict(clean_state_dict(checkpoint['state_dict']), checkpoint.get('meta'), network)
+    state_dict, names = checkpoint['state_dict'], set(network or ())
+    state_dict = state_dict if state_dict.keys() <= names else clean_state_dict(state_dict)
+    return import_state_dict(state_dict, checkpoint.get('meta'), names if network is not None else None)
 
 
 def fit_baseline(imported: Imported, model: nn.Module, network: StateDict | None = None) -> Imported:
@@ -167,10 +171,11 @@ def file_sha256(path: str) -> str:
 
 
 def clean_state_dict(state_dict: Mapping[str, Tensor]) -> StateDict:
-    """A state dict, as read, without the prefix that a distributed wrapper leaves, and without the copies that mmcv 1's
-    ``EMAHook`` left in it: those of the raw weights, while the averaged ones have the names of the network."""
-    copies = {f'ema_{key.replace(".", "_")}' for key in state_dict}
-    return {key.removeprefix('module.'): value for key, value in state_dict.items() if key not in copies}
+    """A state dict, as read, without what wrappers leave in it: prefixes (``module.``, and ``_orig_mod.`` of
+    ``torch.compile``), the counters of averaged copies, and the copies that mmcv 1's ``EMAHook`` left, which are those of
+    the raw weights, while the averaged ones have the names of the network."""
+    others = {f'ema_{key.replace(".", "_")}' for key in state_dict} | _COUNTERS
+    return {_WRAPPERS.sub('', key): value for key, value in state_dict.items() if key not in others}
 
 
 def is_delta(checkpoint: Mapping[str, Any]) -> bool:

@@ -87,3 +87,20 @@ def test_a_bare_state_dict_is_read_into_the_upgrade(trained, tmp_path):
     model.load_state_dict(strict)
     torch.save(model.state_dict(), tmp_path / 'upgrade.pth')
     assert load_baseline(tmp_path / 'upgrade.pth').keys() == model.state_dict().keys()
+
+
+class Wrapper(nn.Module):
+    """A network with a part that is called as those of PyTorch's wrappers."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.module = network
+
+
+@pytest.mark.parametrize('wrap', [nn.DataParallel, torch.compile, torch.optim.swa_utils.AveragedModel])
+def test_names_that_a_wrapper_left_are_those_of_the_network_and_its_own_stay(wrap, tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    torch.save(wrap(network).state_dict(), tmp_path / 'wrapped.pth')
+    torch.save(Wrapper(network).state_dict(), tmp_path / 'own.pth')
+    assert load_baseline(tmp_path / 'wrapped.pth', network).keys() == network.state_dict().keys()
+    assert load_baseline(tmp_path / 'own.pth', Wrapper(network)).keys() == Wrapper(network).state_dict().keys()

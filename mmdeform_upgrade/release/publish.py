@@ -47,8 +47,7 @@ def published_checkpoint(
                 "with custom_hooks=[dict(type='EMAHook')]"
             )
         if 'mmengine_version' not in meta:
-            averaged = {key: value for key, value in checkpoint['ema_state_dict'].items() if key != 'steps'}
-            averaged = clean_state_dict(averaged)
+            averaged = clean_state_dict(checkpoint['ema_state_dict'])
             if odd := sorted(averaged.keys() ^ state_dict.keys()):
                 raise CheckpointError(f'--ema: state_dict and ema_state_dict differ in their names: {listed(odd)}')
             state_dict = {key: averaged[key] for key in state_dict}
