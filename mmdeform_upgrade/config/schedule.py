@@ -115,7 +115,7 @@ class Length:
     def of(cls, cfg: Mapping[str, Any]) -> Length:
         """The length of a config's training."""
         for unit in ('epochs', 'iters'):
-            total = (cfg.get('train_cfg') or {}).get(f'max_{unit}')
+            total: Any = (cfg.get('train_cfg') or {}).get(f'max_{unit}')
             if is_count(total) and total > 0:
                 return cls(int(total), unit)
         raise ConfigError(
@@ -216,8 +216,8 @@ def _schedulers(schedulers: Any, scale: Scale, validations: float) -> Any:
 
 
 def _scaled(scheduler: dict[str, Any], scale: Scale) -> dict[str, Any] | None:
-    begin, end = scheduler.get('begin') or 0, scheduler.get('end')
-    full_cycle = end is not None and scheduler.get('T_max') == end - begin
+    begin, end = scheduler.get('begin') or 0, scheduler.get('end', math.inf)
+    full_cycle = scheduler.get('T_max') == end - begin
     in_iterations = scale.to_iters and not scale.before.counts(scheduler)
     scheduler = converted(scheduler, scale.of_iterations if in_iterations else scale)
     # MMEngine's schedulers change the rate between their first and last step. One of a single step never gets that
