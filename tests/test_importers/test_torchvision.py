@@ -293,4 +293,5 @@ def test_every_family_is_recognised_as_one_format():
         foreign.torchvision_deeplab,
     ):
         state = {name: torch.empty(shape, device='meta') for name, shape in shapes().items()}
-        assert len(matching_formats(state)) == 1, shapes
+        (found,) = matching_formats(state)
+        assert 'torchvision' in found.name

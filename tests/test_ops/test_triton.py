@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmdeform_upgrade.errors import UpgradeError
-from mmdeform_upgrade.ops import deform_conv2d
+from mmdeform_upgrade.ops import deform_conv2d, functional
 
 from .cases import CASES, TOLERANCE, Case, error, grad_like_output, results
 from .extremes import MANY, TALL, VALUES, WIDE, agree, planted
@@ -106,5 +106,6 @@ def test_ten_thousand_maps_and_wide_ones_on_a_gpu():
 
 def test_a_cpu_tensor_is_refused_with_what_to_do(monkeypatch):
     monkeypatch.delenv('TRITON_INTERPRET', raising=False)
-    with pytest.raises(UpgradeError, match="use backend='eager'"):
+    monkeypatch.setattr(functional, '_TRITON', 3)
+    with pytest.raises(UpgradeError, match="needs a CUDA tensor, input is on cpu .*; use backend='eager'"):
         deform_conv2d(*Case().tensors(torch.float32)[:3], padding=1, backend='triton')
