@@ -206,7 +206,8 @@ def test_a_checkpoint_that_a_program_loads_itself_is_fitted_and_cannot_be_traine
 
 
 def test_resuming_from_a_baseline_is_refused(tiny_upgrade_cfg, tiny_baseline):
-    with pytest.raises(CheckpointError, match='has no backbone.*conv_offset.*, so it is a baseline and not an interr'):
+    found = 'has no backbone.*conv_offset.*, so it is a baseline and not an interrupted upgrade'
+    with pytest.raises(CheckpointError, match=f'{found}.*; to resume the run of .*, set load_from=None'):
         _runner(tiny_upgrade_cfg, load_from=str(tiny_baseline), resume=True).train()
 
 

@@ -203,8 +203,9 @@ def _fitted(runner, checkpoint: Mapping[str, Any]) -> Imported:
     given = fit_baseline(given, bare_network(runner), network)
     if given.added:
         raise CheckpointError(
-            f'resume: the checkpoint has no {listed(given.added)}, so it is a baseline and not an interrupted upgrade, or '
-            'one of other targets; give it as load_from, with resume=False'
+            f'resume: the checkpoint has no {listed(given.added, 2)}, so it is a baseline and not an interrupted upgrade, or '
+            f'one of other targets; to resume the run of {runner.work_dir}, set load_from=None, or call tools/train.py with '
+            '--resume; to start anew, set resume=False'
         )
     if missing := lacking_for_resume(checkpoint):
         raise CheckpointError(
