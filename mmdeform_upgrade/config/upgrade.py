@@ -193,6 +193,8 @@ def _component(cfg: Mapping[str, Any], part: str) -> Mapping[str, Any]:
         parts = {name: value for name, value in node.items() if isinstance(value, Mapping) and 'type' in value}
         if key not in parts:
             found = f'{", ".join(parts)}; name one of them' if parts else 'none that has a type; is the config whole?'
+            if isinstance(node.get(key), (list, tuple)):
+                found = f"a list of them: give each type='{BUILDER}' and its own type as base_type, in the config"
             raise ConfigError(f'the model has no part {part!r} (looked for {key!r}): it has {found}')
         node = parts[key]
     if type_name(node['type']) == BUILDER:

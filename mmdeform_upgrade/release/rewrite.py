@@ -81,11 +81,12 @@ def differing(cfg: Config, state_dict: Mapping[str, Tensor]) -> list[str]:
 
 
 def _rewrite(node: Any, prefix: str, layers: Mapping[str, int]) -> None:
-    for key, value in list(node.items()):
+    for key, value in list(enumerate(node) if isinstance(node, list) else node.items()):
+        path = f'{prefix}{key}.'
+        if isinstance(value, (dict, list)):  # a list of a cascade's heads is a module of that name, too
+            _rewrite(value, path, layers)
         if not isinstance(value, dict):
             continue
-        path = f'{prefix}{key}.'
-        _rewrite(value, path, layers)
         plain = _without_upgrade(value)
         if plain == settings_of(value):
             continue

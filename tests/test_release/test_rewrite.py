@@ -6,6 +6,7 @@ from mmengine.config import Config
 from mmengine.registry import Registry
 
 from mmdeform_upgrade.config import upgrade_config
+from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.release.rewrite import OWN_TYPES, with_layers
 
 from ..conftest import ROOT
@@ -21,6 +22,18 @@ def test_every_registered_type_is_known():
     }
     assert {'DeformUpgrade', 'BFloat16Hook', 'WideSSDNeck'} <= found
     assert found - {'offsets_apart'} == set(OWN_TYPES), 'the constructor alone calls offsets_apart'
+
+
+def test_upgraded_heads_of_a_cascade_go_back_one_by_one():
+    heads = [dict(type='DeformUpgrade', base_type='FCNMaskHead', targets='last:1', num_classes=n) for n in (2, 3)]
+    cfg = Config(dict(model=dict(type='CascadeRCNN', roi_head=dict(type='CascadeRoIHead', mask_head=heads))))
+    back = with_layers(cfg, {'roi_head.mask_head.1.convs.3.conv': 1}).model.roi_head.mask_head
+    assert back[0] == dict(type='FCNMaskHead', num_classes=2)
+    assert back[1] == dict(heads[1], targets={'convs.3.conv': 1})
+    with pytest.raises(ConfigError, match="'mask_head'.: it has a list of them: give each type='DeformUpgrade'"):
+        upgrade_config(
+            Config(dict(cfg, train_cfg=dict(max_epochs=1))), load_from='baseline.pth', part='roi_head.mask_head'
+        )
 
 
 @pytest.mark.parametrize(
