@@ -211,10 +211,9 @@ def is_offset_key(key: str) -> bool:
 def _misfit(
     missing: list[str], unexpected: list[str], shapes: Mapping[str, tuple[tuple[int, ...], ...]], total: int
 ) -> str:
-    # Rows alone, of weights and of their biases: layers that nothing comes behind.
-    outputs_alone = shapes and all(
-        a[1:] == b[1:] and re.sub(r'weight$', 'bias', key) in shapes for key, (a, b) in shapes.items()
-    )
+    # Rows alone, as many as of a bias: layers that nothing comes behind, and what has a row for each class (embeddings).
+    rows = {(a[:1], b[:1]) for key, (a, b) in shapes.items() if key.endswith('bias')}
+    outputs_alone = rows and all(a[1:] == b[1:] and (a[:1], b[:1]) in rows for a, b in shapes.values())
     found = {
         'missing in the checkpoint': missing,
         'unexpected in the checkpoint': unexpected,

@@ -92,6 +92,13 @@ def test_another_number_of_classes_is_told_whatever_the_head_calls_its_layers(co
         remap_state_dict(*networks)
 
 
+def test_an_embedding_with_a_row_for_each_class_counts_as_an_output():
+    shapes = {'cls.weight': (80, 4), 'cls.bias': (80,), 'label_embedding.weight': (80, 4)}
+    fewer = {key: torch.ones(5, *shape[1:]) for key, shape in shapes.items()}
+    with pytest.raises(CheckpointError, match='another number of classes'):
+        remap_state_dict({key: torch.ones(shape) for key, shape in shapes.items()}, fewer)
+
+
 def test_other_widths_are_not_called_another_number_of_classes():
     network = {'query.weight': torch.ones(100, 4), 'conv.weight': torch.ones(8, 4, 1, 1), 'conv.bias': torch.ones(8)}
     wider = {'conv.weight': torch.ones(8, 6, 1, 1)}

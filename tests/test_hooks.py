@@ -77,6 +77,18 @@ def test_provenance_is_saved(trained, tiny_baseline):
     assert 0 <= provenance['before_training']['pascal_voc/mAP'] <= 1
 
 
+def test_a_validation_without_a_number_is_said_to_have_none(tiny_upgrade_cfg, tmp_path):
+    cfg = copy.deepcopy(tiny_upgrade_cfg)
+    cfg.val_evaluator = dict(type='DumpResults', out_file_path=str(tmp_path / 'detections.pkl'))
+    runner = _runner(cfg)
+    runner.call_hook('before_run')
+    runner.load_or_resume()
+    runner.call_hook('before_train')
+    runner.call_hook('before_train_epoch')
+    log = Path(runner.log_dir, f'{runner.timestamp}.log').read_text()
+    assert 'scores, as the baseline does: nothing, since its evaluator gave no number' in log
+
+
 def test_a_finished_upgrade_is_loaded_as_it_is(trained, tmp_path):
     config, work_dir, _ = trained
     cfg = Config.fromfile(config)

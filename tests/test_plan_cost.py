@@ -3,7 +3,7 @@
 import pytest
 from mmengine.config import Config
 
-from mmdeform_upgrade.config import upgrade_config
+from mmdeform_upgrade.config import read_config, upgrade_config
 from mmdeform_upgrade.mm.cost import describe_cost, measure_cost, picture_size
 from mmdeform_upgrade.mm.preflight import build_network
 
@@ -58,4 +58,24 @@ def test_levels_that_no_upgraded_layer_has_a_part_in_are_named(targets, missed):
     upgraded = upgrade_config(config, load_from='baseline.pth', targets=targets)
     cost = measure_cost(config, build_network(upgraded))
     assert cost.missed == missed
-    assert ('of stride 8, 16, from which' in str(cost)) == (missed == [8, 16])
+    assert ('of stride 8, 16: to gain' in str(cost)) == (missed == [8, 16])
+
+
+def test_levels_that_an_encoder_mixes_are_not_named():
+    config = read_config('mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py')
+    shallow = dict(num_layers=1)
+    backbone = dict(depth=18, init_cfg=None)
+    model = dict(backbone=backbone, neck=dict(in_channels=[128, 256, 512]), encoder=shallow, decoder=shallow)
+    config.merge_from_dict(dict(model=model))
+    config.train_dataloader.dataset.pipeline = [dict(type='Resize', scale=(64, 64))]
+    cost = measure_cost(config, build_network(upgrade_config(config, load_from='baseline.pth')))
+    assert cost.maps == {(2, 2): 3} and cost.missed == []
+
+
+def test_layers_of_a_head_are_run_and_priced():
+    config = Config.fromfile(ROOT / 'benchmarks/demo/configs/ssd96_r18_shapes.py')
+    config.train_dataloader.dataset.pipeline = [dict(type='Resize', scale=(96, 96))]
+    upgraded = upgrade_config(config, load_from='baseline.pth', targets='last:1', part='bbox_head')
+    cost = measure_cost(config, build_network(upgraded))
+    assert sum(cost.maps.values()) == 1 and cost.flops[1] > cost.flops[0]
+    assert len(cost.missed) == 3 and 'neck and heads' in str(cost)

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
@@ -27,26 +28,27 @@ _SPREAD = 1.5  # of the offsets, in pixels
 
 @dataclass(frozen=True)
 class Cost:
-    """Backbone and neck of an upgrade beside its baseline's."""
+    """An upgrade beside its baseline."""
 
     size: Size  # (height, width) of the picture
+    where: str  # the parts that were run
     maps: dict[Size, int]  # sizes of the upgraded layers' outputs, and how many layers have each
     flops: tuple[float, float]  # multiplications with their additions, one picture, before and after
     step: tuple[float, float]  # seconds of a forward and backward pass, before and after
     timed: Size  # (height, width) of the pictures that these take
-    missed: list[int]  # strides of the maps that a detector's heads read and no upgraded layer has a part in
+    missed: list[int]  # strides of the maps of a head that no upgraded layer has a part in
 
     def __str__(self) -> str:
         maps = ', '.join(f'{h}x{w} ({count})' for (h, w), count in self.maps.items())
         (before, after), (plain, deformable) = self.flops, self.step
         missed = ', '.join(map(str, self.missed))
         note = (
-            f'\nno upgraded layer has a part in the maps of stride {missed}, from which the heads read the smaller objects: '
-            'to gain on these, name layers before (--targets)'
+            f'\nno upgraded layer has a part in the maps of stride {missed}: to gain on the objects that the heads read from '
+            'these, name layers before (--targets)'
         )
         return (
             f'at {self.size[0]}x{self.size[1]}: maps {maps}; GFLOPs {before / 1e9:.3g} -> {after / 1e9:.3g} '
-            f'(+{100 * (after / before - 1):.1f} %), backbone and neck\n'
+            f'(+{100 * (after / before - 1):.1f} %), {self.where}\n'
             f'training step of these on this CPU, {self.timed[0]}x{self.timed[1]}: {deformable / plain:.2f} times the '
             f"baseline's{note if missed else ''}"
         )
@@ -68,18 +70,21 @@ def measure_cost(before: Config, after: nn.Module) -> Cost:
     networks: list[Any] = [build_network(before).train(), after.train()]
     size = picture_size(before)
     timed = (min(size[0], _TIMED), min(size[1], _TIMED))
-    flops, maps = _flops(networks[1], size)
+    run, where = _features, 'backbone and neck'
+    flops, maps = _flops(run, networks[1], size)
+    if not maps:  # the upgraded layers are in a head
+        run, where = _outputs, 'backbone, neck and heads'
+        flops, maps = _flops(run, networks[1], size)
     pictures = torch.randn(2, 3, *timed)
-    scatter_offsets_(networks[1], _SPREAD, lambda: networks[1].extract_feat(pictures))
+    scatter_offsets_(networks[1], _SPREAD, lambda: run(networks[1], pictures))
     times: list[list[float]] = [[], []]
     for _ in range(_ROUNDS):
         for network, spent in zip(networks, times, strict=True):
             start = time.perf_counter()
-            features = tree_flatten(network.extract_feat(pictures))[0]
+            features = tree_flatten(run(network, pictures))[0]
             torch.stack([feature.mean() for feature in features if isinstance(feature, Tensor)]).sum().backward()
             spent.append(time.perf_counter() - start)
-    missed = [] if hasattr(after, 'decode_head') else _missed(after, features, timed)  # segmentors do not read all maps
-    return Cost(size, maps, flops, (min(times[0]), min(times[1])), timed, missed)
+    return Cost(size, where, maps, flops, (min(times[0]), min(times[1])), timed, _missed(networks[1], pictures))
 
 
 def picture_size(cfg: Mapping[str, Any]) -> Size:
@@ -106,8 +111,18 @@ def _pipeline(dataset: Any) -> Iterator[Mapping[str, Any]]:
         yield from (t for t in dataset.get('pipeline') or () if isinstance(t, Mapping))
 
 
+def _features(network: Any, pictures: Tensor) -> Any:
+    return network.extract_feat(pictures)
+
+
+def _outputs(network: Any, pictures: Tensor) -> Any:
+    """What the heads make of pictures, before any postprocessing."""
+    sample = BaseDataElement(metainfo=dict.fromkeys(('img_shape', 'batch_input_shape'), tuple(pictures.shape[-2:])))
+    return network(pictures, [sample] * len(pictures), mode='tensor')
+
+
 @torch.no_grad()
-def _flops(network: Any, size: Size) -> tuple[tuple[float, float], dict[Size, int]]:
+def _flops(run: Callable[[Any, Tensor], Any], network: Any, size: Size) -> tuple[tuple[float, float], dict[Size, int]]:
     maps: Counter[Size] = Counter()
 
     def count(module: nn.Module, _: Any, output: Tensor) -> None:
@@ -115,17 +130,24 @@ def _flops(network: Any, size: Size) -> tuple[tuple[float, float], dict[Size, in
 
     layers = upgraded_layers(network).values()
     with hooked(layer.register_forward_hook(count) for layer in layers), multiplications(network) as counts:
-        network.eval().extract_feat(torch.zeros(1, 3, *size))
+        run(network.eval(), torch.zeros(1, 3, *size))
     network.train()
     return (counts[PLAIN], sum(counts.values())), dict(maps)
 
 
-def _missed(network: nn.Module, features: list[Any], size: Size) -> list[int]:
-    """Strides of the maps, of pictures of a size, that were computed without any offsets."""
+def _missed(network: Any, pictures: Tensor) -> list[int]:
+    """Strides of the maps that the heads put out, of which none was computed with any offsets."""
+    try:
+        outputs = tree_flatten(_outputs(network.eval(), pictures))[0]
+    except Exception:  # of heads that want more
+        return []
     offsets = {id(layer.conv_offset.weight) for layer in upgraded_layers(network).values()}
-    maps = [level for level in features if isinstance(level, Tensor) and level.dim() == 4]
-    missed = [level for level in maps if not offsets & {id(leaf) for leaf in _leaves(level.grad_fn)}]
-    return [round(size[1] / level.shape[-1]) for level in missed]
+    found: dict[int, bool] = {}
+    for level in outputs:
+        if isinstance(level, Tensor) and level.dim() == 4:
+            stride = round(pictures.shape[-1] / level.shape[-1])
+            found[stride] = found.get(stride, False) or not offsets.isdisjoint(map(id, _leaves(level.grad_fn)))
+    return [stride for stride, has_offsets in found.items() if not has_offsets]
 
 
 def _leaves(node: Any) -> Iterator[Tensor]:

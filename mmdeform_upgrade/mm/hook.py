@@ -144,7 +144,10 @@ class DeformUpgradeHook(Hook):
         self.provenance['before_training'] = scores = {key: float(value) for key, value in numbers.items()}
         runner.logger.info(
             'Before its first step the upgrade scores, as the baseline does: '
-            + ', '.join(f'{key} {value:.4f}' for key, value in scores.items())
+            + (
+                ', '.join(f'{key} {value:.4f}' for key, value in scores.items())
+                or 'nothing, since its evaluator gave no number'
+            )
         )
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
