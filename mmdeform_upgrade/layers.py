@@ -212,7 +212,8 @@ def why_not_upgradable(module: nn.Module, deform_groups: int = 1) -> str | None:
         return 'it is deformable already'
     if type(module) is not nn.Conv2d:
         if isinstance(module, nn.Conv2d):
-            return f'it is a subclass of Conv2d ({type(module).__qualname__}) with a forward of its own'
+            kind = f'{type(module).__module__}.{type(module).__qualname__}'
+            return f'it is a subclass of Conv2d ({kind}) with a forward of its own'
         return f'it is a {type(module).__qualname__}, not a Conv2d'
     if own := _own(module):
         return f'it has hooks, a computed weight (weight_norm, LoRA) or parts of its own ({own}), which would be lost'

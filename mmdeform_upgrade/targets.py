@@ -142,8 +142,8 @@ def _last(modules: Mapping[str, nn.Module], count: str, excluded: set[str]) -> l
     names = [name for name in upgradable_names(modules) if name not in excluded]
     if len(names) < int(count):
         raise TargetError(
-            f"targets='last:{count}' asks for {count} convolutions, and there are {len(names)}{_after(excluded)}. "
-            f'{_candidates(modules)}'
+            f"targets='last:{count}' asks for {count} convolutions, and there are {len(names)}{_after(excluded)}: "
+            f'ask for fewer, or upgrade another part of the model. {_candidates(modules)}'
         )
     return names[-int(count) :]
 

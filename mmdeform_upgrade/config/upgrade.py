@@ -211,7 +211,7 @@ def _imports(cfg: Mapping[str, Any]) -> dict[str, Any]:
     names: Any = imports.get('imports') or []
     names = [names] if isinstance(names, str) else list(names)
     if 'mmdeform_upgrade' not in names:
-        names.append('mmdeform_upgrade')
+        names.insert(0, 'mmdeform_upgrade')  # before what imports mmdet.models, which need mmcv's operators
     return {**imports, 'imports': names, 'allow_failed_imports': imports.get('allow_failed_imports', False)}
 
 

@@ -111,7 +111,7 @@ def _in_proportion(given: list[Mapping[str, Any]], steps: int) -> list[Mapping[s
 
 def _span(history: list[list[float]], columns: list[int]) -> str:
     if not columns:
-        return 'none'
+        return 'trains nothing'
     peaks, last = [max(rates[i] for rates in history) for i in columns], [history[-1][i] for i in columns]
     return f'lr {_range(peaks)}, at the end {_range(last)}'
 

@@ -49,7 +49,7 @@ def test_inherited_hooks_and_imports_are_kept():
         'DeformUpgradeHook',
     ]
     assert upgraded.custom_hooks[0].num_last_epochs == 4
-    assert upgraded.custom_imports == dict(imports=['json', 'mmdeform_upgrade'], allow_failed_imports=True)
+    assert upgraded.custom_imports == dict(imports=['mmdeform_upgrade', 'json'], allow_failed_imports=True)
 
 
 def test_the_control_sees_the_batches_of_the_upgrade():
