@@ -134,7 +134,8 @@ def test_offsets_are_not_lost_where_the_config_has_no_place_for_them(tiny_config
     network = build(Config.fromfile(tiny_upgrade))
     torch.save({'meta': {}, 'state_dict': network.state_dict()}, tmp_path / 'up.pth')
     lost = 'the network of the config lacks its offset branches .backbone.layer4.0.conv2.conv_offset.weight'
-    assert re.search(lost, _fails('test.py', tiny_config, tmp_path / 'up.pth', '--work-dir', tmp_path / 'w'))
+    named = f'CheckpointError: {tmp_path}/up.pth is the checkpoint of an upgrade, and {lost}'
+    assert re.search(named, _fails('test.py', tiny_config, tmp_path / 'up.pth', '--work-dir', tmp_path / 'w'))
     options = ('--work-dir', tmp_path / 'w', '--cfg-options', f'load_from={tmp_path}/up.pth')
     assert re.search(lost, _fails('train.py', tiny_config, *options))
     assert re.search(lost, _fails('deployment/export_onnx.py', tiny_config, tmp_path / 'up.pth', tmp_path / 'up.onnx'))
@@ -161,6 +162,10 @@ def test_what_a_tool_reads_and_configs_of_others_are_not_overwritten(
     for flag in ('--out', '--control'):
         refused = _fails('upgrade.py', tiny_config, tiny_baseline, flag, 'mine.py', cwd=tmp_path)
         assert "'mine.py' is there already, and this tool did not write it" in refused
+    (tmp_path / 'own.py').write_text('import mmdeform_upgrade  # and lines of my own')
+    run_tool('upgrade.py', tiny_config, tiny_baseline, '--out', 'own.py', cwd=tmp_path)
+    run_tool('upgrade.py', tiny_config, tiny_baseline, '--out', 'own.py', cwd=tmp_path)
+    assert (tmp_path / 'own.py.bak').read_text() == 'import mmdeform_upgrade  # and lines of my own'
     same = ('make', tiny_baseline, f'{tiny_baseline}::state_dict', tmp_path / 'd.safetensors')
     assert 'there is no difference to write' in _fails(converters + 'delta.py', *same)
 

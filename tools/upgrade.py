@@ -168,6 +168,9 @@ def write_down(args, out, baseline, folder, changes):
         del changes['work_dir']
     text = config_text(args.config, out, changed(baseline, changes), changes)
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
+    if os.path.exists(out) and Path(out).read_text(encoding='utf8') != text:  # perhaps edited since
+        os.replace(out, f'{out}.bak')
+        print(f'kept: {out}.bak, what {out} was')
     Path(out).write_text(text, encoding='utf8')
     print(f'written: {out}')
 

@@ -19,7 +19,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from ..checkpoint import is_offset_key, refuse_lost_offsets
-from ..config import read_config
+from ..config import SCHEME, read_config
 from ..config.settings import type_name
 from ..errors import CheckpointError, ConfigError, UpgradeError
 from .loading import check_optimizer_state, read_checkpoints_safely
@@ -171,7 +171,7 @@ class FittingCheckpoint(Hook):
         """Compare names."""
         names = [key for key in checkpoint.get('state_dict') or {} if is_offset_key(key)]
         if names:  # whole_state_dict gathers what is sharded
-            refuse_lost_offsets(str(runner._load_from), names, whole_state_dict(runner))
+            refuse_lost_offsets(str(runner._load_from).removeprefix(SCHEME), names, whole_state_dict(runner))
         check_optimizer_state(runner, checkpoint)
 
 
