@@ -30,7 +30,8 @@ class OffsetOptimizer(Optimizer):
     Its groups are those of ``base`` followed by those of the offsets, flagged ``offsets=True``; states, schedulers,
     gradient scalers and clipping see one optimizer. The rate of the offsets follows the schedule's shape: it is ``lr``
     times the rate of the first other group over that group's own peak, whatever a scheduler writes (an absolute
-    ``eta_min`` or ``max_lr`` is meant for the weights).
+    ``eta_min`` or ``max_lr`` is meant for the weights). The peak is the rate that ``base`` has when it comes here, or
+    ``OneCycleLR``'s ``max_lr``: with a schedule that rises above its start, build ``base`` with the highest rate.
 
     Args:
         base: optimizer of everything else, any ``torch.optim.Optimizer``.
