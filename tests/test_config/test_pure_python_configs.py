@@ -172,7 +172,7 @@ def test_kinds_that_are_mixed_are_one_clear_error(pure, tmp_path):
 
 
 def test_mixed_precision_knows_the_wrapper_by_its_class(pure, monkeypatch):
-    monkeypatch.setattr('mmengine.device.get_device', lambda: 'cuda')
+    monkeypatch.setattr('mmdeform_upgrade.mm.command_line.get_device', lambda: 'cuda')
     cfg = read_config(str(pure['seg']))
     set_amp(cfg)
     assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
