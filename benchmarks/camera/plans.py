@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from . import runs, testbeds
@@ -95,13 +95,15 @@ def chosen(rows: dict[str, dict], bed: str, network: str) -> dict[str, Recipe]:
 Recipes = dict[str, Recipe]
 
 
-def camera(bed: str, network: str, recipes: Recipes, seeds: tuple[int, ...] = SEEDS) -> Iterator[Run]:
-    """Claim A: every arm after every map, the first map's first."""
-    yield baseline(bed, network, seeds)
-    for geometry in MAPS.get(bed, REAL_MAPS):
-        yield Run(bed, network, 'untouched', geometry, Recipe(0, 0), seeds)
+def camera(
+    bed: str, network: str, recipes: Recipes, maps: Sequence[str] | None = None, factor: int = 1
+) -> Iterator[Run]:
+    """Claim A: every arm after every map, the first map's first; ``factor``: see :func:`baseline`."""
+    yield baseline(bed, network, SEEDS, factor=factor)
+    for geometry in maps or MAPS.get(bed, REAL_MAPS):
+        yield Run(bed, network, 'untouched', geometry, Recipe(0, 0), SEEDS, factor=factor)
         for arm in tuned(bed):
-            yield Run(bed, network, arm, geometry, recipes[arm], seeds)
+            yield Run(bed, network, arm, geometry, recipes[arm], SEEDS, factor=factor)
 
 
 def references(bed: str, network: str) -> Iterator[Run]:
@@ -164,11 +166,7 @@ def reach(recipes: Recipes) -> Iterator[Run]:
 
 def trained_out(bed: str, network: str, recipes: Recipes, offset_lr: float) -> Iterator[Run]:
     """Both claims from baselines that were trained :data:`LONGER` times as long; then what twice of that gives."""
-    yield baseline(bed, network, SEEDS, factor=LONGER)
-    for geometry in MAPS.get(bed, REAL_MAPS)[:2]:
-        yield Run(bed, network, 'untouched', geometry, Recipe(0, 0), SEEDS, factor=LONGER)
-        for arm in tuned(bed):
-            yield Run(bed, network, arm, geometry, recipes[arm], SEEDS, factor=LONGER)
+    yield from camera(bed, network, recipes, MAPS.get(bed, REAL_MAPS)[:2], LONGER)
     steps = LONGER * runs.BASELINE_STEPS[bed]
     for arm in ('control', '5x5', 'upgraded'):
         yield Run(bed, network, arm, 'identity', replace(recipes[arm], steps=steps // 16), SEEDS, factor=LONGER)

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from ..page import Page
 from .plans import TUNE_STEPS
 from .tables import (
-    FACTORS,
     NAMES,
     Row,
     arms_table,
@@ -28,6 +27,7 @@ from .tables import (
     labels_table,
     lengths_table,
     load,
+    of_any_baseline,
     reaches,
     same_table,
     select,
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
 def report(rows: Sequence[Row], out: Path | None) -> str:
     """All tables that the rows have; their curves beside ``out``."""
     parts, panels = [], []
-    own = [r for factor in FACTORS for r in select(rows, arm='control', labels=None, source='identity', factor=factor)]
+    own = of_any_baseline(rows, arm='control', labels=None, source='identity')
     own = [r for r in own if r['steps'] == TUNE_STEPS[r['bed']] and r['geometry'] != 'identity']
     parts += [arms_table(rows, *s) for s in sorted({(r['bed'], r['network'], r['geometry'], r['factor']) for r in own})]
     settings = sorted({(r['bed'], r['network'], r['geometry']) for r in own if r['factor'] == 1})

@@ -76,6 +76,11 @@ def select(rows: Iterable[Row], **values: Any) -> list[Row]:
     return [r for r in rows if r['seed'] not in SELECTION and all(r[key] == value for key, value in values.items())]
 
 
+def of_any_baseline(rows: Iterable[Row], **values: Any) -> list[Row]:
+    """The same from baselines of every length."""
+    return [row for factor in FACTORS for row in select(rows, factor=factor, **values)]
+
+
 def by_seed(rows: Iterable[Row], split: str = 'test') -> dict[int, float]:
     return {row['seed']: row[split] for row in rows if row[split] is not None}
 
@@ -171,9 +176,7 @@ def reaches(rows: Sequence[Row]) -> list[Row]:
 
 def same_table(rows: Sequence[Row], bed: str, network: str) -> str:
     """Markdown: trained on its own pictures, baselines, fine-tunes of them, and networks from scratch."""
-    own = [
-        row for factor in FACTORS for row in select(rows, bed=bed, network=network, geometry='identity', factor=factor)
-    ]
+    own = of_any_baseline(rows, bed=bed, network=network, geometry='identity')
     groups: dict[tuple, list[Row]] = {}
     for row in own:
         arm = SAME_ORDER.index(row['arm'])
