@@ -31,7 +31,7 @@ class DeformUpgradeHook(Hook):
     """Loads a trained baseline into the upgraded network, verifies it, scores it, and records where it came from.
 
     Where one step of the offsets' Adam moves a layer's offsets too far, as in wide layers with large activations, the
-    rate of that layer is lowered after the first step, and the log says so. Validations warn of layers whose offsets
+    rate of that layer is lowered, its first steps with it, and the log says so. Validations warn of layers whose offsets
     have led most taps out of the map.
 
     The network itself is built by the config (``type='DeformUpgrade'`` or a ``dcn`` switch); see

@@ -29,7 +29,8 @@ class StepLimit:
     """Lowers the rates of offsets that one step of their Adam would move too far.
 
     That is more than ``pixels``, or than a fiftieth of the shorter side of the layer's input. The first step's direction
-    is measured on the inputs of the next forward pass, one layer at a time; then it is done.
+    is measured on the inputs of the next forward pass, one layer at a time; the steps so far are shortened as the rate is,
+    since taps that have left the map get no gradient that leads back. Then it is done.
 
         limit = StepLimit(model, optimizer)
         for batch in batches:
@@ -55,13 +56,15 @@ class StepLimit:
         # Of squared steps of rate 1, in pixels and in what is allowed, and their number.
         self._sums: dict[str, Tensor] = {}
         self._groups: dict[str, int] = {}  # of each layer, its index among the optimizer's
+        self._starts: dict[int, list[Tensor]] = {}  # of each such group, its parameters before the first step
         if pixels == math.inf or not isinstance(optimizer, OffsetOptimizer) or not isinstance(optimizer.offsets, Adam):
             return
         of = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group['params'] if _to_limit(group)}
         for name, layer in upgraded_layers(model).items():
             branch = next(m for m in layer.conv_offset.modules() if isinstance(m, OffsetBranch))  # FSDP may wrap it
             if id(branch.weight) in of:
-                self._groups[name] = of[id(branch.weight)]
+                self._groups[name] = index = of[id(branch.weight)]
+                self._starts[index] = [p.detach().clone() for p in optimizer.param_groups[index]['params']]
                 start = branch.weight.detach().clone() if branch.weight.any() else None
                 self._handles.append(branch.register_forward_hook(partial(self._measure, name, start)))
 
@@ -80,8 +83,9 @@ class StepLimit:
                 sums = torch.stack([square, square / most**2, torch.ones_like(square)])
             self._sums[name] = self._sums.get(name, 0) + sums
 
+    @torch.no_grad()
     def apply(self) -> dict[str, tuple[float, float]]:
-        """After an iteration: lower the rates that are too fast, once they are measured.
+        """After an iteration: lower the rates that are too fast, once they are measured, and shorten the steps so far.
 
         Returns:
             The layers whose rates were lowered: the pixels of a step at the rate that they had, and the factor.
@@ -104,6 +108,8 @@ class StepLimit:
             fastest = lr * max(excess[k] for k in own.values())
             if fastest > 1:
                 group['offset_lr'] = lr / fastest
+                for parameter, start in zip(group['params'], self._starts[i], strict=True):
+                    parameter.lerp_(start, 1 - 1 / fastest)
                 lowered.update({name: (lr * pixels[k], 1 / fastest) for name, k in own.items()})
         return lowered
 

@@ -84,6 +84,25 @@ def test_a_second_step_at_the_lowered_rate_moves_the_offsets_by_the_limit():
     assert float(_offsets(again, '4').square().mean().sqrt()) == pytest.approx(0.1, rel=0.2)
 
 
+@pytest.mark.parametrize('learned', [0.0, 1e-5])
+def test_the_steps_before_the_measurement_are_shortened_as_the_rate_is(learned):
+    """Taps that they have led out of the map would get no gradient that leads back."""
+    model = _network(scale=1000.0)
+    branch = model.get_submodule('4').conv_offset
+    nn.init.normal_(branch.weight, std=learned)
+    start = branch.weight.detach().clone()
+    optimizer = _optimizer(model)
+    limit = StepLimit(model, optimizer)
+    _step(model, optimizer)
+    _step(model, optimizer)
+    others = {key: value.clone() for key, value in model.state_dict().items() if '4.conv_offset' not in key}
+    moved = branch.weight.detach() - start
+    factor = limit.apply()['4'][1]
+    assert factor < 0.5
+    torch.testing.assert_close(branch.weight.detach() - start, moved * factor, rtol=1e-3, atol=1e-9)
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in others.items())
+
+
 def test_rates_within_the_limit_are_left_alone_to_the_bit():
     trained = []
     for limited in (True, False):
