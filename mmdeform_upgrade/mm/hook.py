@@ -158,7 +158,7 @@ class DeformUpgradeHook(Hook):
             runner.logger.info(
                 f'{name}: one step of Adam moves its offsets by {step:.2g} pixels, expected at most {step * factor:.2g} '
                 f"(DeformUpgradeHook(max_step={self.max_step:g}) and the map's size): its rate is {factor:.2g} times that of "
-                'the config from now on'
+                'the config, from the first step on'
             )
         if self._limit.done:
             self._limit = None
@@ -182,7 +182,8 @@ class DeformUpgradeHook(Hook):
                 runner.logger.warning(
                     f'{name}: the offsets have led {100 * left:.0f} % of its taps out of its map of {height}x{width}, where '
                     'they read zeros; expected few. Lower the learning rate of the offsets '
-                    '(optim_wrapper.offset_optimizer.lr, --offset-lr), and compare on validation'
+                    '(optim_wrapper.offset_optimizer.lr, --offset-lr), and compare on validation. Where OffsetLoggerHook '
+                    'finds few of them in training, the statistics of batch norms have not settled: train longer first'
                 )
 
     def after_val_epoch(self, runner, metrics: dict[str, Any] | None = None) -> None:
