@@ -162,6 +162,10 @@ MISTAKES = {
         [*TRAIN, 'model.backbone.dept=18'],
         "ConfigError: the model of the config cannot be built: TypeError: .*unexpected keyword argument 'dept'",
     ),
+    'a data set that is not there': (
+        [*TRAIN, 'train_dataloader.dataset.data_root=nowhere', 'experiment_name=e'],
+        "OSError: .*No such file or directory: 'nowhere/.*correct the path .relative ones start at FOLDER",
+    ),
     'a file as the work directory': (
         ['train.py', 'upgraded.py', '--work-dir', 'config.py'],
         "OSError: .*File exists: 'FOLDER/config.py': .*name a place that can be written to",

@@ -183,8 +183,8 @@ def build_runner(cfg: Config) -> Any:
 
 
 def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> None:
-    """Call a tool's ``main``, in which all checkpoints are read safely; the package's own errors, and a
-    full disk or a path that cannot be written, become one message and exit status 2."""
+    """Call a tool's ``main``, in which all checkpoints are read safely; the package's own errors, a file that is not
+    there, a full disk or a path that cannot be written become one message and exit status 2."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')  # a console's encoding may lack what a name or a path has
@@ -195,9 +195,11 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
         print(f'{type(error).__name__}: {printable(str(error))}', file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (*_NO_ROOM, *_NO_PLACE):
+        if error.errno not in (*_NO_ROOM, *_NO_PLACE, errno.ENOENT):
             raise
         hint = 'make room' if error.errno in _NO_ROOM else 'name a place that can be written to'
+        if error.errno == errno.ENOENT:  # most often of the data set
+            hint = f'correct the path (relative ones start at {os.getcwd()})'
         print(f'OSError: {error}: what was written before stays; {hint} and start again', file=sys.stderr)
         sys.exit(2)
 
