@@ -53,7 +53,7 @@ def draw(panels: Sequence[Panel], file: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    columns = min(len(panels), 4)
+    columns = min(len(panels), 5)
     rows = math.ceil(len(panels) / columns)
     figure, grid = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.6 * rows), dpi=110, squeeze=False)
     drawn: dict[str, Any] = {}
@@ -64,9 +64,9 @@ def draw(panels: Sequence[Panel], file: Path) -> None:
                 x, y, half = zip(*points, strict=True)
                 drawn[arm] = axes.errorbar(x, y, yerr=half, marker='o', ms=4, capsize=3, color=colour)
         axes.set(xlabel=panel.xlabel, title=panel.title)
-        if panel.axis in ('steps', 'labels'):
+        if panel.axis != 'dose':
             ticks = sorted({r[panel.axis] for r in panel.rows if r['arm'] == 'upgraded'})
-            axes.set_xscale('log')
+            axes.set_xscale('linear' if panel.axis == 'stages' else 'log')
             axes.set_xticks(ticks, [f'{t:g}' for t in ticks])
             axes.minorticks_off()
         axes.grid(alpha=0.3)
