@@ -165,7 +165,7 @@ class DeformUpgradeHook(Hook):
 
     def before_val_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         """Record where the layers look in the first batch of a validation."""
-        if batch_idx == 0:
+        if batch_idx == 0 and runner.iter != 1:  # whose only step is not measured yet, and may be shortened
             self._recorder = OffsetRecorder(bare_network(runner)).__enter__()
 
     def after_val_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:

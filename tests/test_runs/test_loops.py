@@ -65,6 +65,14 @@ def test_a_validation_names_the_layer_whose_taps_have_left_the_map_once(scored_c
     assert not any(layer.conv_offset._forward_hooks for layer in upgraded_layers(runner.model).values())
 
 
+def test_a_validation_before_the_first_step_is_measured_warns_of_nothing(scored_cfg):
+    cfg = _by_iteration(scored_cfg)
+    cfg.train_cfg.update(max_iters=1, val_interval=1)
+    runner = build_runner(cfg, [dict(type='Spoil', layer='backbone.layer4.1.conv1', value=300.0, iteration=0)])
+    runner.train()
+    assert 'Iter(val)' in _log(runner) and 'the offsets have led' not in _log(runner)
+
+
 def test_training_stops_early_when_the_score_does_not_rise_above_the_baselines(scored_cfg):
     cfg = _unchanging(_by_iteration(scored_cfg))
     cfg.train_cfg.update(max_iters=20, val_interval=1)
