@@ -25,7 +25,7 @@ $(VENV)/.torch: constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	@echo 'Installing PyTorch.'
-	$(PIP) install -q -c constraints.txt torch setuptools wheel
+	$(PIP) install -q -c constraints.txt torch 'setuptools>=77' wheel
 	@touch $@
 
 # A build of its own, which sees no PyTorch, leaves the compiled part out.
