@@ -63,10 +63,11 @@ class StepLimit:
         for name, layer in upgraded_layers(model).items():
             branch = next(m for m in layer.conv_offset.modules() if isinstance(m, OffsetBranch))  # FSDP may wrap it
             if id(branch.weight) in of:
-                self._groups[name] = index = of[id(branch.weight)]
-                self._starts[index] = [p.detach().clone() for p in optimizer.param_groups[index]['params']]
+                self._groups[name] = of[id(branch.weight)]
                 start = branch.weight.detach().clone() if branch.weight.any() else None
                 self._handles.append(branch.register_forward_hook(partial(self._measure, name, start)))
+        for i in set(self._groups.values()):
+            self._starts[i] = [p.detach().clone() for p in optimizer.param_groups[i]['params']]
 
     def _measure(self, name: str, start: Tensor | None, branch: OffsetBranch, args: Any, _: Tensor) -> None:
         if is_compiling() or not branch.training:
@@ -93,6 +94,7 @@ class StepLimit:
         if not self._sums:
             return {}
         found, self._sums = self._sums, {}
+        starts, self._starts = self._starts, {}
         self.close()
         zero = torch.zeros_like(next(iter(found.values())))
         sums = torch.stack([found.get(name, zero) for name in self._groups])
@@ -108,7 +110,7 @@ class StepLimit:
             fastest = lr * max(excess[k] for k in own.values())
             if fastest > 1:
                 group['offset_lr'] = lr / fastest
-                for parameter, start in zip(group['params'], self._starts[i], strict=True):
+                for parameter, start in zip(group['params'], starts[i], strict=True):
                     parameter.lerp_(start, 1 - 1 / fastest)
                 lowered.update({name: (lr * pixels[k], 1 / fastest) for name, k in own.items()})
         return lowered
