@@ -30,7 +30,7 @@ NETWORKS = {
     'camvid': ('r18w32s2', 'r18w32s3'),
     'horses': ('r18w32s3',),
     'msrc': ('r18w32s3',),
-    'bccd': ('fcos-r18w32s2',),
+    'bccd': ('fcos-r18w32s2', 'ssd-r18w32s4', 'retina-r18w32s4'),
     'chess': ('fcos-r18w32s2',),
 }
 SCRATCH_LR = 2e-3
@@ -41,8 +41,7 @@ LONGER = 4
 # Rates that the selection chooses from, of the network and of the offsets, and of the offsets alone.
 RATES = dict.fromkeys(NETWORKS, ((5e-4, 1e-3, 2e-3, 4e-3), (1e-3, 2e-3, 5e-3), (1e-3, 2e-3, 5e-3, 1e-2)))
 RATES['msrc'] = ((2e-3, 4e-3), (1e-3, 2e-3), (1e-3, 2e-3))  # the best on every other set
-# 1e-3 was below 3e-3 for the control and for 5x5
-RATES |= dict.fromkeys(('shape-boxes', 'bccd', 'chess'), ((3e-3,), (1e-3, 2e-3), (1e-3, 2e-3)))
+RATES |= dict.fromkeys(('shape-boxes', 'bccd', 'chess'), ((1e-3, 3e-3), (1e-3, 2e-3), (1e-3, 2e-3)))
 
 
 def tuned(bed: str) -> tuple[str, ...]:
