@@ -27,11 +27,11 @@ def config(network: str, classes: int) -> dict:
     """
     kind, _, body = network.partition('-')
     backbone = networks.config(body, classes)['backbone']
-    width, stages = backbone['base_channels'], backbone['num_stages']
+    stages, last = backbone['num_stages'], networks.channels(backbone)
     if kind == 'fcos':
-        head, neck = _fcos(width * 2 ** (stages - 1), classes), None
+        head, neck = _fcos(last, classes), None
     else:
-        channels = [width * 2**stage for stage in range(1, stages)]
+        channels = [last // 2**stage for stage in reversed(range(stages - 1))]
         backbone |= dict(out_indices=tuple(range(1, stages)), strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1))
         if kind == 'ssd':
             head = _ssd([*channels, 128], classes)

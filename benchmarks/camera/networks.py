@@ -28,26 +28,26 @@ def config(network: str, classes: int) -> dict:
     depth = 50 if network.startswith('r50') else 18
     width = int(network.partition('w')[2].partition('s')[0]) if 'w' in network else 64
     stages = int(network.partition('s')[2] or 4)
-    channels = width * 2 ** (stages - 1) * (4 if depth == 50 else 1)
     norm = dict(type='BN', requires_grad=True)
+    backbone = dict(
+        type='ResNet',
+        depth=depth,
+        base_channels=width,
+        num_stages=stages,
+        strides=(1, 2, 1, 1)[:stages],
+        dilations=(1, 1, 2, 4)[:stages],
+        out_indices=(stages - 1,),
+        norm_cfg=norm,
+        style='caffe' if depth == 50 else 'pytorch',
+    )
     return dict(
         type='EncoderDecoder',
-        backbone=dict(
-            type='ResNet',
-            depth=depth,
-            base_channels=width,
-            num_stages=stages,
-            strides=(1, 2, 1, 1)[:stages],
-            dilations=(1, 1, 2, 4)[:stages],
-            out_indices=(stages - 1,),
-            norm_cfg=norm,
-            style='caffe' if depth == 50 else 'pytorch',
-        ),
+        backbone=backbone,
         decode_head=dict(
             type='FCNHead',
-            in_channels=channels,
+            in_channels=channels(backbone),
             in_index=0,
-            channels=channels,
+            channels=channels(backbone),
             num_convs=0,
             concat_input=False,
             dropout_ratio=0.1,
@@ -56,6 +56,16 @@ def config(network: str, classes: int) -> dict:
             align_corners=False,
         ),
     )
+
+
+def channels(backbone: dict) -> int:
+    """Channels of the last stage of mmdet's or mmseg's ResNet."""
+    return backbone['base_channels'] * 2 ** (backbone['num_stages'] - 1) * (4 if backbone['depth'] == 50 else 1)
+
+
+def pretrained(network: str) -> bool:
+    """Whether it starts from ImageNet's weights, as every ResNet-50 does."""
+    return 'r50' in network
 
 
 def built(settings: dict) -> Any:
@@ -76,7 +86,7 @@ class Network(nn.Module):
     def __init__(self, network: str, backbone: nn.Module):
         super().__init__()
         self.backbone = backbone
-        std = (1.0, 1.0, 1.0) if 'r50' in network else STD
+        std = (1.0, 1.0, 1.0) if pretrained(network) else STD
         self.register_buffer('mean', torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer('std', torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from . import runs, testbeds
+from . import networks, runs, testbeds
 from .runs import SELECTION, Run
 from .training import Recipe
 
@@ -30,10 +30,13 @@ NETWORKS = {
     'camvid': ('r18w32s2', 'r18w32s3'),
     'horses': ('r18w32s3',),
     'msrc': ('r18w32s3',),
-    'bccd': ('fcos-r18w32s2', 'ssd-r18w32s4', 'retina-r18w32s4'),
+    'bccd': ('fcos-r18w32s2', 'ssd-r18w32s4', 'retina-r18w32s4', 'ssd-r50s4'),
     'chess': ('fcos-r18w32s2',),
 }
+# Layers that the arms change, where these are not the last three: mmdet's own choice for ResNet-50, of c3 to c5.
+TARGETS = {'ssd-r50s4': 'last:13'}
 SCRATCH_LR = 2e-3
+PRETRAINED_LR = 2e-4
 TUNE_STEPS = {'shapes': 500, 'shape-boxes': 300, 'camvid': 375, 'horses': 250, 'msrc': 375, 'bccd': 250, 'chess': 250}
 SELECTION_MAP = dict.fromkeys(NETWORKS, 'anisotropic') | {'shapes': 'fisheye', 'shape-boxes': GENTLE}
 SELECTION_MAP |= {'bccd': CELLS, 'chess': 'zoom'}
@@ -42,6 +45,16 @@ LONGER = 4
 RATES = dict.fromkeys(NETWORKS, ((5e-4, 1e-3, 2e-3, 4e-3), (1e-3, 2e-3, 5e-3), (1e-3, 2e-3, 5e-3, 1e-2)))
 RATES['msrc'] = ((2e-3, 4e-3), (1e-3, 2e-3), (1e-3, 2e-3))  # the best on every other set
 RATES |= dict.fromkeys(('shape-boxes', 'bccd', 'chess'), ((1e-3, 3e-3), (1e-3, 2e-3), (1e-3, 2e-3)))
+PRETRAINED_RATES = ((1e-4, 3e-4), (5e-4, 1e-3), (1e-3, 2e-3))
+
+
+def tune_steps(bed: str, network: str) -> int:
+    """Of a fine-tune: a quarter of a pretrained network's baseline, an eighth of the others'."""
+    return TUNE_STEPS[bed] // (2 if networks.pretrained(network) else 1)
+
+
+def targets(network: str) -> str:
+    return TARGETS.get(network, 'last:3')
 
 
 def tuned(bed: str) -> tuple[str, ...]:
@@ -59,8 +72,9 @@ def strengths() -> list[str]:
 
 def baseline(bed: str, network: str, seeds: tuple[int, ...], geometry: str = 'identity', factor: int = 1) -> Run:
     """``factor``: of its usual length."""
-    steps = factor * runs.BASELINE_STEPS[bed]
-    return Run(bed, network, 'scratch', geometry, Recipe(steps, SCRATCH_LR), seeds)
+    steps = factor * runs.baseline_steps(bed, network)
+    lr = PRETRAINED_LR if networks.pretrained(network) else SCRATCH_LR
+    return Run(bed, network, 'scratch', geometry, Recipe(steps, lr), seeds)
 
 
 def tuned_with(bed: str, network: str) -> str:
@@ -72,12 +86,12 @@ def selection(bed: str, network: str) -> Iterator[Run]:
     """Rates of every arm, on two baselines that no result is made of."""
     network = tuned_with(bed, network)
     yield baseline(bed, network, SELECTION)
-    rates, offset_rates, alone = RATES[bed]
+    rates, offset_rates, alone = PRETRAINED_RATES if networks.pretrained(network) else RATES[bed]
     for arm in tuned(bed):
         for lr in rates if arm != 'offsets' else (1e-3,):
             for offset_lr in {'upgraded': offset_rates, 'offsets': alone}.get(arm, (2e-3,)):
-                recipe = Recipe(TUNE_STEPS[bed], lr, offset_lr)
-                yield Run(bed, network, arm, SELECTION_MAP[bed], recipe, SELECTION)
+                recipe = Recipe(tune_steps(bed, network), lr, offset_lr)
+                yield Run(bed, network, arm, SELECTION_MAP[bed], recipe, SELECTION, targets=targets(network))
 
 
 def chosen(rows: dict[str, dict], bed: str, network: str) -> dict[str, Recipe]:
@@ -86,8 +100,8 @@ def chosen(rows: dict[str, dict], bed: str, network: str) -> dict[str, Recipe]:
     for arm in tuned(bed):
         own = [r for r in rows.values() if (r['bed'], r['network'], r['arm']) == (bed, network, arm)]
         own = [r for r in own if r['geometry'] == SELECTION_MAP[bed] and r['source'] == 'identity']
-        own = [r for r in own if r['recipe']['steps'] == TUNE_STEPS[bed] and r['targets'] == 'last:3']
-        found[arm] = Recipe(TUNE_STEPS[bed], **runs.best(own))
+        own = [r for r in own if r['recipe']['steps'] == tune_steps(bed, network) and r['targets'] == targets(network)]
+        found[arm] = Recipe(tune_steps(bed, network), **runs.best(own))
     return found
 
 
@@ -102,7 +116,7 @@ def camera(
     for geometry in maps or MAPS.get(bed, REAL_MAPS):
         yield Run(bed, network, 'untouched', geometry, Recipe(0, 0), SEEDS, factor=factor)
         for arm in tuned(bed):
-            yield Run(bed, network, arm, geometry, recipes[arm], SEEDS, factor=factor)
+            yield Run(bed, network, arm, geometry, recipes[arm], SEEDS, targets=targets(network), factor=factor)
 
 
 def references(bed: str, network: str) -> Iterator[Run]:
@@ -124,7 +138,7 @@ def lengths(
 ) -> Iterator[Run]:
     """The same with other lengths, as parts of the baseline's."""
     for part in parts:
-        steps = round(part * runs.BASELINE_STEPS[bed])
+        steps = round(part * runs.baseline_steps(bed, network))
         for arm in arms:
             recipe = replace(recipes[arm], steps=steps)
             yield Run(bed, network, arm, geometry, recipe, SEEDS)
@@ -134,7 +148,7 @@ def labels(bed: str, network: str, recipes: Recipes, geometry: str) -> Iterator[
     """The same with few labelled pictures, for half as long."""
     for count in (10, 30, 100):
         for arm in tuned(bed):
-            recipe = replace(recipes[arm], steps=TUNE_STEPS[bed] // 2)
+            recipe = replace(recipes[arm], steps=tune_steps(bed, network) // 2)
             yield Run(bed, network, arm, geometry, recipe, SEEDS, labels=count)
 
 
@@ -166,7 +180,7 @@ def reach(recipes: Recipes) -> Iterator[Run]:
 def trained_out(bed: str, network: str, recipes: Recipes, offset_lr: float) -> Iterator[Run]:
     """Both claims from baselines that were trained :data:`LONGER` times as long; then what twice of that gives."""
     yield from camera(bed, network, recipes, MAPS.get(bed, REAL_MAPS)[:2], LONGER)
-    steps = LONGER * runs.BASELINE_STEPS[bed]
+    steps = LONGER * runs.baseline_steps(bed, network)
     for arm in ('control', '5x5', 'upgraded'):
         yield Run(bed, network, arm, 'identity', replace(recipes[arm], steps=steps // 16), SEEDS, factor=LONGER)
     deformable = scratch_upgraded(bed, network, offset_lr, SEEDS)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..page import Page
-from .plans import TUNE_STEPS
+from .plans import tune_steps
 from .tables import (
     NAMES,
     Row,
@@ -106,7 +106,7 @@ def report(rows: Sequence[Row], out: Path | None) -> str:
     """All tables that the rows have; their curves beside ``out``."""
     parts, panels = [], []
     own = of_any_baseline(rows, arm='control', labels=None, source='identity')
-    own = [r for r in own if r['steps'] == TUNE_STEPS[r['bed']] and r['geometry'] != 'identity']
+    own = [r for r in own if r['steps'] == tune_steps(r['bed'], r['network']) and r['geometry'] != 'identity']
     parts += [arms_table(rows, *s) for s in sorted({(r['bed'], r['network'], r['geometry'], r['factor']) for r in own})]
     settings = sorted({(r['bed'], r['network'], r['geometry']) for r in own if r['factor'] == 1})
     for bed, network, geometry in settings:

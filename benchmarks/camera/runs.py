@@ -161,9 +161,9 @@ class Lab:
 
     def _network(self, run: Run, seed: int) -> nn.Module:
         bed = TESTBEDS[run.bed]
-        pretrained = self.weights if 'r50' in run.network else None
+        weights = self.weights if networks.pretrained(run.network) else None
         kind = Detector if bed.boxes else networks.Segmentor
-        model = networks.build(kind, run.network, bed.classes, seed, pretrained).to(self.device)
+        model = networks.build(kind, run.network, bed.classes, seed, weights).to(self.device)
         if not run.from_scratch:
             held = torch.load(self._baseline(run, seed), weights_only=True, map_location=self.device)
             model.load_state_dict(held)
@@ -175,7 +175,7 @@ class Lab:
 
     def _baseline(self, run: Run, seed: int) -> Path:
         geometry = run.geometry if run.from_scratch else run.source
-        steps = run.recipe.steps if run.from_scratch else run.factor * BASELINE_STEPS[run.bed]
+        steps = run.recipe.steps if run.from_scratch else run.factor * baseline_steps(run.bed, run.network)
         return self.out / f'{run.bed}-{run.network}-{geometry.partition(":")[0]}-{steps}-{seed}.pth'
 
     def _scores(self, run: Run, seed: int, model: nn.Module) -> dict:
@@ -200,6 +200,11 @@ class Lab:
 
 BASELINE_STEPS = {'shapes': 4000, 'shape-boxes': 2000, 'camvid': 3000, 'horses': 2000, 'msrc': 3000}
 BASELINE_STEPS |= {'bccd': 2000, 'chess': 2000}
+
+
+def baseline_steps(bed: str, network: str) -> int:
+    """Of the baseline: a quarter of a set's where the network starts from ImageNet's weights."""
+    return BASELINE_STEPS[bed] // (4 if networks.pretrained(network) else 1)
 
 
 def _reference(run: Run, model: nn.Module, split: str) -> Callable[[Tensor, slice], Tensor] | None:

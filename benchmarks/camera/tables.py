@@ -12,8 +12,8 @@ from typing import Any
 
 from scipy import stats
 
-from .plans import LONGER, TUNE_STEPS
-from .runs import BASELINE_STEPS, SELECTION, read
+from .plans import LONGER, TUNE_STEPS, tune_steps
+from .runs import SELECTION, baseline_steps, read
 from .testbeds import TESTBEDS
 
 Row = dict[str, Any]
@@ -113,10 +113,11 @@ def score_name(bed: str) -> str:
 def arms_table(rows: Sequence[Row], bed: str, network: str, geometry: str, factor: int = 1) -> str:
     """Markdown: every arm of the standard length after one map, from baselines of ``factor`` times the usual length."""
     own = select(rows, bed=bed, network=network, geometry=geometry, source='identity', labels=None, factor=factor)
-    own = [r for r in own if r['steps'] in (0, TUNE_STEPS[bed]) and not from_scratch(r)]
+    steps = tune_steps(bed, network)
+    own = [r for r in own if r['steps'] in (0, steps) and not from_scratch(r)]
     control, score = by_seed(r for r in own if r['arm'] == 'control'), score_name(bed)
     lines = [
-        f'| {bed}, {network}, {geometry}, {factor * BASELINE_STEPS[bed]} + {TUNE_STEPS[bed]} steps | {score}, val | {score}, test | over the control, test '
+        f'| {bed}, {network}, {geometry}, {factor * baseline_steps(bed, network)} + {steps} steps | {score}, val | {score}, test | over the control, test '
         '| offsets, px |',
         '|---|---|---|---|---|',
     ]
@@ -204,7 +205,7 @@ def same_table(rows: Sequence[Row], bed: str, network: str) -> str:
 
 def _baseline_steps(row: Row) -> int:
     """Of its baseline, or of a network from scratch."""
-    return row['steps'] if from_scratch(row) else row['factor'] * BASELINE_STEPS[row['bed']]
+    return row['steps'] if from_scratch(row) else row['factor'] * baseline_steps(row['bed'], row['network'])
 
 
 def _best(groups: Iterable[Sequence[Row]]) -> dict[int, float]:
