@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from . import plans, testbeds
+from .networks import pretrained
 from .runs import SELECTION, Lab, Run
 
 
@@ -34,6 +35,8 @@ def main(argv=None):
     parser.add_argument('--bfloat16', action='store_true', help='mixed precision, half the time on a CPU')
     parser.add_argument('--steps', type=float, default=1.0, help='part of the steps and scenes, for a trial')
     args = parser.parse_args(argv)
+    if args.weights is None and any(map(pretrained, args.networks or ())):
+        parser.error("a ResNet-50 starts from ImageNet: --weights names its file, mmdet's detectron2/resnet50_caffe")
     deadline = time.monotonic() + 60 * args.minutes
     lab = Lab(args.out, args.data, args.device, args.weights, deadline, args.steps, args.workers, args.bfloat16)
     for bed in args.beds:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from benchmarks.camera import archives, arms, foretell, plans, runs, tables, testbeds, training
+from benchmarks.camera.__main__ import main
 from benchmarks.camera.references import ComputedOffsets, Rectified
 from benchmarks.camera.runs import Lab, Run
 from benchmarks.camera.testbeds import Geometry, Pictures
@@ -149,6 +150,18 @@ def test_every_plan_names_runs_that_exist():
         assert all(Geometry.parse(run.geometry).view((8, 8), 'val', 0) for run in planned)
 
 
+def test_a_pretrained_network_has_a_plan_of_its_own(capsys):
+    recipes = {arm: Recipe(10, 1e-3) for arm in plans.BOXES_TUNED}
+    planned = list(plans.camera('bccd', 'ssd-r50s4', recipes))
+    scratch = [run for run in planned if run.from_scratch]
+    assert [(run.recipe.steps, run.recipe.lr) for run in scratch] == [(500, plans.PRETRAINED_LR)]
+    assert {run.targets for run in planned if run.recipe.steps and not run.from_scratch} == {'last:13'}
+    assert {run.recipe.steps for run in plans.selection('bccd', 'ssd-r50s4')} == {500, 125}
+    with pytest.raises(SystemExit):
+        main(['bccd', '--networks', 'ssd-r50s4'])
+    assert '--weights' in capsys.readouterr().err
+
+
 @pytest.fixture
 def boxes_lab(tmp_path, monkeypatch):
     bed = replace(testbeds.TESTBEDS['shape-boxes'], home=(64, 64), target=(96, 96), pictures=FEW)
@@ -157,10 +170,10 @@ def boxes_lab(tmp_path, monkeypatch):
     return Lab(tmp_path)
 
 
-@pytest.mark.parametrize('network', ['fcos-r18w8s2', 'ssd-r18w8s4', 'retina-r18w8s4'])
+@pytest.mark.parametrize('network', ['fcos-r18w8s2', 'ssd-r18w8s4', 'retina-r18w8s4', 'ssd-r50w8s4'])
 def test_detectors_train_from_what_the_baseline_computes(boxes_lab, network):
     lab = boxes_lab
-    lab.run([replace(plans.baseline('shape-boxes', network, (0,)), recipe=Recipe(4, 2e-3))])
+    lab.run([plans.baseline('shape-boxes', network, (0,))])
     arm = Run('shape-boxes', network, 'upgraded', plans.GENTLE, Recipe(3, 1e-3), (0,))
     untouched = lab._network(replace(arm, arm='untouched'), 0).eval()
     pictures = lab.data('shape-boxes', plans.GENTLE, 'val').pictures
