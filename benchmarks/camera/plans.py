@@ -30,7 +30,7 @@ NETWORKS = {
     'camvid': ('r18w32s2', 'r18w32s3'),
     'horses': ('r18w32s3',),
     'msrc': ('r18w32s3',),
-    'bccd': ('fcos-r18w32s2', 'ssd-r18w32s4', 'retina-r18w32s4', 'ssd-r50s4'),
+    'bccd': ('fcos-r18w32s2', 'ssd-r18w32s4', 'retina-r18w32s4', 'ssd-r50s4', 'fcos-r50s2'),
     'chess': ('fcos-r18w32s2',),
 }
 # Layers that the arms change, where these are not the last three: mmdet's own choice for ResNet-50, of c3 to c5.
@@ -45,7 +45,7 @@ LONGER = 4
 RATES = dict.fromkeys(NETWORKS, ((5e-4, 1e-3, 2e-3, 4e-3), (1e-3, 2e-3, 5e-3), (1e-3, 2e-3, 5e-3, 1e-2)))
 RATES['msrc'] = ((2e-3, 4e-3), (1e-3, 2e-3), (1e-3, 2e-3))  # the best on every other set
 RATES |= dict.fromkeys(('shape-boxes', 'bccd', 'chess'), ((1e-3, 3e-3), (1e-3, 2e-3), (1e-3, 2e-3)))
-PRETRAINED_RATES = ((1e-4, 3e-4), (5e-4, 1e-3), (1e-3, 2e-3))
+PRETRAINED_RATES = ((1e-4, 3e-4, 1e-3), (1e-3, 2e-3), (1e-3, 2e-3))
 
 
 def tune_steps(bed: str, network: str) -> int:
