@@ -33,10 +33,11 @@ NETWORKS = {
     'bccd': ('fcos-r18w32s2', 'ssd-r18w32s4', 'retina-r18w32s4', 'ssd-r50s4', 'fcos-r50s2'),
     'chess': ('fcos-r18w32s2',),
 }
+# Rates of baselines; a pretrained network's by validation with one of its selection's seeds.
+SCRATCH_LR = 2e-3
+PRETRAINED_LRS = {'ssd-r50s4': 2e-4, 'fcos-r50s2': 1e-3}
 # Layers that the arms change, where these are not the last three: mmdet's own choice for ResNet-50, of c3 to c5.
 TARGETS = {'ssd-r50s4': 'last:13'}
-SCRATCH_LR = 2e-3
-PRETRAINED_LR = 2e-4
 TUNE_STEPS = {'shapes': 500, 'shape-boxes': 300, 'camvid': 375, 'horses': 250, 'msrc': 375, 'bccd': 250, 'chess': 250}
 SELECTION_MAP = dict.fromkeys(NETWORKS, 'anisotropic') | {'shapes': 'fisheye', 'shape-boxes': GENTLE}
 SELECTION_MAP |= {'bccd': CELLS, 'chess': 'zoom'}
@@ -73,7 +74,7 @@ def strengths() -> list[str]:
 def baseline(bed: str, network: str, seeds: tuple[int, ...], geometry: str = 'identity', factor: int = 1) -> Run:
     """``factor``: of its usual length."""
     steps = factor * runs.baseline_steps(bed, network)
-    lr = PRETRAINED_LR if networks.pretrained(network) else SCRATCH_LR
+    lr = PRETRAINED_LRS.get(network, SCRATCH_LR)
     return Run(bed, network, 'scratch', geometry, Recipe(steps, lr), seeds)
 
 

@@ -154,7 +154,7 @@ def test_a_pretrained_network_has_a_plan_of_its_own(capsys):
     recipes = {arm: Recipe(10, 1e-3) for arm in plans.BOXES_TUNED}
     planned = list(plans.camera('bccd', 'ssd-r50s4', recipes))
     scratch = [run for run in planned if run.from_scratch]
-    assert [(run.recipe.steps, run.recipe.lr) for run in scratch] == [(500, plans.PRETRAINED_LR)]
+    assert [(run.recipe.steps, run.recipe.lr) for run in scratch] == [(500, plans.PRETRAINED_LRS['ssd-r50s4'])]
     assert {run.targets for run in planned if run.recipe.steps and not run.from_scratch} == {'last:13'}
     assert {run.recipe.steps for run in plans.selection('bccd', 'ssd-r50s4')} == {500, 125}
     with pytest.raises(SystemExit):
