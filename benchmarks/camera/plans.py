@@ -54,7 +54,7 @@ def tune_steps(bed: str, network: str) -> int:
     return TUNE_STEPS[bed] // (2 if networks.pretrained(network) else 1)
 
 
-def targets(network: str) -> str:
+def usual_targets(network: str) -> str:
     return TARGETS.get(network, 'last:3')
 
 
@@ -92,7 +92,7 @@ def selection(bed: str, network: str) -> Iterator[Run]:
         for lr in rates if arm != 'offsets' else (1e-3,):
             for offset_lr in {'upgraded': offset_rates, 'offsets': alone}.get(arm, (2e-3,)):
                 recipe = Recipe(tune_steps(bed, network), lr, offset_lr)
-                yield Run(bed, network, arm, SELECTION_MAP[bed], recipe, SELECTION, targets=targets(network))
+                yield Run(bed, network, arm, SELECTION_MAP[bed], recipe, SELECTION, targets=usual_targets(network))
 
 
 def chosen(rows: dict[str, dict], bed: str, network: str) -> dict[str, Recipe]:
@@ -101,12 +101,21 @@ def chosen(rows: dict[str, dict], bed: str, network: str) -> dict[str, Recipe]:
     for arm in tuned(bed):
         own = [r for r in rows.values() if (r['bed'], r['network'], r['arm']) == (bed, network, arm)]
         own = [r for r in own if r['geometry'] == SELECTION_MAP[bed] and r['source'] == 'identity']
-        own = [r for r in own if r['recipe']['steps'] == tune_steps(bed, network) and r['targets'] == targets(network)]
+        own = [
+            r
+            for r in own
+            if r['recipe']['steps'] == tune_steps(bed, network) and r['targets'] == usual_targets(network)
+        ]
         found[arm] = Recipe(tune_steps(bed, network), **runs.best(own))
     return found
 
 
 Recipes = dict[str, Recipe]
+
+
+def fine_tune(bed: str, network: str, arm: str, geometry: str, recipe: Recipe, **more: int) -> Run:
+    """Of the network's usual layers, for every baseline."""
+    return Run(bed, network, arm, geometry, recipe, SEEDS, targets=usual_targets(network), **more)
 
 
 def camera(
@@ -117,7 +126,7 @@ def camera(
     for geometry in maps or MAPS.get(bed, REAL_MAPS):
         yield Run(bed, network, 'untouched', geometry, Recipe(0, 0), SEEDS, factor=factor)
         for arm in tuned(bed):
-            yield Run(bed, network, arm, geometry, recipes[arm], SEEDS, targets=targets(network), factor=factor)
+            yield fine_tune(bed, network, arm, geometry, recipes[arm], factor=factor)
 
 
 def references(bed: str, network: str) -> Iterator[Run]:
@@ -141,8 +150,7 @@ def lengths(
     for part in parts:
         steps = round(part * runs.baseline_steps(bed, network))
         for arm in arms:
-            recipe = replace(recipes[arm], steps=steps)
-            yield Run(bed, network, arm, geometry, recipe, SEEDS)
+            yield fine_tune(bed, network, arm, geometry, replace(recipes[arm], steps=steps))
 
 
 def labels(bed: str, network: str, recipes: Recipes, geometry: str) -> Iterator[Run]:
@@ -150,7 +158,7 @@ def labels(bed: str, network: str, recipes: Recipes, geometry: str) -> Iterator[
     for count in (10, 30, 100):
         for arm in tuned(bed):
             recipe = replace(recipes[arm], steps=tune_steps(bed, network) // 2)
-            yield Run(bed, network, arm, geometry, recipe, SEEDS, labels=count)
+            yield fine_tune(bed, network, arm, geometry, recipe, labels=count)
 
 
 def ceiling(bed: str, network: str, geometry: str, offset_lr: float) -> Iterator[Run]:
@@ -183,7 +191,7 @@ def trained_out(bed: str, network: str, recipes: Recipes, offset_lr: float) -> I
     yield from camera(bed, network, recipes, MAPS.get(bed, REAL_MAPS)[:2], LONGER)
     steps = LONGER * runs.baseline_steps(bed, network)
     for arm in ('control', '5x5', 'upgraded'):
-        yield Run(bed, network, arm, 'identity', replace(recipes[arm], steps=steps // 16), SEEDS, factor=LONGER)
+        yield fine_tune(bed, network, arm, 'identity', replace(recipes[arm], steps=steps // 16), factor=LONGER)
     deformable = scratch_upgraded(bed, network, offset_lr, SEEDS)
     yield replace(deformable, recipe=replace(deformable.recipe, steps=steps))
     yield baseline(bed, network, SEEDS, factor=2 * LONGER)
@@ -217,7 +225,7 @@ def same_data(bed: str, network: str, recipes: Recipes, rows: dict[str, dict]) -
 
     def tuned_on(arm: str, part: float, **changes) -> Run:
         recipe = replace(recipes[arm], steps=round(part * steps), **changes)
-        return Run(bed, network, arm, 'identity', recipe, SEEDS)
+        return fine_tune(bed, network, arm, 'identity', recipe)
 
     yield plain
     yield scratch_upgraded(bed, network, scratch_rate(bed, network, rows), SEEDS)

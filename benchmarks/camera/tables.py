@@ -12,7 +12,7 @@ from typing import Any
 
 from scipy import stats
 
-from .plans import LONGER, TUNE_STEPS, tune_steps
+from .plans import LONGER, TUNE_STEPS, tune_steps, usual_targets
 from .runs import SELECTION, baseline_steps, read
 from .testbeds import TESTBEDS
 
@@ -113,7 +113,7 @@ def score_name(bed: str) -> str:
 def arms_table(rows: Sequence[Row], bed: str, network: str, geometry: str, factor: int = 1) -> str:
     """Markdown: every arm of the standard length after one map, from baselines of ``factor`` times the usual length."""
     own = select(rows, bed=bed, network=network, geometry=geometry, source='identity', labels=None, factor=factor)
-    steps = tune_steps(bed, network)
+    steps, usual = tune_steps(bed, network), usual_targets(network)
     own = [r for r in own if r['steps'] in (0, steps) and not from_scratch(r)]
     control, score = by_seed(r for r in own if r['arm'] == 'control'), score_name(bed)
     lines = [
@@ -124,7 +124,7 @@ def arms_table(rows: Sequence[Row], bed: str, network: str, geometry: str, facto
     groups = [(arm, targets) for arm in ORDER for targets in sorted({r['targets'] for r in own if r['arm'] == arm})]
     for arm, targets in groups:
         group = [r for r in own if r['arm'] == arm and r['targets'] == targets]
-        test, name = by_seed(group), NAMES[arm] + (f', {targets}' if targets != 'last:3' else '')
+        test, name = by_seed(group), NAMES[arm] + (f', {targets}' if targets != usual and arm != 'untouched' else '')
         over = '' if arm in ('control', 'untouched') else _difference_text(test, control)
         offsets = [r['offsets'] for r in group if r['offsets']]
         lines.append(
