@@ -50,7 +50,7 @@ PRETRAINED_RATES = ((1e-4, 3e-4, 1e-3), (1e-3, 2e-3), (1e-3, 2e-3))
 
 
 def tune_steps(bed: str, network: str) -> int:
-    """Of a fine-tune: a quarter of a pretrained network's baseline, an eighth of the others'."""
+    """Of a fine-tune; half as many for a pretrained network, which is a quarter of its baseline's."""
     return TUNE_STEPS[bed] // (2 if networks.pretrained(network) else 1)
 
 
@@ -79,8 +79,9 @@ def baseline(bed: str, network: str, seeds: tuple[int, ...], geometry: str = 'id
 
 
 def tuned_with(bed: str, network: str) -> str:
-    """The network whose selection gives the rates: a detector's own, the first segmentor of the test bed."""
-    return network if testbeds.TESTBEDS[bed].boxes else NETWORKS[bed][0]
+    """The network whose selection gives the rates: a detector's or pretrained one's own, or the first segmentor's."""
+    own = testbeds.TESTBEDS[bed].boxes or networks.pretrained(network)
+    return network if own else NETWORKS[bed][0]
 
 
 def selection(bed: str, network: str) -> Iterator[Run]:
@@ -98,15 +99,12 @@ def selection(bed: str, network: str) -> Iterator[Run]:
 def chosen(rows: dict[str, dict], bed: str, network: str) -> dict[str, Recipe]:
     """Each arm's recipe, by validation."""
     found, network = {}, tuned_with(bed, network)
+    steps, targets = tune_steps(bed, network), usual_targets(network)
     for arm in tuned(bed):
         own = [r for r in rows.values() if (r['bed'], r['network'], r['arm']) == (bed, network, arm)]
         own = [r for r in own if r['geometry'] == SELECTION_MAP[bed] and r['source'] == 'identity']
-        own = [
-            r
-            for r in own
-            if r['recipe']['steps'] == tune_steps(bed, network) and r['targets'] == usual_targets(network)
-        ]
-        found[arm] = Recipe(tune_steps(bed, network), **runs.best(own))
+        own = [r for r in own if r['recipe']['steps'] == steps and r['targets'] == targets]
+        found[arm] = Recipe(steps, **runs.best(own))
     return found
 
 
@@ -163,9 +161,8 @@ def labels(bed: str, network: str, recipes: Recipes, geometry: str) -> Iterator[
 
 def ceiling(bed: str, network: str, geometry: str, offset_lr: float) -> Iterator[Run]:
     """Trained on the new camera's pictures for the baseline's whole length, plain and deformable."""
-    plain = baseline(bed, network, SEEDS, geometry)
-    yield plain
-    yield replace(plain, arm='scratch-upgraded', recipe=replace(plain.recipe, offset_lr=offset_lr))
+    yield baseline(bed, network, SEEDS, geometry)
+    yield scratch_upgraded(bed, network, offset_lr, SEEDS, geometry)
 
 
 def dose(network: str, recipes: Recipes) -> Iterator[Run]:
@@ -201,9 +198,12 @@ def trained_out(bed: str, network: str, recipes: Recipes, offset_lr: float) -> I
 SCRATCH_OFFSET_LRS = (2e-4, 5e-4)
 
 
-def scratch_upgraded(bed: str, network: str, offset_lr: float, seeds: tuple[int, ...]) -> Run:
-    plain = baseline(bed, network, seeds)
-    return replace(plain, arm='scratch-upgraded', recipe=replace(plain.recipe, offset_lr=offset_lr))
+def scratch_upgraded(
+    bed: str, network: str, offset_lr: float, seeds: tuple[int, ...], geometry: str = 'identity'
+) -> Run:
+    plain = baseline(bed, network, seeds, geometry)
+    recipe = replace(plain.recipe, offset_lr=offset_lr)
+    return replace(plain, arm='scratch-upgraded', recipe=recipe, targets=usual_targets(network))
 
 
 def scratch_selection(bed: str, network: str) -> Iterator[Run]:
@@ -229,7 +229,7 @@ def same_data(bed: str, network: str, recipes: Recipes, rows: dict[str, dict]) -
 
     yield plain
     yield scratch_upgraded(bed, network, scratch_rate(bed, network, rows), SEEDS)
-    yield replace(plain, arm='scratch-dilated')
+    yield replace(plain, arm='scratch-dilated', targets=usual_targets(network))
     for arm in ('control', '5x5', 'upgraded', 'offsets'):
         yield tuned_on(arm, 1 / 4)
     yield replace(tuned_on('upgraded', 1 / 4, offset_lr=recipes['upgraded'].lr), label='same')
