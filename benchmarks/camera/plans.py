@@ -27,7 +27,7 @@ MAPS = {
 NETWORKS = {
     'shapes': ('r18w32s2', 'r18w32s1', 'r18w32s3', 'r18w32s4'),
     'shape-boxes': ('fcos-r18w32s2', 'ssd-r18w32s4', 'retina-r18w32s4'),
-    'camvid': ('r18w32s2', 'r18w32s3'),
+    'camvid': ('r18w32s2', 'r18w32s3', 'r50s2'),
     'horses': ('r18w32s3',),
     'msrc': ('r18w32s3',),
     'bccd': ('fcos-r18w32s2', 'ssd-r18w32s4', 'retina-r18w32s4', 'ssd-r50s4', 'fcos-r50s2'),
@@ -35,7 +35,7 @@ NETWORKS = {
 }
 # Rates of baselines; a pretrained network's by validation with one of its selection's seeds.
 SCRATCH_LR = 2e-3
-PRETRAINED_LRS = {'ssd-r50s4': 2e-4, 'fcos-r50s2': 1e-3}
+PRETRAINED_LRS = {'r50s2': 1e-3, 'ssd-r50s4': 2e-4, 'fcos-r50s2': 1e-3}
 # Layers that the arms change, where these are not the last three: mmdet's own choice for ResNet-50, of c3 to c5.
 TARGETS = {'ssd-r50s4': 'last:13'}
 TUNE_STEPS = {'shapes': 500, 'shape-boxes': 300, 'camvid': 375, 'horses': 250, 'msrc': 375, 'bccd': 250, 'chess': 250}

@@ -58,16 +58,17 @@ def draw(panels: Sequence[Panel], file: Path) -> None:
     figure, grid = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.6 * rows), dpi=110, squeeze=False)
     drawn: dict[str, Any] = {}
     for panel, axes in zip(panels, grid.flat, strict=False):
+        ticks: set[float] = set()
         for arm, colour in COLOURS.items():
             points = [p for p in series(panel.rows, panel.axis, arm) if not math.isnan(p[2])]  # of several baselines
             if len(points) > 1:
                 x, y, half = zip(*points, strict=True)
                 drawn[arm] = axes.errorbar(x, y, yerr=half, marker='o', ms=4, capsize=3, color=colour)
+                ticks.update(x)
         axes.set(xlabel=panel.xlabel, title=panel.title)
         if panel.axis != 'dose':
-            ticks = sorted({r[panel.axis] for r in panel.rows if r['arm'] == 'upgraded'})
             axes.set_xscale('linear' if panel.axis == 'stages' else 'log')
-            axes.set_xticks(ticks, [f'{t:g}' for t in ticks])
+            axes.set_xticks(sorted(ticks), [f'{t:g}' for t in sorted(ticks)])
             axes.minorticks_off()
         axes.grid(alpha=0.3)
     for axes in grid.flat[len(panels) :]:

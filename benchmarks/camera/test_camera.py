@@ -158,7 +158,10 @@ def test_a_pretrained_network_has_a_plan_of_its_own(capsys):
     assert {run.targets for run in planned if run.recipe.steps and not run.from_scratch} == {'last:13'}
     assert {run.recipe.steps for run in plans.selection('bccd', 'ssd-r50s4')} == {500, 125}
     assert {run.targets for run in plans.scratch_selection('bccd', 'ssd-r50s4')} == {'last:13'}
-    assert plans.tuned_with('camvid', 'r50') == 'r50' and plans.tuned_with('camvid', 'r18w32s3') == 'r18w32s2'
+    assert plans.tuned_with('camvid', 'r18w32s3') == 'r18w32s2'
+    segmentor = list(plans.selection('camvid', 'r50s2'))
+    assert {run.network for run in segmentor} == {'r50s2'} and {run.recipe.steps for run in segmentor} == {750, 187}
+    assert [run.recipe.lr for run in segmentor if run.from_scratch] == [plans.PRETRAINED_LRS['r50s2']]
     with pytest.raises(SystemExit):
         main(['bccd', '--networks', 'ssd-r50s4'])
     assert '--weights' in capsys.readouterr().err
