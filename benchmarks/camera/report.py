@@ -68,7 +68,8 @@ def draw(panels: Sequence[Panel], file: Path) -> None:
         axes.set(xlabel=panel.xlabel, title=panel.title)
         if panel.axis != 'dose':
             axes.set_xscale('linear' if panel.axis == 'stages' else 'log')
-            axes.set_xticks(sorted(ticks), [f'{t:g}' for t in sorted(ticks)])
+            at = sorted(ticks)
+            axes.set_xticks(at, [f'{t:g}' for t in at])
             axes.minorticks_off()
         axes.grid(alpha=0.3)
     for axes in grid.flat[len(panels) :]:
