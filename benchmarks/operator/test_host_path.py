@@ -16,8 +16,7 @@ from .host_path import SHARED_MEMORY
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-@pytest.mark.parametrize('capability', SHARED_MEMORY)
+@pytest.mark.parametrize('dtype, capability', zip(['bfloat16', 'float32'] * 2, SHARED_MEMORY, strict=True))
 def test_every_kernel_compiles_for_a_gpu(capability, dtype):
     options = {'capability': capability, 'channels': 256, 'dtype': dtype, 'repetitions': 5}
     run = subprocess.run(
