@@ -154,7 +154,7 @@ verdicts = judge(detector, 0.25, runs)  # 95 % of offsets below a quarter of a p
 print(*verdicts, sep='\n')
 gone = [verdict.name for verdict in verdicts if verdict.revert]
 print(f'{len(gone)} layers go back, which changes the outputs by {output_difference(detector, gone, runs):.3g}')
-smaller = reverted_checkpoint({'state_dict': detector.state_dict()}, verdicts)
+smaller = reverted_checkpoint({'state_dict': detector.state_dict()}, detector, verdicts)
 reverted = build_network(reverted_config(upgraded, detector, verdicts, smaller['state_dict']))
 reverted.load_state_dict(smaller['state_dict'])
 counts = [sum(parameter.numel() for parameter in network.parameters()) for network in (plain, detector, reverted)]

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, listed
 from .importers import OWN_NAMES, Imported, import_state_dict
-from .layers import upgraded_layers
+from .layers import names_in_state_dict
 from .readers import read_checkpoint, split_key
 from .targets import check_module
 
 StateDict = dict[str, Tensor]
 DELTA = 'mmdeform_upgrade delta 2'  # the kind of file that holds only what an upgrade changed
 
-_WRAPPERS = re.compile(r'^(?:module\.)?(?:_orig_mod\.)?')
+_COMPILED = re.compile(r'(?:^|(?<=\.))_orig_mod\.')
 _COUNTERS = {'steps', 'n_averaged'}  # MMEngine's and PyTorch's
 _OFFSET_KEY = re.compile(r'(?:.*\.)?conv_offset\.(?:weight|bias)')
 
@@ -91,7 +91,7 @@ def fit_baseline(imported: Imported, model: nn.Module, network: StateDict | None
             missing, unexpected or of another shape, in one message.
     """
     problems = imported.problems(model)
-    new = [f'{name}.conv_offset.{kind}' for name in upgraded_layers(model) for kind in ('weight', 'bias')]
+    new = [f'{name}.conv_offset.{kind}' for name in names_in_state_dict(model) for kind in ('weight', 'bias')]
     state_dict: StateDict = {}
     network = model.state_dict() if network is None else network
     try:
@@ -175,7 +175,9 @@ def clean_state_dict(state_dict: Mapping[str, Tensor]) -> StateDict:
     ``torch.compile``), the counters of averaged copies, and the copies that mmcv 1's ``EMAHook`` left, which are those of
     the raw weights, while the averaged ones have the names of the network."""
     others = {f'ema_{key.replace(".", "_")}' for key in state_dict} | _COUNTERS
-    return {_WRAPPERS.sub('', key): value for key, value in state_dict.items() if key not in others}
+    return {
+        _COMPILED.sub('', key).removeprefix('module.'): value for key, value in state_dict.items() if key not in others
+    }
 
 
 def is_delta(checkpoint: Mapping[str, Any]) -> bool:

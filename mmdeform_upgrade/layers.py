@@ -258,8 +258,14 @@ def _merging_method(kind: Any) -> str:
 
 
 def upgraded_layers(model: nn.Module) -> dict[str, ZeroOffsetDCN]:
-    """The deformable layers of a network by dotted name, as in its state dict."""
+    """The deformable layers of a network by dotted name, each once."""
     return {unwrapped_name(name): module for name, module in model.named_modules() if isinstance(module, ZeroOffsetDCN)}
+
+
+def names_in_state_dict(model: nn.Module) -> dict[str, ZeroOffsetDCN]:
+    """The deformable layers of a network by each of their names: a shared layer has several, and the state dict all."""
+    every = model.named_modules(remove_duplicate=False)
+    return {unwrapped_name(name): module for name, module in every if isinstance(module, ZeroOffsetDCN)}
 
 
 def unwrapped_name(name: str) -> str:

@@ -87,8 +87,10 @@ def check_kind(targets: object, argument: str) -> None:
 
 def is_convolution(module: nn.Module) -> bool:
     """Whether ``module`` is some kind of 2-D convolution, upgradable or not."""
-    # mmcv's deformable and other packages' convolutions are no subclasses of Conv2d.
-    return isinstance(module, nn.Conv2d) or bool(re.search(r'Conv2d|Conv2D|DeformConv', type(module).__name__))
+    # mmcv's deformable and other packages' convolutions are no subclasses of Conv2d; blocks that are called so (ResNeSt's
+    # SplitAttentionConv2d) have no weight of their own.
+    named = re.search(r'Conv2d|Conv2D|DeformConv', type(module).__name__) and 'weight' in module._parameters
+    return isinstance(module, nn.Conv2d) or bool(named)
 
 
 def upgradable_names(modules: Mapping[str, nn.Module]) -> list[str]:

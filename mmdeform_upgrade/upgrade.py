@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -164,15 +165,31 @@ def revert_(model: nn.Module, *, drop: Collection[str] = ()) -> list[str]:
 
 
 def replace_modules(model: nn.Module, new: dict[nn.Module, nn.Module]) -> None:
-    """Put new modules in the places of old ones, wherever these are used: also in lists of them that a forward reads."""
+    """Put new modules in the places of old ones, wherever these are used: also in lists of them that a forward reads.
+
+    They call the old ones' forward and backward hooks, whose handles stay valid.
+    """
+    for old, after in new.items():
+        hooks = {
+            name: kept
+            for name, kept in vars(old).items()
+            if re.match('_(forward|backward|is_full_backward)_.*hook', name)
+        }
+        vars(after).update(hooks)
+    seen: set[int] = set()
 
     def current(child: Any) -> Any:
-        return new.get(child, child) if isinstance(child, nn.Module) else child
+        if isinstance(child, nn.Module):
+            return new.get(child, child)
+        if type(child) is tuple:
+            after = tuple(map(current, child))
+            return after if any(a is not b for a, b in zip(after, child, strict=True)) else child
+        if type(child) in (dict, OrderedDict, list) and id(child) not in seen:
+            seen.add(id(child))
+            for key, value in list(enumerate(child) if isinstance(child, list) else child.items()):
+                if (after := current(value)) is not value:
+                    child[key] = after
+        return child
 
     for parent in list(model.modules()):
-        for holder in (vars(parent), *vars(parent).values()):  # `_modules` is one
-            if type(holder) in (dict, OrderedDict, list):
-                for key, child in list(enumerate(holder) if isinstance(holder, list) else holder.items()):
-                    after = tuple(map(current, child)) if type(child) is tuple else current(child)
-                    if after is not child:
-                        holder[key] = after
+        current(vars(parent))  # `_modules` is in it

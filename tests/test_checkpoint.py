@@ -4,10 +4,11 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmdeform_upgrade import upgrade_
-from mmdeform_upgrade.checkpoint import fit_baseline, is_offset_key, remap_state_dict
+from mmdeform_upgrade import load_baseline, upgrade_
+from mmdeform_upgrade.checkpoint import fit_baseline, import_baseline, is_offset_key, remap_state_dict
 from mmdeform_upgrade.errors import CheckpointError
 from mmdeform_upgrade.importers import OWN_NAMES, Imported
+from mmdeform_upgrade.release.revert import judge, reverted_checkpoint
 
 from .conftest import MMDET_CONFIGS, build
 
@@ -141,3 +142,27 @@ def test_only_layers_of_the_upgrade_may_lack_offsets_and_start_at_zero():
     lacking = {key: value for key, value in trained.items() if not key.startswith('theirs')}
     with pytest.raises(CheckpointError, match='missing in the checkpoint .2.: theirs.conv_offset.weight'):
         fit_baseline(Imported(OWN_NAMES, lacking), model)
+
+
+@pytest.mark.parametrize('wrapped', ['module._orig_mod.{}', '_orig_mod.module.{}'])
+def test_wrappers_leave_nothing_in_the_names_in_either_order(wrapped, tmp_path):
+    state = {wrapped.format('backbone._orig_mod.conv.weight'): torch.ones(1)}
+    torch.save(state, tmp_path / 'compiled.pth')
+    assert list(load_baseline(str(tmp_path / 'compiled.pth'))) == ['backbone.conv.weight']
+
+
+def test_a_shared_layer_starts_at_zero_under_each_of_its_names(tmp_path):
+    """As RTMDet's head has them on every level."""
+
+    def network():
+        head = torch.nn.ModuleList(torch.nn.ModuleList([torch.nn.Conv2d(3, 3, 3, padding=1)]) for _ in range(2))
+        head[1][0] = head[0][0]
+        return head
+
+    torch.save(network().state_dict(), tmp_path / 'baseline.pth')
+    upgraded = network()
+    upgrade_(upgraded, 'last:1')
+    loaded = import_baseline(str(tmp_path / 'baseline.pth'), upgraded).state_dict
+    assert upgraded.load_state_dict(loaded) and not loaded['1.0.conv_offset.weight'].any()
+    back = reverted_checkpoint({'state_dict': loaded}, upgraded, judge(upgraded, None))
+    assert list(back['state_dict']) == list(network().state_dict())

@@ -248,3 +248,14 @@ def test_offsets_are_zero_whatever_initialised_them(tiny_upgrade_cfg):
     runner.load_or_resume()
     runner.call_hook('before_train')
     assert not any(v.any() for v in _offsets(runner.model).values())
+
+
+def test_a_warm_up_that_is_longer_than_the_training_is_told(tiny_upgrade_cfg):
+    warm_up = dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=125)
+    runner = _runner(tiny_upgrade_cfg, param_scheduler=[warm_up])
+    steps = runner.train_loop.max_iters
+    runner.call_hook('before_run')
+    runner.load_or_resume()
+    runner.call_hook('before_train')
+    log = Path(runner.log_dir, f'{runner.timestamp}.log').read_text()
+    assert f'The warm-up lasts 125 iterations and the training {steps}, so the rates that were planned' in log

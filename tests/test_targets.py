@@ -156,6 +156,16 @@ def test_a_shared_conv_counts_once():
     assert find_targets(net, 'last:2') == ['a', 'b']
 
 
+def test_a_block_that_is_called_a_convolution_is_none():
+    class SplitAttentionConv2d(nn.Sequential):
+        """As ResNeSt's: what has the weights is inside."""
+
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), SplitAttentionConv2d(nn.Conv2d(4, 4, 3)))
+    assert find_targets(net, r'1.*') == ['1.0']
+    with pytest.raises(TargetError, match="exclude: '1' is a SplitAttentionConv2d, not a convolution"):
+        find_targets(net, 'last:1', exclude=['1'])
+
+
 @pytest.mark.parametrize(
     'targets,exclude,message',
     [

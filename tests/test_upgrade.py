@@ -168,13 +168,35 @@ def test_a_shared_conv_is_replaced_in_all_its_places():
 
 
 @pytest.mark.parametrize('kind', [list, tuple, lambda convs: dict(enumerate(convs))])
-def test_a_conv_that_a_forward_takes_from_a_plain_list_is_replaced_there(kind):
+@pytest.mark.parametrize(
+    'around', [lambda levels: levels, lambda levels: {'p3': [levels]}, lambda levels: ([levels], 3)]
+)
+def test_a_conv_that_a_forward_takes_from_a_plain_list_is_replaced_there(kind, around):
     net = Net()
-    net.levels = kind([net.a, net.b])
+    net.levels = around(kind([net.a, net.b]))
     upgrade_(net, 'last:1')
-    assert net.levels[1] is net.b and isinstance(net.b, ZeroOffsetDCN) and type(net.levels[0]) is nn.Conv2d
+    first, last = _leaves(net.levels)
+    assert last is net.b and isinstance(net.b, ZeroOffsetDCN) and type(first) is nn.Conv2d
     revert_(net)
-    assert net.levels[1] is net.b and type(net.b) is nn.Conv2d
+    assert _leaves(net.levels)[1] is net.b and type(net.b) is nn.Conv2d
+
+
+def _leaves(held):
+    if isinstance(held, nn.Module):
+        return [held]
+    items = held.values() if isinstance(held, dict) else held if isinstance(held, (list, tuple)) else ()
+    return [leaf for item in items for leaf in _leaves(item)]
+
+
+def test_hooks_of_a_layer_are_called_after_it_has_gone_back():
+    net, seen = Net(), []
+    upgrade_(net, 'last:1')
+    handle = net.b.register_forward_hook(lambda *_: seen.append(1))
+    revert_(net)
+    net.b(torch.randn(1, net.b.in_channels, 6, 6))
+    handle.remove()
+    net.b(torch.randn(1, net.b.in_channels, 6, 6))
+    assert type(net.b) is nn.Conv2d and seen == [1]
 
 
 def test_the_report_has_the_names_of_the_state_dict_under_activation_checkpointing():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 from ..ops.geometry import is_whole
-from .settings import changed, is_count, is_number, last_iteration, listed_schedulers, settings_of, type_name
+from .settings import changed, is_count, is_number, listed_schedulers, scheduled_iterations, settings_of, type_name
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -60,9 +60,7 @@ def schedule_changes(cfg: Mapping[str, Any], epoch_ratio: float = 0.25, max_iter
     if not (max_iters is None or is_whole(max_iters, 1)):
         raise ConfigError(f'max_iters={max_iters!r}: expected a whole number of steps, at least 1')
     after = before.scaled(epoch_ratio) if max_iters is None else Length(max_iters, 'iters')
-    schedulers = listed_schedulers(cfg.get('param_scheduler'))
-    warm_ups = any(scheduler.get('by_epoch', True) for scheduler in schedulers)
-    scale = Scale(before, after, 0 if warm_ups else last_iteration(schedulers))
+    scale = Scale(before, after, scheduled_iterations(listed_schedulers(cfg.get('param_scheduler'))))
     changes: dict[str, Any] = {'train_cfg': scale.loop(cfg['train_cfg'])}
     interval = cfg['train_cfg'].get('val_interval', 1)
     validations = scale.ratio * interval / changes['train_cfg'].get('val_interval', interval)  # new ones for an old one
@@ -73,9 +71,16 @@ def schedule_changes(cfg: Mapping[str, Any], epoch_ratio: float = 0.25, max_iter
     if any(map(scale.hook, custom)):
         changes['custom_hooks'] = [{**hook, **new} if (new := scale.hook(hook)) else hook for hook in custom]
     if scale.to_iters:
+        own = cfg.get('default_hooks') or {}
+        usual: dict[str, dict[str, Any]] = {
+            'logger': {'type': 'LoggerHook'},
+            'checkpoint': {'type': 'CheckpointHook', 'interval': scale(1)},
+        }
         for name, key in (('logger', 'log_metric_by_epoch'), ('checkpoint', 'by_epoch')):
-            if (cfg.get('default_hooks') or {}).get(name):
-                hooks.setdefault(name, {})[key] = False
+            if name not in own:  # MMEngine's own counts epochs
+                hooks[name] = {**usual[name], key: False}
+            elif own[name]:
+                hooks[name] = {**hooks.get(name, {}), key: False}
         changes['log_processor'] = {'by_epoch': False}
         sampler = (cfg.get('train_dataloader') or {}).get('sampler') or {}
         if type_name(sampler.get('type', '')) == 'DefaultSampler':
@@ -138,8 +143,7 @@ class Length:
 class Scale:
     """From one length to another; calling it converts a number of steps in the old unit.
 
-    ``iterations`` are those of a training of epochs, where all of its schedulers count them; where some count epochs,
-    the others are warm-ups.
+    ``iterations``: those of a training of epochs, see :func:`scheduled_iterations`.
     """
 
     before: Length
@@ -191,7 +195,10 @@ class Scale:
                 f'max_iters: {kind} counts epochs ({lost[0]}={hook[lost[0]]}), of which a training of so many steps '
                 'has none: give epoch_ratio instead, or take it out of the hooks of the baseline'
             )
-        return {key: new for key in counted if (new := self(hook[key])) != hook[key]}
+        changes: dict[str, Any] = {key: new for key in counted if (new := self(hook[key])) != hook[key]}
+        if self.to_iters and kind == 'CheckpointHook' and self.before.counts(hook):
+            changes['by_epoch'] = False
+        return changes
 
 
 def _round(number: float) -> int:

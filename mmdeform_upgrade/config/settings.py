@@ -138,3 +138,16 @@ def last_iteration(schedulers: Sequence[Mapping[str, Any]]) -> int:
         for mark in (given.get('end'), given.get('total_steps'), *(given.get('milestones') or ()))
     ]
     return int(max(filter(is_count, marks), default=0))
+
+
+def warms_up(scheduler: Mapping[str, Any]) -> bool:
+    """Whether a scheduler leads up to the rates of the optimizer, and does nothing else."""
+    if not type_name(scheduler['type']).startswith(('Linear', 'Constant')):
+        return False
+    return bool(scheduler.get('start_factor', scheduler.get('factor', 1 / 3)) < scheduler.get('end_factor', 1))
+
+
+def scheduled_iterations(schedulers: Sequence[Mapping[str, Any]]) -> int:
+    """The iterations of a training by its schedulers; 0 where those that count iterations are warm-ups only."""
+    warm_ups = any(given.get('by_epoch', True) for given in schedulers) or all(map(warms_up, schedulers))
+    return 0 if warm_ups else last_iteration(schedulers)

@@ -13,7 +13,7 @@ from ..targets import Targets, check_kind
 from .own_run import own_run
 from .rates import rate_changes
 from .schedule import schedule_changes
-from .settings import changed, settings_of, type_name
+from .settings import changed, is_count, settings_of, type_name
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -22,6 +22,7 @@ BUILDER = 'DeformUpgrade'
 TRAIN_OFFSETS = 'TrainOffsets'
 HOOK = 'DeformUpgradeHook'
 GUARD_HOOK = 'RunGuardHook'
+_BEGINNINGS = {'initial_epoch': 0, 'warmup_iters': 1}  # BoxInst divides by it
 SCHEME = 'baseline://'  # MMEngine's loaders import what stands behind it
 
 
@@ -139,7 +140,13 @@ def _deformable(
     check_kind(exclude, 'exclude')
     if not is_whole(deform_groups, 1):
         raise ConfigError(f'deform_groups={deform_groups!r}: expected a whole number of at least 1')
-    model: dict[str, Any] = {'type': BUILDER, 'base_type': _component(cfg, part)['type'], 'targets': _plain(targets)}
+    component = _component(cfg, part)
+    if taken := [key for key in ('base_type', 'targets', 'exclude', 'deform_groups') if key in component]:
+        raise ConfigError(
+            f'model.{part} ({type_name(component["type"])}) has a setting of its own named {taken[0]!r}, which {BUILDER} '
+            'would take for itself: upgrade another part, or register a subclass of it whose setting has another name'
+        )
+    model: dict[str, Any] = {'type': BUILDER, 'base_type': _scoped_type(cfg, part), 'targets': _plain(targets)}
     if exclude:
         model['exclude'] = _plain(exclude)
     if deform_groups != 1:
@@ -175,6 +182,26 @@ def _fine_tune(
         hooks[name] = {**hooks.get(name, {}), **hook}
     changes.update(schedule, load_from=os.fspath(load_from), **({'default_hooks': hooks} if hooks else {}))
     changes.update(rate_changes(cfg, **rates, schedulers=changes.get('param_scheduler')))
+    for (*path, key), value in beginnings(cfg.get('model') or {}).items():
+        node = changes
+        for name in ('model', *path):
+            node = node.setdefault(name, {})
+        node[key] = value
+
+
+def beginnings(model: Mapping[str, Any]) -> dict[tuple[str, ...], int]:
+    """Settings of a model, by path, that have its first epochs or steps train otherwise, as their values when these are
+    over: TOOD's ``initial_epoch``, and ``warmup_iters`` of BoxInst's loss and of DropBlock. A trained model is past them.
+    """
+    found: dict[tuple[str, ...], int] = {}
+    for key, value in model.items():
+        if isinstance(value, Mapping):
+            found.update({(key, *path): past for path, past in beginnings(value).items()})
+        elif key in _BEGINNINGS and is_count(value) and value > _BEGINNINGS[key]:
+            found[(key,)] = _BEGINNINGS[key]
+    if type_name(model.get('type', '')) == 'BoxInstMaskHead' and 'warmup_iters' not in model:  # 10 000, by itself
+        found[('warmup_iters',)] = _BEGINNINGS['warmup_iters']
+    return found
 
 
 def _with_hooks(cfg: Mapping[str, Any], changes: dict[str, Any], names: list[str]) -> dict[str, Any]:
@@ -204,6 +231,19 @@ def _component(cfg: Mapping[str, Any], part: str) -> Mapping[str, Any]:
             'there'
         )
     return node
+
+
+def _scoped_type(cfg: Mapping[str, Any], part: str) -> Any:
+    """The type of a component, with the scope that its registry would take from a model around it."""
+    node: Mapping[str, Any] = cfg['model']
+    scope = ''
+    for key in part.split('.'):
+        name = node.get('type')
+        scope = name.partition('.')[0] if isinstance(name, str) and name.count('.') == 1 else scope
+        node = node[key]
+    kind = node['type']
+    bare = isinstance(kind, str) and '.' not in kind
+    return f'{scope}.{kind}' if bare and scope and not cfg.get('default_scope') else kind
 
 
 def _imports(cfg: Mapping[str, Any]) -> dict[str, Any]:

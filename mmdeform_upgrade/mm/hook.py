@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from mmengine.runner import find_latest_checkpoint
 from ..analysis.offsets import OffsetRecorder, share_that_left
 from ..checkpoint import StateDict, clean_state_dict, file_sha256, fit_baseline, import_checkpoint
 from ..config.rates import check_offset_rates
+from ..config.settings import is_count, listed_schedulers, warms_up
 from ..errors import CheckpointError, ConfigError, listed
 from ..importers import OWN_NAMES, Imported
 from ..layers import merging_method, upgraded_layers
@@ -65,6 +67,7 @@ class DeformUpgradeHook(Hook):
         self._scores: Mapping[str, Any] = {}
         self._recorder: OffsetRecorder | None = None
         self._limit: StepLimit | None = None
+        self._stance: Any = None
         self._warned: set[str] = set()
 
     def before_run(self, runner) -> None:
@@ -119,6 +122,7 @@ class DeformUpgradeHook(Hook):
             check_offset_rates(runner.cfg)
             if runner._load_from:
                 refuse_to_overwrite(runner._load_from, runner.work_dir, runner.cfg, checkpoint_hooks(runner))
+            _warn_of_a_long_warm_up(runner)
         network = whole_state_dict(runner)
         changed = [key for key, value in self._loaded.items() if not torch.equal(network[key], value.to(network[key]))]
         if changed:
@@ -150,8 +154,18 @@ class DeformUpgradeHook(Hook):
             )
         )
 
+    def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Run a compiled network uncompiled while steps are measured, which is for two iterations."""
+        measuring = self._limit is not None and not self._limit.done
+        # Before PyTorch 2.6 a compiled network is not measured.
+        if measuring and 'torch._dynamo' in sys.modules and hasattr(torch.compiler, 'set_stance'):
+            self._stance = torch.compiler.set_stance('force_eager')
+
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Lower the rates of layers whose offsets the first step has moved too far."""
+        stance, self._stance = self._stance, None
+        if stance is not None:
+            stance.__exit__(None, None, None)
         if self._limit is None:
             return
         for name, (step, factor) in self._limit.apply().items():
@@ -218,6 +232,20 @@ def _fitted(runner, checkpoint: Mapping[str, Any]) -> Imported:
         )
     check_optimizer_state(runner, checkpoint)
     return given
+
+
+def _warn_of_a_long_warm_up(runner) -> None:
+    """Of one that the baseline's larger data had room for; a config does not say how many iterations an epoch has."""
+    for scheduler in listed_schedulers(runner.cfg.get('param_scheduler')):
+        end: Any = scheduler.get('end')
+        if scheduler.get('by_epoch', True) or not warms_up(scheduler):
+            continue
+        if is_count(end) and 0 < runner.max_iters < 2 * end:
+            runner.logger.warning(
+                f'The warm-up lasts {end} iterations and the training {runner.max_iters}, so the rates that were planned are '
+                f'reached late or never: set end={max(1, runner.max_iters // 10)} in param_scheduler, or have '
+                'tools/upgrade.py do it with --max-iters'
+            )
 
 
 def _provenance(runner) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import nn
 from ..checkpoint import import_baseline
 from ..config import HOOK, describe_schedule
 from ..config.settings import type_name
+from ..config.upgrade import beginnings
 from ..errors import ConfigError
 from ..importers import OWN_NAMES, Imported
 from ..upgrade import UpgradeReport
@@ -65,6 +66,10 @@ def plan_upgrade(before: Config, after: Config, checkpoint: str) -> UpgradePlan:
         f'schedule before: {describe_schedule(before)}',
         f'schedule after:  {describe_schedule(after)}',
         f'rates of the built optimizer: {describe_rates(network, after)}',
+        *(
+            f'a trained model is past it: model.{".".join(path)}={past}'
+            for path, past in beginnings(before.model).items()
+        ),
     ]
     return UpgradePlan(network, imported, '\n'.join(lines))
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..config.rates import check_offset_rates
 from ..config.schedule import Length, converted, schedule_changes
-from ..config.settings import last_iteration, listed_schedulers, type_name
+from ..config.settings import last_iteration, listed_schedulers, scheduled_iterations, type_name
 from ..errors import ConfigError, UpgradeError
 from ..offsets import OffsetOptimizer, split_offsets
 
@@ -99,8 +99,8 @@ def _history(wrapper: OptimWrapper, cfg: Mapping[str, Any]) -> Iterator[list[flo
 
 def _in_proportion(given: list[Mapping[str, Any]], steps: int) -> list[Mapping[str, Any]]:
     """Schedulers that count iterations of a training of epochs: warm-ups in its first epoch, or all of its schedule."""
-    span = _EPOCH if any(settings.get('by_epoch', True) for settings in given) else steps
-    factor = span / max(span, last_iteration(given))
+    whole = scheduled_iterations(given)
+    factor = steps / whole if whole else _EPOCH / max(_EPOCH, last_iteration(given))
     return [
         settings
         if settings.get('by_epoch', True)

@@ -96,20 +96,22 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
 class _Switch:
     """The baseline's convolutions of a network, and by adapter the deformable layers that take their places.
 
-    ``own`` are the layers of a network that was upgraded already.
+    ``own`` are the layers of a network that was upgraded already, ``found`` all deformable layers that the switch has left.
     """
 
     baseline: dict[str, nn.Conv2d] = field(default_factory=dict)
     adapters: dict[str, dict[str, ZeroOffsetDCN]] = field(default_factory=dict)
     own: dict[str, ZeroOffsetDCN] = field(default_factory=dict)
     active: str | None = None
+    found: dict[str, ZeroOffsetDCN] = field(default_factory=dict)
 
     @classmethod
     def of(cls, network: nn.Module, only: Any = None) -> _Switch:
         """That of a network whose upgraded layers are, or of which ``only`` some are, an adapter already."""
-        own = {name: layer for name, layer in upgraded_layers(network).items() if only is None or name in only}
+        found = upgraded_layers(network)
+        own = {name: layer for name, layer in found.items() if only is None or name in only}
         plain = {name: layer.to_conv(force=True) for name, layer in own.items()}
-        return cls(plain, {'default': own}, own, 'default') if own else cls()
+        return cls(plain, {'default': own}, own, 'default', found) if own else cls(found=found)
 
     def put(self, network: nn.Module, name: str | None) -> None:
         """Put an adapter's layers in their places, or the baseline's."""
@@ -126,7 +128,7 @@ class _Switch:
                 after.conv_offset.to(before.weight)
             new[before] = after.train(before.training)
         replace_modules(network, new)
-        self.active = name
+        self.active, self.found = name, upgraded_layers(network)
 
     def baseline_sha256(self, network: nn.Module) -> str:
         """The digest of the network with the baseline's layers in their places."""
@@ -146,8 +148,21 @@ def _network(model: nn.Module) -> nn.Module:
     return model if inner is None else _network(inner)
 
 
+def _known(network: nn.Module) -> _Switch | None:
+    """The switch that a network has, unless its layers were upgraded or reverted since."""
+    switch: _Switch | None = vars(network).get(_ATTRIBUTE)
+    if switch is None or switch.found == upgraded_layers(network):
+        return switch
+    if switch.active == 'default' and len(switch.adapters) == 1:
+        return None
+    raise UpgradeError(
+        f'{type(network).__name__} has been upgraded or reverted while its adapters {", ".join(map(repr, switch.adapters))} '
+        'were loaded: do that before, or outside of disable_adapter'
+    )
+
+
 def _switch(network: nn.Module) -> _Switch:
-    switch = vars(network).get(_ATTRIBUTE) or _Switch.of(network)
+    switch = _known(network) or _Switch.of(network)
     if not switch.baseline:
         raise UpgradeError(f'{type(network).__name__} has no adapter and no upgraded layer: call load_adapter first')
     setattr(network, _ATTRIBUTE, switch)
@@ -156,7 +171,7 @@ def _switch(network: nn.Module) -> _Switch:
 
 def _switch_for(network: nn.Module, path: str, metadata: Mapping[str, str], layers: Mapping[str, StateDict]) -> _Switch:
     """The switch of a network that holds an adapter's baseline: as it is, or under its upgraded layers."""
-    known, expected = vars(network).get(_ATTRIBUTE), metadata.get('baseline_tensors_sha256')
+    known, expected = _known(network), metadata.get('baseline_tensors_sha256')
     candidates = [known] if known else [_Switch(), _Switch.of(network, layers), _Switch.of(network)]
     switch = next((switch for switch in candidates if switch.baseline_sha256(network) == expected), None)
     if switch is None:

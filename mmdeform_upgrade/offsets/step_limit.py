@@ -40,7 +40,8 @@ class StepLimit:
             limit.apply()
 
     Rates are changed for whole groups of the optimizer, by their fastest layer (``OffsetOptimizerConstructor`` makes a
-    group of every layer). Where the offsets have no Adam of their own there is nothing to do.
+    group of every layer). Where the offsets have no Adam of their own there is nothing to do. Nothing is measured in a
+    compiled model: run it under ``torch.compiler.set_stance('force_eager')`` until it is done, as the hook does.
 
     Args:
         model: the upgraded network, its offsets as they will start.

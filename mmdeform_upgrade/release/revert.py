@@ -18,7 +18,7 @@ from ..analysis.offsets import percentile95
 from ..analysis.receptive_field import offsets_at_zero
 from ..checkpoint import StateDict, clean_state_dict
 from ..errors import CheckpointError, listed
-from ..layers import ZeroOffsetDCN, upgraded_layers
+from ..layers import ZeroOffsetDCN, names_in_state_dict, upgraded_layers
 from ..mm.hook import META_KEY
 from .onnx import flat_tensors
 from .rewrite import differing, with_layers
@@ -85,9 +85,13 @@ def output_difference(model: nn.Module, names: Sequence[str], runs: Sequence[Run
     return (changed / total) ** 0.5 if total else 0.0
 
 
-def reverted_checkpoint(checkpoint: Mapping[str, Any], verdicts: Sequence[LayerVerdict]) -> dict[str, Any]:
+def reverted_checkpoint(
+    checkpoint: Mapping[str, Any], model: nn.Module, verdicts: Sequence[LayerVerdict]
+) -> dict[str, Any]:
     """A checkpoint without the offset branches of the layers that go back; what is for resuming is left out."""
-    gone = [verdict.name for verdict in verdicts if verdict.revert]
+    layers = upgraded_layers(model)
+    back = {layers[verdict.name] for verdict in verdicts if verdict.revert}
+    gone = [name for name, layer in names_in_state_dict(model).items() if layer in back]
     state_dict = {
         key: value
         for key, value in clean_state_dict(checkpoint['state_dict']).items()

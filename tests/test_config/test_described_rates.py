@@ -103,3 +103,11 @@ def test_the_plan_says_what_else_changes_the_rates():
     assert describe_rates(Network(), cfg).endswith('; YOLOv5ParamSchedulerHook changes these rates during training')
     cfg.auto_scale_lr = dict(enable=True, base_batch_size=16)
     assert describe_rates(Network(), cfg).endswith('; auto_scale_lr multiplies these by the pictures of a step / 16')
+
+
+def test_a_schedule_by_iterations_of_a_small_data_set_can_be_read():
+    """40 epochs of 4 iterations, fewer than a plan takes an epoch to have."""
+    one_cycle = dict(type='OneCycleLR', eta_max=0.5, total_steps=160, by_epoch=False)
+    optimizer = dict(optimizer=dict(type='SGD', lr=0.1))
+    cfg = Config(dict(optim_wrapper=optimizer, train_cfg=dict(max_epochs=40), param_scheduler=[one_cycle]))
+    assert describe_rates(Network(), shorten_schedule(cfg)).startswith('SGD lr 0.5, at the end 2e-06')

@@ -83,3 +83,27 @@ def test_what_only_an_epoch_could_switch_is_refused_in_steps():
     cfg.train_cfg.type = 'SelfTrainingLoop'
     with pytest.raises(ConfigError, match='training loop SelfTrainingLoop counts epochs: give epoch_ratio'):
         shorten_schedule(cfg, max_iters=400)
+
+
+def test_a_config_without_hooks_of_its_own_saves_and_logs_by_steps():
+    hooks = shorten_schedule(_cfg(12, []), max_iters=120).default_hooks
+    assert hooks.checkpoint == dict(type='CheckpointHook', interval=10, by_epoch=False)
+    assert hooks.logger == dict(type='LoggerHook', log_metric_by_epoch=False)
+    assert (
+        shorten_schedule(_cfg(12, [], default_hooks=dict(checkpoint=None)), max_iters=9).default_hooks.checkpoint
+        is None
+    )
+    assert 'default_hooks' not in shorten_schedule(_cfg(12, []))
+
+
+def test_a_second_checkpoint_hook_counts_steps_too():
+    hook = dict(type='CheckpointHook', interval=4, by_epoch=True, out_dir='extra')
+    (short,) = shorten_schedule(_cfg(12, [], custom_hooks=[hook]), max_iters=60).custom_hooks
+    assert short == dict(hook, interval=20, by_epoch=False)
+
+
+def test_a_warm_up_alone_is_not_the_whole_schedule():
+    warm_up = dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=500)
+    assert shorten_schedule(_cfg(12, [warm_up]), max_iters=400).param_scheduler[0].end == 40
+    decay = dict(type='LinearLR', start_factor=1.0, end_factor=0.1, by_epoch=False, begin=0, end=500)
+    assert shorten_schedule(_cfg(12, [decay]), max_iters=400).param_scheduler[0].end == 400

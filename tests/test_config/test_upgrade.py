@@ -198,11 +198,17 @@ def test_offsets_alone_is_two_keys_of_the_model():
     [
         (dict(part='nek'), "no part 'nek' .*: it has .*backbone, neck, bbox_head"),
         (dict(epoch_ratio=2), r'epoch_ratio=2 is not in \(0, 1\]'),
+        (
+            dict(part='bbox_head.loss_bbox'),
+            r"\(OwnLoss\) has a setting of its own named 'deform_groups', which DeformUpgrade",
+        ),
     ],
 )
 def test_bad_settings_get_one_clear_error(change, message):
+    cfg = Config.fromfile(BASELINE)
+    cfg.model.bbox_head.loss_bbox = dict(type='OwnLoss', deform_groups=2)
     with pytest.raises(ConfigError, match=message):
-        upgrade_config(Config.fromfile(BASELINE), load_from='x.pth', **change)
+        upgrade_config(cfg, load_from='x.pth', **change)
 
 
 def test_an_upgraded_config_is_not_upgraded_again():
@@ -241,3 +247,21 @@ def test_an_unknown_targets_message_reaches_the_user_unwrapped():
     cfg.model.backbone.targets = r'layer9\..*'
     with pytest.raises(TargetError, match='Upgradable, in order: conv1, layer1.0.conv2'):
         build(cfg)
+
+
+@pytest.mark.parametrize('changes', [upgrade_changes, control_changes])
+def test_the_beginning_of_a_training_is_not_trained_again(changes):
+    """TOOD assigns by anchors in its first four epochs; BoxInst and DropBlock begin with less of a loss."""
+    cfg = Config.fromfile(MMDET_CONFIGS / 'tood' / 'tood_r50_fpn_1x_coco.py')
+    cfg.model.neck.drop = dict(type='DropBlock', warmup_iters=2000)
+    cfg.model.mask_head = dict(type='BoxInstMaskHead')
+    model = changes(cfg, load_from='x.pth')['model']
+    assert model['train_cfg'] == dict(initial_epoch=0) and cfg.model.train_cfg.initial_epoch == 4
+    assert model['neck'] == dict(drop=dict(warmup_iters=1)) and model['mask_head'] == dict(warmup_iters=1)
+
+
+@pytest.mark.parametrize('scope,expected', [(None, 'mmdet.ResNet'), ('mmdet', 'ResNet')])
+def test_a_component_has_the_scope_of_the_model_around_it(scope, expected):
+    cfg = dict(model=dict(type='mmdet.RetinaNet', backbone=dict(type='ResNet', depth=18)), train_cfg=dict(max_epochs=4))
+    cfg.update(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), **({'default_scope': scope} if scope else {}))
+    assert upgrade_changes(cfg, load_from='x.pth')['model']['backbone']['base_type'] == expected

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmdeform_upgrade import disable_adapter, load_adapter, set_adapter, upgrade_
+from mmdeform_upgrade import disable_adapter, load_adapter, revert_, set_adapter, upgrade_
 from mmdeform_upgrade.errors import CheckpointError, UpgradeError
 from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.readers import read_checkpoint
@@ -238,3 +238,43 @@ def test_parameters_alone_are_not_hidden_by_counters(files, tmp_path):
     assert same_bits(model, upgraded(files, 'left'))
     apply_delta(*map(str, (tmp_path / 'bare.pth', tmp_path / 'a.safetensors', tmp_path / 'out.pth')))
     assert torch.load(tmp_path / 'out.pth')['state_dict'].keys() == upgraded(files, 'left').state_dict().keys()
+
+
+def test_layers_upgraded_or_reverted_later_are_switched_as_well():
+    model, baseline = network(), network()
+    upgrade_(model, 'last:1')
+    with disable_adapter(model):
+        pass
+    upgrade_(model, 'last:1')  # the one before it
+    layers = upgraded_layers(model)
+    for layer in layers.values():
+        torch.nn.init.constant_(layer.conv_offset.bias, 0.5)
+    with disable_adapter(model):
+        assert torch.equal(model(PICTURES), baseline(PICTURES)) and not upgraded_layers(model)
+    gone = next(iter(layers))
+    revert_(model, drop=[gone])
+    with disable_adapter(model):
+        pass
+    assert len(layers) == 2 and list(upgraded_layers(model)) == list(layers)[1:]
+
+
+def test_a_network_that_changes_under_its_adapters_says_so(files):
+    model = network()
+    model.load_state_dict(torch.load(files / 'baseline.pth')['state_dict'])
+    load_adapter(model, str(files / 'right.safetensors'))
+    upgrade_(model, 'last:1')
+    with pytest.raises(UpgradeError, match="upgraded or reverted while its adapters 'right' were loaded"):
+        set_adapter(model, None)
+
+
+def test_hooks_of_a_layer_are_called_while_its_adapter_is_off():
+    model, seen = network(), []
+    upgrade_(model, 'last:1')
+    (layer,) = upgraded_layers(model).values()
+    handle = layer.register_forward_hook(lambda *_: seen.append(1))
+    with disable_adapter(model):
+        model(PICTURES)
+        handle.remove()
+        model(PICTURES)
+    model(PICTURES)
+    assert seen == [1]

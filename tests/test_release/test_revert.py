@@ -70,7 +70,7 @@ def test_without_data_only_exact_zeros_go_back(network):
 def test_what_is_written_builds_the_reverted_network(network, files, threshold):
     cfg, model, runs = network
     verdicts = _verdicts(model, runs, threshold)
-    result = reverted_checkpoint(torch.load(files.checkpoint, weights_only=False), verdicts)
+    result = reverted_checkpoint(torch.load(files.checkpoint, weights_only=False), model, verdicts)
     new = reverted_config(cfg, model, verdicts, result['state_dict'])
     left = [v.name for v in verdicts if not v.revert]
     built = build(copy.deepcopy(new)).eval()
@@ -94,7 +94,7 @@ def test_a_network_that_computes_its_drop_path_while_it_is_built_goes_back_too()
     model = build(copy.deepcopy(cfg))
     verdicts = judge(model, None)
     assert [verdict.revert for verdict in verdicts] == [True]
-    result = reverted_checkpoint({'state_dict': model.state_dict()}, verdicts)
+    result = reverted_checkpoint({'state_dict': model.state_dict()}, model, verdicts)
     assert reverted_config(cfg, model, verdicts, result['state_dict']).model.backbone.type == 'SwinTransformer'
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from mmcv.cnn.utils import fuse_conv_bn
 from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
+from torch._dynamo.utils import counters
 
 from mmdeform_upgrade.layers import upgraded_layers
 
@@ -98,11 +99,19 @@ def test_fused_batch_norms_leave_the_outputs(trained_segmentor):
 
 def test_a_compiled_run_has_the_losses_of_the_plain_one(segmentor_cfg):
     torch._dynamo.reset()
-    segmentor_cfg.train_dataloader.dataset.indices = 4
+    segmentor_cfg.train_dataloader.dataset.indices = 8
+    fast = dict(constructor='OffsetOptimizerConstructor', offset_optimizer=dict(type='Adam', lr=1.0))
+    segmentor_cfg.optim_wrapper.update(fast)  # too fast: it is lowered
     plain = train(segmentor_cfg)
+    counters.clear()
     compiled = train(segmentor_cfg, compile=dict(backend='eager'))
     assert compiled.record.losses == pytest.approx(plain.record.losses, rel=1e-5)
-    assert len(set(compiled.record.losses)) == 2
+    assert len(set(compiled.record.losses)) == 4 and counters['stats']['unique_graphs'] > 0
+    rates = [
+        [group['offset_lr'] for group in run.optim_wrapper.optimizer.param_groups if group.get('offsets')]
+        for run in (plain, compiled)
+    ]
+    assert rates[1] == pytest.approx(rates[0], rel=1e-5) and max(rates[0]) < 0.9
     for name, value in offsets(compiled.model.state_dict()).items():
         assert value.abs().sum() > 0
         assert relative_error(value, plain.model.state_dict()[name]) < 1e-3, name

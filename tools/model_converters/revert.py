@@ -80,7 +80,7 @@ def main(argv=None):
         f'{len(gone)} of {len(upgraded_layers(model))} layers go back; together they change the output by '
         f'{output_difference(model, gone, runs):.3g} (relative)'
     )
-    result = reverted_checkpoint(checkpoint, verdicts)
+    result = reverted_checkpoint(checkpoint, model, verdicts)
     new = reverted_config(cfg, model, verdicts, result['state_dict'])
     if args.validate:
         for title, *network in (('before', cfg, checkpoint['state_dict']), ('after', new, result['state_dict'])):
