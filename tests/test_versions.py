@@ -16,7 +16,12 @@ from .families.torch_names import names_used
 
 OLDEST = '2.1.0'  # what setup.py and the original OpenMMLab releases ask for
 # The package looks before it uses these.
-GUARDED = {'torch.get_autocast_dtype', 'torch.backends.cudnn.conv.fp32_precision', 'torch.export.Dim.DYNAMIC'}
+GUARDED = {
+    'torch.get_autocast_dtype',
+    'torch.backends.cudnn.conv.fp32_precision',
+    'torch.compiler.set_stance',
+    'torch.export.Dim.DYNAMIC',
+}
 
 
 def _python(code, *paths, **env):
