@@ -17,11 +17,14 @@ from ..datasets.warped import LEAST_SEEN
 
 ARCHIVES = {
     'camvid': 'camvid',
+    'idd': 'idd_lite',
     'horses': 'weizmann_horses',
     'msrc': 'msrc_v2',
     'bccd': 'bccd',
     'chess': 'chess_pieces',
 }
+# IDD Lite's class of each of CamVid's eleven.
+_STREETS = np.array([6, 5, 4, 0, 1, 5, 4, 4, 3, 2, 2], np.uint8)
 _CELLS = ('RBC', 'WBC', 'Platelets')
 _TURN = np.linspace(0, 2 * np.pi, 72, endpoint=False)
 _SIDE = np.linspace(-1, 1, 9)
@@ -61,8 +64,14 @@ Scenes = Iterator[tuple[np.ndarray, np.ndarray]]
 def archived_scenes(name: str, data: Path, split: str) -> Scenes:
     """The scenes of a packed data set in the order of its list: a picture and its truth.
 
-    The truth is labels (H, W) uint8, or objects (n, 5) float: x0, y0, x1, y1 in pixels, and the label.
+    ``'streets'`` are CamVid's with IDD Lite's classes. The truth is labels (H, W) uint8, or objects (n, 5) float: x0,
+    y0, x1, y1 in pixels, and the label.
     """
+    if name == 'streets':
+        table = np.full(256, IGNORED, np.uint8)
+        table[: len(_STREETS)] = _STREETS
+        yield from ((picture, table[labels]) for picture, labels in archived_scenes('camvid', data, split))
+        return
     readers: dict[str, Callable[[Archive, str], Scenes]] = {'bccd': _cells, 'chess': _pieces}
     with tarfile.open(data / f'{ARCHIVES[name]}.tar') as tar:
         archive = Archive(tar, ARCHIVES[name])
@@ -72,12 +81,25 @@ def archived_scenes(name: str, data: Path, split: str) -> Scenes:
         if name == 'camvid':
             stems = sorted(Path(path).stem for path in archive.files if path.startswith(f'{split}/'))
             pictures, masks = split, f'{split}annot'
+        elif name == 'idd':
+            stems, folder = _drives(archive, split)
+            pictures, masks = f'images/{folder}', f'masks/{folder}'
         else:
             stems = archive.content(f'{split}.txt').decode().split()
             pictures, masks = 'images', 'masks'
         for stem in stems:
             mask = archive.picture(f'{masks}/{stem}.png', cv2.IMREAD_UNCHANGED)
             yield _fitted(name, archive.picture(f'{pictures}/{stem}.jpg'), mask)
+
+
+def _drives(archive: Archive, split: str) -> tuple[list[str], str]:
+    """IDD Lite's pictures of a split and their folder: its own ``val`` is the test, a tenth of its drives validate."""
+    folder = 'val' if split == 'test' else 'train'
+    stems = archive.content(f'{folder}.txt').decode().split()
+    if folder == 'train':
+        drives = sorted({stem.partition('/')[0] for stem in stems}, key=int)
+        stems = [stem for stem in stems if (stem.partition('/')[0] in drives[::10]) == (split == 'val')]
+    return stems, folder
 
 
 def _fitted(name: str, picture: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -198,8 +198,8 @@ class Lab:
             file.write(json.dumps(row) + '\n')
 
 
-BASELINE_STEPS = {'shapes': 4000, 'shape-boxes': 2000, 'camvid': 3000, 'horses': 2000, 'msrc': 3000}
-BASELINE_STEPS |= {'bccd': 2000, 'chess': 2000}
+BASELINE_STEPS = {'shapes': 4000, 'shape-boxes': 2000, 'camvid': 3000, 'streets': 3000, 'horses': 2000}
+BASELINE_STEPS |= {'msrc': 3000, 'bccd': 2000, 'chess': 2000}
 
 
 def baseline_steps(bed: str, network: str) -> int:

@@ -8,6 +8,7 @@ Every picture is taken of a *scene* that is larger or finer than the picture, th
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -28,6 +29,8 @@ from ..datasets.warped import LEAST_SEEN, shown_share
 from .archives import archived_scenes, outlined_boxes
 
 SPLITS = ('train', 'val', 'test')
+OTHER_CAMERAS = {'idd': 1.5}
+"""Geometries that are no map but a data set of another camera: the magnification that shows its pixels as they are."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Geometry:
     def view(self, size: tuple[int, int], split: str, index: int) -> View:
         """The view of a picture; the same for every network, seed and arm."""
         rng = np.random.default_rng([SPLITS.index(split), index])
+        if self.name in OTHER_CAMERAS:
+            return MAPS['zoom'](size, rng, OTHER_CAMERAS[self.name])
         return MAPS[self.name](size, rng, **dict(self.values))
 
     def __str__(self) -> str:
@@ -84,6 +89,8 @@ TESTBEDS = {
     'shapes': Testbed('shapes', 1 + len(SHAPE_CLASSES), (128, 128), (192, 192), 1.5, _COMPOSED),
     'shape-boxes': Testbed('shape-boxes', len(SHAPE_CLASSES), (128, 128), (192, 192), 1.5, _COMPOSED, boxes=True),
     'camvid': Testbed('camvid', 11, (240, 320), (240, 320), 1.5),
+    # CamVid's scenes with IDD Lite's classes, whose pictures are 227 x 320
+    'streets': Testbed('streets', 7, (240, 320), (224, 320), 1.5),
     'horses': Testbed('horses', 2, (192, 256), (192, 256)),
     'msrc': Testbed('msrc', 22, (208, 304), (208, 304)),
     # Larger than the scene at home, too: detectors take black for objects if they have never seen it.
@@ -141,22 +148,27 @@ def prepare(name: str, maps: Sequence[str], data: Path, cache: Path, workers: in
     cache.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         missing = [text for text in maps if not cached(cache, name, text, split).is_file()]
-        if not missing:
-            continue
-        geometries = [Geometry.parse(text) for text in missing]
-        bed = TESTBEDS[name]
-        if bed.pictures:
-            count = max(8, round(bed.pictures[split] * share))
-            rows = _mapped(partial(_composed, name, geometries, split), workers, range(count))
-        else:
-            scenes = list(archived_scenes(name, data, split))
-            rows = _mapped(partial(_archived, name, geometries, split), workers, range(len(scenes)), scenes)
-        for text, column in zip(missing, zip(*rows, strict=True), strict=True):
-            pictures, labels = zip(*column, strict=True)
-            arrays = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), np.stack(labels)
-            partial_file = cached(cache, name, text, split).with_suffix(f'.{os.getpid()}')
-            torch.save({'pictures': arrays[0], 'labels': torch.from_numpy(arrays[1])}, partial_file)
-            partial_file.rename(cached(cache, name, text, split))
+        for source, texts in itertools.groupby(missing, lambda text: text if text in OTHER_CAMERAS else name):
+            _prepare(name, source, list(texts), split, data, cache, workers, share)
+
+
+def _prepare(
+    name: str, source: str, texts: Sequence[str], split: str, data: Path, cache: Path, workers: int, share: float
+) -> None:
+    """Maps of one source of scenes: the test bed, or the data set of another camera."""
+    geometries, bed = [Geometry.parse(text) for text in texts], TESTBEDS[name]
+    if bed.pictures:
+        count = max(8, round(bed.pictures[split] * share))
+        rows = _mapped(partial(_composed, name, geometries, split), workers, range(count))
+    else:
+        scenes = list(archived_scenes(source, data, split))
+        rows = _mapped(partial(_archived, name, geometries, split), workers, range(len(scenes)), scenes)
+    for text, column in zip(texts, zip(*rows, strict=True), strict=True):
+        pictures, labels = zip(*column, strict=True)
+        arrays = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), np.stack(labels)
+        partial_file = cached(cache, name, text, split).with_suffix(f'.{os.getpid()}')
+        torch.save({'pictures': arrays[0], 'labels': torch.from_numpy(arrays[1])}, partial_file)
+        partial_file.rename(cached(cache, name, text, split))
 
 
 def _mapped(function: Callable[..., list], workers: int, *values: Iterable) -> list[list]:
