@@ -241,6 +241,26 @@ def test_packed_boxes_are_those_of_their_annotations(tmp_path):
         assert found.tolist() == [pytest.approx(np.array(expected) - [*margin, *margin, 0, 0], abs=1e-3)]
 
 
+def test_another_cameras_pictures_are_as_they_were_taken(tmp_path):
+    rng, png = np.random.default_rng(0), '.png'
+    picture, mask = rng.integers(0, 256, (227, 320, 3), np.uint8), rng.integers(0, 7, (227, 320), np.uint8)
+    files = {'train.txt': '\n'.join(f'{drive}/a' for drive in range(12)).encode(), 'val.txt': b'119/b'}
+    for path in [*(f'train/{drive}/a' for drive in range(12)), 'val/119/b']:
+        files[f'images/{path}.jpg'] = cv2.imencode(png, picture)[1].tobytes()
+        files[f'masks/{path}.png'] = cv2.imencode(png, mask)[1].tobytes()
+    _packed(tmp_path, 'idd_lite', files)
+    street = np.arange(360, dtype=np.uint8)[:, None].repeat(480, 1) % 12
+    files = {'trainannot/a.png': cv2.imencode(png, street)[1].tobytes(), 'train/a.jpg': _encoded((360, 480))}
+    _packed(tmp_path, 'camvid', files)
+    testbeds.prepare('streets', ['idd'], tmp_path, tmp_path)
+    shown = [testbeds.load(tmp_path, 'streets', 'idd', split, 'cpu') for split in testbeds.SPLITS]
+    assert [len(split.labels) for split in shown] == [10, 2, 1]
+    assert torch.equal(shown[2].labels[0], torch.from_numpy(mask))
+    assert torch.equal(shown[2].pictures[0].permute(1, 2, 0), torch.from_numpy(picture))
+    ((_, labels),) = archives.archived_scenes('streets', tmp_path, 'train')
+    assert labels[:12, 0].tolist() == [6, 5, 4, 0, 1, 5, 4, 4, 3, 2, 2, 255]
+
+
 def test_boxes_of_outlines_are_tight_after_a_map():
     size, view = (288, 384), Geometry.parse('fisheye:middle=2.0,rim=0.8').view((288, 384), 'val', 0)
     y, x = np.mgrid[:480, :640] + 0.5

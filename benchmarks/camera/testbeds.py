@@ -89,8 +89,8 @@ TESTBEDS = {
     'shapes': Testbed('shapes', 1 + len(SHAPE_CLASSES), (128, 128), (192, 192), 1.5, _COMPOSED),
     'shape-boxes': Testbed('shape-boxes', len(SHAPE_CLASSES), (128, 128), (192, 192), 1.5, _COMPOSED, boxes=True),
     'camvid': Testbed('camvid', 11, (240, 320), (240, 320), 1.5),
-    # CamVid's scenes with IDD Lite's classes, whose pictures are 227 x 320
-    'streets': Testbed('streets', 7, (240, 320), (224, 320), 1.5),
+    # CamVid's scenes with IDD Lite's classes, and its whole pictures
+    'streets': Testbed('streets', 7, (240, 320), (227, 320), 1.5),
     'horses': Testbed('horses', 2, (192, 256), (192, 256)),
     'msrc': Testbed('msrc', 22, (208, 304), (208, 304)),
     # Larger than the scene at home, too: detectors take black for objects if they have never seen it.
