@@ -23,8 +23,6 @@ ARCHIVES = {
     'bccd': 'bccd',
     'chess': 'chess_pieces',
 }
-# IDD Lite's class of each of CamVid's eleven.
-_STREETS = np.array([6, 5, 4, 0, 1, 5, 4, 4, 3, 2, 2], np.uint8)
 _CELLS = ('RBC', 'WBC', 'Platelets')
 _TURN = np.linspace(0, 2 * np.pi, 72, endpoint=False)
 _SIDE = np.linspace(-1, 1, 9)
@@ -64,14 +62,8 @@ Scenes = Iterator[tuple[np.ndarray, np.ndarray]]
 def archived_scenes(name: str, data: Path, split: str) -> Scenes:
     """The scenes of a packed data set in the order of its list: a picture and its truth.
 
-    ``'streets'`` are CamVid's with IDD Lite's classes. The truth is labels (H, W) uint8, or objects (n, 5) float: x0,
-    y0, x1, y1 in pixels, and the label.
+    The truth is labels (H, W) uint8, or objects (n, 5) float: x0, y0, x1, y1 in pixels, and the label.
     """
-    if name == 'streets':
-        table = np.full(256, IGNORED, np.uint8)
-        table[: len(_STREETS)] = _STREETS
-        yield from ((picture, table[labels]) for picture, labels in archived_scenes('camvid', data, split))
-        return
     readers: dict[str, Callable[[Archive, str], Scenes]] = {'bccd': _cells, 'chess': _pieces}
     with tarfile.open(data / f'{ARCHIVES[name]}.tar') as tar:
         archive = Archive(tar, ARCHIVES[name])

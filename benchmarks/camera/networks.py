@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,24 @@ class Segmentor(Network):
     def forward(self, pictures: Tensor) -> Tensor:
         logits = self.decode_head(self.backbone(self.normalized(pictures)))
         return F.interpolate(logits.float(), size=pictures.shape[2:], mode='bilinear', align_corners=False)
+
+
+class Merged(nn.Module):
+    """A segmentor whose classes are merged: logits (N, most of ``classes`` + 1, H, W) of the sums of probabilities.
+
+    Args:
+        segmentor: gives logits of as many classes as ``classes`` has.
+        classes: what each of its classes becomes.
+    """
+
+    def __init__(self, segmentor: nn.Module, classes: Sequence[int]):
+        super().__init__()
+        self.segmentor = segmentor
+        self.members = [[i for i, c in enumerate(classes) if c == merged] for merged in range(max(classes) + 1)]
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        logits = self.segmentor(pictures)
+        return torch.stack([logits[:, members].logsumexp(1) for members in self.members], 1)
 
 
 def build(

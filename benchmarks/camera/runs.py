@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from . import arms, networks
 from .detection import Detector, average_precision, detection_loss
 from .references import ComputedOffsets, Rectified
-from .testbeds import TESTBEDS, Boxes, Geometry, Pictures, load, prepare
+from .testbeds import CAMERAS, TESTBEDS, Boxes, Geometry, Pictures, load, prepare
 from .training import Job, Recipe, mean_iou, segmentation_loss, train
 
 SELECTION = (100, 101)
@@ -170,6 +170,8 @@ class Lab:
         arm = run.arm.partition('scratch')[2].lstrip('-') or 'control' if run.from_scratch else run.arm
         if arm in arms.ARMS:
             arms.start(model, arm, run.targets)
+        if run.geometry in CAMERAS:
+            model = networks.Merged(model, CAMERAS[run.geometry].classes)
         # a fifth faster on a CPU
         return model.to(memory_format=torch.channels_last) if self.device == 'cpu' else model
 
@@ -198,8 +200,8 @@ class Lab:
             file.write(json.dumps(row) + '\n')
 
 
-BASELINE_STEPS = {'shapes': 4000, 'shape-boxes': 2000, 'camvid': 3000, 'streets': 3000, 'horses': 2000}
-BASELINE_STEPS |= {'msrc': 3000, 'bccd': 2000, 'chess': 2000}
+BASELINE_STEPS = {'shapes': 4000, 'shape-boxes': 2000, 'camvid': 3000, 'horses': 2000, 'msrc': 3000}
+BASELINE_STEPS |= {'bccd': 2000, 'chess': 2000}
 
 
 def baseline_steps(bed: str, network: str) -> int:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.camera import archives, arms, foretell, plans, runs, tables, testbeds, training
+from benchmarks.camera import archives, arms, foretell, networks, plans, runs, tables, testbeds, training
 from benchmarks.camera.__main__ import main
 from benchmarks.camera.references import ComputedOffsets, Rectified
 from benchmarks.camera.runs import Lab, Run
@@ -249,16 +249,18 @@ def test_another_cameras_pictures_are_as_they_were_taken(tmp_path):
         files[f'images/{path}.jpg'] = cv2.imencode(png, picture)[1].tobytes()
         files[f'masks/{path}.png'] = cv2.imencode(png, mask)[1].tobytes()
     _packed(tmp_path, 'idd_lite', files)
-    street = np.arange(360, dtype=np.uint8)[:, None].repeat(480, 1) % 12
-    files = {'trainannot/a.png': cv2.imencode(png, street)[1].tobytes(), 'train/a.jpg': _encoded((360, 480))}
-    _packed(tmp_path, 'camvid', files)
-    testbeds.prepare('streets', ['idd'], tmp_path, tmp_path)
-    shown = [testbeds.load(tmp_path, 'streets', 'idd', split, 'cpu') for split in testbeds.SPLITS]
+    testbeds.prepare('camvid', ['idd'], tmp_path, tmp_path)
+    shown = [testbeds.load(tmp_path, 'camvid', 'idd', split, 'cpu') for split in testbeds.SPLITS]
     assert [len(split.labels) for split in shown] == [10, 2, 1]
     assert torch.equal(shown[2].labels[0], torch.from_numpy(mask))
     assert torch.equal(shown[2].pictures[0].permute(1, 2, 0), torch.from_numpy(picture))
-    ((_, labels),) = archives.archived_scenes('streets', tmp_path, 'train')
-    assert labels[:12, 0].tolist() == [6, 5, 4, 0, 1, 5, 4, 4, 3, 2, 2, 255]
+
+
+def test_merged_classes_sum_the_probabilities():
+    logits = torch.tensor([0.5, 2.0, -1.0, 1.0]).view(1, 4, 1, 1)
+    merged = networks.Merged(nn.Identity(), (1, 0, 1, 2))(logits).softmax(1).flatten()
+    own = logits.softmax(1).flatten()
+    torch.testing.assert_close(merged, torch.stack([own[1], own[0] + own[2], own[3]]))
 
 
 def test_boxes_of_outlines_are_tight_after_a_map():

@@ -29,8 +29,25 @@ from ..datasets.warped import LEAST_SEEN, shown_share
 from .archives import archived_scenes, outlined_boxes
 
 SPLITS = ('train', 'val', 'test')
-OTHER_CAMERAS = {'idd': 1.5}
-"""Geometries that are no map but a data set of another camera: the magnification that shows its pixels as they are."""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A data set that another camera took, in the place of a map.
+
+    Attributes:
+        size: (height, width) of its pictures.
+        magnification: the zoom of the test bed's scenes that shows its pixels as they are.
+        classes: its class of each of the test bed's.
+    """
+
+    size: tuple[int, int]
+    magnification: float
+    classes: tuple[int, ...]
+
+
+# After CamVid: streets of another country.
+CAMERAS = {'idd': Camera((227, 320), 1.5, (6, 5, 4, 0, 1, 5, 4, 4, 3, 2, 2))}
 
 
 @dataclass(frozen=True)
@@ -49,8 +66,8 @@ class Geometry:
     def view(self, size: tuple[int, int], split: str, index: int) -> View:
         """The view of a picture; the same for every network, seed and arm."""
         rng = np.random.default_rng([SPLITS.index(split), index])
-        if self.name in OTHER_CAMERAS:
-            return MAPS['zoom'](size, rng, OTHER_CAMERAS[self.name])
+        if self.name in CAMERAS:
+            return MAPS['zoom'](size, rng, CAMERAS[self.name].magnification)
         return MAPS[self.name](size, rng, **dict(self.values))
 
     def __str__(self) -> str:
@@ -81,6 +98,8 @@ class Testbed:
     boxes: bool = False
 
     def size(self, geometry: Geometry) -> tuple[int, int]:
+        if geometry.name in CAMERAS:
+            return CAMERAS[geometry.name].size
         return self.home if geometry.name == 'identity' else self.target
 
 
@@ -89,8 +108,6 @@ TESTBEDS = {
     'shapes': Testbed('shapes', 1 + len(SHAPE_CLASSES), (128, 128), (192, 192), 1.5, _COMPOSED),
     'shape-boxes': Testbed('shape-boxes', len(SHAPE_CLASSES), (128, 128), (192, 192), 1.5, _COMPOSED, boxes=True),
     'camvid': Testbed('camvid', 11, (240, 320), (240, 320), 1.5),
-    # CamVid's scenes with IDD Lite's classes, and its whole pictures
-    'streets': Testbed('streets', 7, (240, 320), (227, 320), 1.5),
     'horses': Testbed('horses', 2, (192, 256), (192, 256)),
     'msrc': Testbed('msrc', 22, (208, 304), (208, 304)),
     # Larger than the scene at home, too: detectors take black for objects if they have never seen it.
@@ -148,7 +165,7 @@ def prepare(name: str, maps: Sequence[str], data: Path, cache: Path, workers: in
     cache.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         missing = [text for text in maps if not cached(cache, name, text, split).is_file()]
-        for source, texts in itertools.groupby(missing, lambda text: text if text in OTHER_CAMERAS else name):
+        for source, texts in itertools.groupby(missing, lambda text: text if text in CAMERAS else name):
             _prepare(name, source, list(texts), split, data, cache, workers, share)
 
 
