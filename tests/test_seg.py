@@ -14,6 +14,7 @@ from mmseg.datasets import BaseSegDataset, PascalVOCDataset
 from mmseg.evaluation import IoUMetric
 
 from benchmarks.datasets import SHAPE_CLASSES, SHAPE_OPTIONS, compose_shapes
+from mmdeform_upgrade.analysis.look import layers_up_to, load_network, look
 from mmdeform_upgrade.checkpoint import file_sha256
 from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.mm import command_line
@@ -186,6 +187,17 @@ def test_inference_apis_load_the_upgraded_segmentor(seg_upgrade, fine_tuned, sha
         palette=model.dataset_meta['palette'],
     )
     assert np.array_equal(inferencer(picture, show=False)['predictions'], expected)
+
+
+def test_a_bare_state_dict_and_a_config_without_a_test_pipeline_will_do(seg_upgrade, fine_tuned, shapes, tmp_path):
+    state = read_checkpoint(fine_tuned[0])['state_dict']
+    torch.save({f'_orig_mod.{key}': value for key, value in state.items()}, tmp_path / 'bare.pth')
+    cfg = Config.fromfile(seg_upgrade[0])
+    cfg.pop('test_pipeline')
+    cfg.dump(tmp_path / 'config.py')
+    model = load_network(str(tmp_path / 'config.py'), str(tmp_path / 'bare.pth'))
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert [record.layer for record in layers_up_to(model, look(model, _picture(shapes)))] == LAYERS
 
 
 def test_test_time_augmentation_of_the_upgraded_segmentor(seg_upgrade, fine_tuned, tmp_path):

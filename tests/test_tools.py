@@ -8,7 +8,8 @@ import shutil
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
+from mmengine.runner.checkpoint import load_from_local
 
 from mmdeform_upgrade.checkpoint import file_sha256
 from mmdeform_upgrade.errors import ConfigError
@@ -71,10 +72,42 @@ def test_upgrade_writes_a_short_inheriting_config_and_the_control(tiny_config, t
     upgraded, plain = Config.fromfile(out), Config.fromfile(control)
     assert upgraded.model.backbone.targets == ['layer4.1.conv1', 'layer4.1.conv2']
     assert upgraded.model.backbone.deform_groups == 2
-    for cfg in (upgraded, plain):
-        assert cfg.train_cfg.max_epochs == 4 and cfg.load_from == str(tiny_baseline)
+    assert all(cfg.train_cfg.max_epochs == 4 for cfg in (upgraded, plain))
+    # without the hook it is the scheme that reads what the tool has checked
+    assert upgraded.load_from == str(tiny_baseline) and plain.load_from == f'baseline://{tiny_baseline}'
     assert plain.model == Config.fromfile(tiny_config).model
     assert len(out.read_text().splitlines()) < 60
+
+
+@pytest.mark.parametrize('prefix', ['_orig_mod.', 'module._orig_mod.'])
+def test_a_control_starts_from_what_was_checked_under_mmengines_own_runner(
+    tiny_config, tiny_baseline, tmp_path, monkeypatch, prefix
+):
+    held = torch.load(tiny_baseline, weights_only=False)['state_dict']
+    torch.save({'model': {prefix + key: value for key, value in held.items()}}, tmp_path / 'model.pth')
+    files = (tmp_path / 'model.pth', '--out', tmp_path / 'up.py', '--control', tmp_path / 'control.py')
+    run_tool('upgrade.py', tiny_config, *files)
+    monkeypatch.setattr(CheckpointLoader, '_schemes', CheckpointLoader._schemes.copy())
+    CheckpointLoader.register_scheme('', load_from_local, force=True)  # as where no tool or hook ran
+    cfg = Config.fromfile(tmp_path / 'control.py')
+    cfg.merge_from_dict(dict(custom_hooks=[], work_dir=str(tmp_path / 'run')))
+    runner = Runner.from_cfg(cfg)
+    runner.load_or_resume()
+    for name, value in runner.model.state_dict().items():
+        assert torch.equal(value, held[name]), name
+
+
+def test_a_home_folder_that_the_shell_left_is_found_and_protected(tiny_config, tiny_upgrade, tmp_path):
+    torch.save({'meta': {}, 'state_dict': build(Config.fromfile(tiny_upgrade)).state_dict()}, tmp_path / 'up.pth')
+    (tmp_path / 'there.onnx').write_text('mine')
+    (tmp_path / 'config.py').write_text(f'_base_ = [{str(tiny_upgrade)!r}]')
+    at_home = dict(env={'HOME': str(tmp_path)}, cwd=tmp_path)
+    export = ('deployment/export_onnx.py', '~/config.py', '~/up.pth', '~/there.onnx')
+    assert f"'{tmp_path}/there.onnx' exists; give --force" in _fails(*export, **at_home)
+    assert (tmp_path / 'there.onnx').read_text() == 'mine'
+    run_tool('model_converters/publish_model.py', '~/up.pth', '~/zoo', '--config=~/config.py', **at_home)
+    assert {'.pth', '.safetensors'} <= {path.suffix for path in (tmp_path / 'zoo').iterdir()}
+    assert not (tmp_path / '~').exists()
 
 
 def test_no_run_writes_over_its_baseline(tiny_config, tiny_baseline, tmp_path):
@@ -163,9 +196,12 @@ def test_what_a_tool_reads_and_configs_of_others_are_not_overwritten(
         refused = _fails('upgrade.py', tiny_config, tiny_baseline, flag, 'mine.py', cwd=tmp_path)
         assert "'mine.py' is there already, and this tool did not write it" in refused
     (tmp_path / 'own.py').write_text('import mmdeform_upgrade  # and lines of my own')
-    run_tool('upgrade.py', tiny_config, tiny_baseline, '--out', 'own.py', cwd=tmp_path)
-    run_tool('upgrade.py', tiny_config, tiny_baseline, '--out', 'own.py', cwd=tmp_path)
+    for _ in range(2):
+        run_tool('upgrade.py', tiny_config, tiny_baseline, '--out', 'own.py', cwd=tmp_path)
+    written = (tmp_path / 'own.py').read_text()
+    run_tool('upgrade.py', tiny_config, tiny_baseline, '--out', 'own.py', '--epoch-ratio', 1, cwd=tmp_path)
     assert (tmp_path / 'own.py.bak').read_text() == 'import mmdeform_upgrade  # and lines of my own'
+    assert (tmp_path / 'own.py.bak2').read_text() == written and not (tmp_path / 'own.py.bak3').exists()
     same = ('make', tiny_baseline, f'{tiny_baseline}::state_dict', tmp_path / 'd.safetensors')
     assert 'there is no difference to write' in _fails(converters + 'delta.py', *same)
 

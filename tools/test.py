@@ -15,7 +15,9 @@ def main(argv=None):
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', type=command_line.pickle_file, help='pickle file for the predictions')
     parser.add_argument('--show', action='store_true', help='show predictions')
-    parser.add_argument('--show-dir', help="folder for pictures with predictions, inside the run's work directory")
+    parser.add_argument(
+        '--show-dir', help="folder for pictures with predictions; mmdet's is inside the run's work directory"
+    )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds between shown pictures')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation, as set in the config')
     args = parser.parse_args(argv)

@@ -2,6 +2,7 @@
 """Print the plan of an upgrade, after checking all of it, and write the short config that does it."""
 
 import argparse
+import itertools
 import os
 import shlex
 from difflib import get_close_matches
@@ -12,7 +13,6 @@ from mmdeform_upgrade.config.own_run import describe_outputs
 from mmdeform_upgrade.config.settings import changed
 from mmdeform_upgrade.config.text import config_text
 from mmdeform_upgrade.errors import ConfigError
-from mmdeform_upgrade.importers import OWN_NAMES
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.mm.cost import describe_cost
 from mmdeform_upgrade.mm.loading import local_path
@@ -169,8 +169,9 @@ def write_down(args, out, baseline, folder, changes):
     text = config_text(args.config, out, changed(baseline, changes), changes)
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
     if os.path.exists(out) and Path(out).read_text(encoding='utf8') != text:  # perhaps edited since
-        os.replace(out, f'{out}.bak')
-        print(f'kept: {out}.bak, what {out} was')
+        kept = next(name for n in itertools.count(1) if not os.path.exists(name := f'{out}.bak{n if n > 1 else ""}'))
+        os.replace(out, kept)
+        print(f'kept: {kept}, what {out} was')
     Path(out).write_text(text, encoding='utf8')
     print(f'written: {out}')
 
@@ -224,9 +225,8 @@ def main(argv=None):
         return
     write_down(args, outputs[0], baseline, folders[0], changes)
     if args.control:
-        # Without the hook, a foreign checkpoint is imported by the scheme alone.
-        scheme = '' if plan.imported.format == OWN_NAMES else SCHEME
-        load_from = scheme + args.checkpoint.removeprefix(SCHEME)
+        # Without the hook, whatever MMEngine itself would not read, or read in part, is read by the scheme alone.
+        load_from = SCHEME + args.checkpoint.removeprefix(SCHEME)
         changes = control_changes(baseline, load_from=load_from, work_dir=folders[1], **tuning)
         write_down(args, args.control, baseline, folders[1], changes)
     print(next_commands(outputs[0], upgraded))

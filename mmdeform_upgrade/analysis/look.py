@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from ..layers import upgraded_layers
 from ..readers import read_checkpoint
 from .complexity import hooked
 from .offsets import OffsetRecorder, Record
-from .receptive_field import offsets_at_zero, receptive_field
+from .receptive_field import computed_from, offsets_at_zero, receptive_field
 
 Point = tuple[float, float]
 _APIS = {'mmdet': ('init_detector', 'inference_detector'), 'mmseg': ('init_model', 'inference_model')}
@@ -57,6 +58,12 @@ def predict(model: nn.Module, image: str) -> Any:
     framework = next((family for family in families if family in _APIS), None)
     if framework is None:
         raise ConfigError(f'{type(model).__name__} is neither of mmdet nor of mmseg')
+    cfg: Any = model.cfg
+    if framework == 'mmseg' and 'test_pipeline' not in cfg:  # where mmseg looks for it
+        dataset = cfg.test_dataloader.dataset
+        while 'dataset' in dataset:  # RepeatDataset and the like
+            dataset = dataset.dataset
+        cfg.test_pipeline = dataset.pipeline
     return _api(framework)[1](model, image)
 
 
@@ -81,48 +88,87 @@ def object_points(seen: Look, count: int) -> list[Point]:
     height, width = seen.picture.shape[:2]
     if found is None or not len(found):
         return [(height * (i + 1) / (count + 1), width * (i + 1) / (count + 1)) for i in range(count)]
-    original = seen.prediction.metainfo['ori_shape']
-    shape = seen.prediction.metainfo['img_shape']
-    boxes = found[found.scores.argsort(descending=True)[:count]].bboxes.cpu()
-    scale = (shape[0] / original[0], shape[1] / original[1])
-    return [(float(y0 + y1) / 2 * scale[0], float(x0 + x1) / 2 * scale[1]) for x0, y0, x1, y1 in boxes]
+    about = seen.prediction.metainfo
+    scale = about.get('scale_factor', (1.0, 1.0))  # width, height
+    top, _, left, _ = about.get('border', (0, 0, 0, 0))  # that CenterNet and CornerNet pad
+    surest = found[found.scores.argsort(descending=True)[:count]].cpu()
+    points = (surest.bboxes[:, :2] + surest.bboxes[:, 2:4]) / 2
+    for i, mask in enumerate(
+        surest.masks if 'masks' in surest and not surest.bboxes.any() else ()
+    ):  # SOLO has no boxes
+        if mask.any():
+            points[i] = mask.nonzero().float().mean(0).flip(0)
+    return [(float(y * scale[1] + top), float(x * scale[0] + left)) for x, y in points]
 
 
-def records_up_to(seen: Look, layer: str | None = None) -> list[Record]:
-    """The layers that ran before one, and it; all of them without a name.
+def layers_up_to(model: nn.Module, seen: Look, layer: str | None = None) -> list[Record]:
+    """The upgraded layers that one of them reads through, and it; that is the last that ran without a name.
+
+    Of layers side by side, such as the branches of a head, one way back is followed.
 
     Raises:
-        ConfigError: none, or several, are called so, or have names that end so.
+        ConfigError: none, or several, are called so, or have names that end so; or it runs on regions of the picture.
     """
-    if layer is None:
-        return seen.records
     names = [record.layer for record in seen.records]
-    found = [i for i, name in enumerate(names) if f'.{name}'.endswith(f'.{layer}')]
-    if len(found) != 1:
+    found = [i for i, name in enumerate(names) if layer is None or f'.{name}'.endswith(f'.{layer}')]
+    if layer is not None and len(found) != 1:
         raise ConfigError(
             f'{layer!r} is the name of {len(found)} upgraded layers, expected one; there are {", ".join(names)}'
         )
-    return seen.records[: found[0] + 1]
+    last = seen.records[found[-1]]
+    if len(last.offset) != len(seen.input):
+        whole = [record.layer for record in seen.records if len(record.offset) == len(seen.input)]
+        raise ConfigError(
+            f'{last.layer} runs on {len(last.offset)} regions of the picture, which has no place of its own for each '
+            f'position; layers that run on the whole picture: {", ".join(whole) or "none"}'
+        )
+    way, before = [last], seen.records[: found[-1]]
+    passes = _passes(model, seen, seen.input.clone().requires_grad_(), [record.layer for record in (*before, last)])
+    for record in reversed(before):
+        if record.layer in passes and passes[record.layer].after in computed_from(passes[way[0].layer].before):
+            way.insert(0, record)
+    return way
 
 
-@torch.no_grad()
-def level_of(model: Any, seen: Look, record: Record) -> int:
-    """Index of the backbone's first map with the size of a layer's output; the last where there is none."""
-    sizes = [tuple(level.shape[-2:]) for level in model.backbone(seen.input)]
-    own = tuple(record.offset.shape[-2:])
-    return sizes.index(own) if own in sizes else len(sizes) - 1
+def fields(model: nn.Module, seen: Look, point: Point, layer: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Effective receptive fields of an upgraded layer's output at a point, offsets at zero and as learned.
 
+    ``layer`` is a record's; without it, the last that ran.
+    """
+    name = layer or seen.records[-1].layer
 
-def fields(model: Any, seen: Look, point: Point, level: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Effective receptive fields of a backbone's last map (or another) at a point, offsets at zero and as learned."""
-
-    def features(images: Tensor) -> Any:
-        return model.backbone(images)[-1 if level is None else level]
+    def features(images: Tensor) -> Tensor:
+        return _passes(model, seen, images, [name])[name].output
 
     with offsets_at_zero(model):
         before = receptive_field(features, seen.input, point)
     after = receptive_field(features, seen.input, point)
     return before.cpu().numpy(), after.cpu().numpy()
+
+
+class _Pass(NamedTuple):
+    """A layer's pass over its largest map: the autograd nodes of its input and of its output."""
+
+    before: Any
+    after: Any
+    output: Tensor
+
+
+def _passes(model: Any, seen: Look, images: Tensor, names: list[str]) -> dict[str, _Pass]:
+    """Run as much of the network as some layers need, and keep their passes."""
+    found: dict[str, _Pass] = {}
+
+    def keep(name: str, _: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if name not in found or output.numel() >= found[name].output.numel():
+            found[name] = _Pass(args[0].grad_fn, output.grad_fn, output)
+
+    hooks = [model.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names]
+    with torch.enable_grad(), hooked(hooks):
+        if all(name.startswith('backbone.') for name in names):
+            model.backbone(images)
+        else:
+            model(images, [seen.prediction], mode='tensor')
+    return found
 
 
 def load_network(config: str, checkpoint: str, device: str = 'cpu') -> nn.Module:

@@ -36,9 +36,10 @@ class Record:
 
 
 class OffsetRecorder(ExitStack):
-    """Context manager that keeps the offsets of every ``ZeroOffsetDCN`` in a model, the latest pass of each.
+    """Context manager that keeps the offsets of every ``ZeroOffsetDCN`` in a model.
 
-    ``records`` holds them in the order in which the layers ran.
+    ``records`` holds them in the order in which the layers ran. Of a layer that runs on several levels it is the pass
+    over the largest map, the latest of several such.
     """
 
     def __init__(self, model: nn.Module):
@@ -56,10 +57,9 @@ class OffsetRecorder(ExitStack):
         geo = describe(input, output, layer.weight, None, None, *steps)
         offset = output.detach().float().view(geo.N, geo.G, geo.K, 2, geo.Ho, geo.Wo)
         taps = sample_points(torch.zeros_like(offset[0, 0]), geo._replace(N=1, G=1))
-        self.records.pop(name, None)  # a layer that runs again moves to the end
-        self.records[name] = Record(
-            name, offset, (geo.H, geo.W), torch.stack((taps.y0, taps.x0), 3).view(offset[0, 0].shape)
-        )
+        record = Record(name, offset, (geo.H, geo.W), torch.stack((taps.y0, taps.x0), 3).view(offset[0, 0].shape))
+        known = self.records.pop(name, record)  # a layer that runs again moves to the end
+        self.records[name] = known if known.offset.numel() > offset.numel() else record
 
 
 @dataclass(frozen=True)

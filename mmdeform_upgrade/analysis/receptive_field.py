@@ -107,6 +107,16 @@ def _widening(node: Any, width: int) -> float:
     return (kernel - 1) * dilation * round(width / input.shape[-1])
 
 
+def computed_from(node: Any) -> set[Any]:
+    """A node of PyTorch's autograd graph, and all those before it."""
+    seen, stack = {node}, [node]
+    while stack:
+        new = {following for following, _ in getattr(stack.pop(), 'next_functions', ())} - seen - {None}
+        seen |= new
+        stack += new
+    return seen
+
+
 @contextmanager
 def offsets_at_zero(model: nn.Module, names: Collection[str] | None = None) -> Iterator[None]:
     """The model as if none of its offsets, or those of some layers, had been learned, while the context lasts."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,7 @@ _LAUNCHERS = {  # what starts the processes, and a variable that it sets in them
     'slurm': ('srun', 'SLURM_PROCID'),
     'mpi': ('mpirun', 'OMPI_COMM_WORLD_LOCAL_RANK'),
 }
+_HOME = re.compile(r'^(--[\w-]+=|)~(?=/|$)')
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
@@ -189,8 +191,10 @@ def run(main: Callable[[list[str] | None], None], argv: list[str] | None = None)
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='backslashreplace')  # a console's encoding may lack what a name or a path has
     read_checkpoints_safely()
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        main(argv)
+        # quoted, or behind an equals sign, the shell leaves it
+        main([_HOME.sub(lambda found: f'{found[1]}{os.path.expanduser("~")}', text) for text in argv])
     except UpgradeError as error:
         print(f'{type(error).__name__}: {printable(str(error))}', file=sys.stderr)
         sys.exit(2)

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten
 
 from ..analysis.complexity import PLAIN, hooked, multiplications
 from ..analysis.offsets import scatter_offsets_
+from ..analysis.receptive_field import computed_from
 from ..layers import upgraded_layers
 from .preflight import build_network
 
@@ -146,17 +147,10 @@ def _missed(network: Any, pictures: Tensor) -> list[int]:
     for level in outputs:
         if isinstance(level, Tensor) and level.dim() == 4:
             stride = round(pictures.shape[-1] / level.shape[-1])
-            found[stride] = found.get(stride, False) or not offsets.isdisjoint(map(id, _leaves(level.grad_fn)))
+            found[stride] = found.get(stride, False) or not offsets.isdisjoint(_parameters(level))
     return [stride for stride, has_offsets in found.items() if not has_offsets]
 
 
-def _leaves(node: Any) -> Iterator[Tensor]:
-    """Parameters that a tensor was computed from."""
-    seen, stack = {node}, [node]
-    while stack:
-        current = stack.pop()
-        if hasattr(current, 'variable'):
-            yield current.variable
-        new = {following for following, _ in getattr(current, 'next_functions', ())} - seen - {None}
-        seen |= new
-        stack += new
+def _parameters(output: Tensor) -> Iterator[int]:
+    """Those that a tensor was computed from, by id."""
+    return (id(node.variable) for node in computed_from(output.grad_fn) if hasattr(node, 'variable'))

@@ -146,7 +146,9 @@ def load_from_safe_reader(filename: str, map_location: Any = None) -> dict[str, 
             imported = import_checkpoint(checkpoint)
         except CheckpointError as error:
             raise CheckpointError(f'{path}: {error}') from error
-        if imported.format != OWN_NAMES:
+        if imported.format == OWN_NAMES:
+            checkpoint = {'meta': {}, **checkpoint, 'state_dict': imported.state_dict}  # mmseg wants some meta
+        else:
             print_log(f'Imported {imported}', logger='current')
             kept = {key: value for key, value in checkpoint.items() if key == 'ema_state_dict'}
             meta = meta_of(imported, checkpoint.get('meta'))

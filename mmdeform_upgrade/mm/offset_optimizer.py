@@ -59,6 +59,8 @@ class OffsetOptimizerConstructor:
         base, known = self._base(model).optimizer, {id(p) for p in offsets}
         for group in base.param_groups:
             group['params'] = [p for p in group['params'] if others and id(p) not in known]
+        for parameter in offsets:
+            base.state.pop(parameter, None)  # Adagrad's begins when it is built
         # Where nothing else trains, a group of no parameter has the schedule that the offsets follow.
         base.param_groups = [group for group in base.param_groups if group['params']] or base.param_groups[:1]
         # A group of every layer may get a rate of its own, see StepLimit.

@@ -51,9 +51,6 @@ def train_offsets_(model: nn.Module) -> list[str]:
         if kept and not _has_statistics(module):
             module.register_forward_pre_hook(_note_buffers, prepend=True)
             module.register_forward_hook(_put_back_buffers)
-        if type(module).forward in _NORMS:
-            module.register_forward_pre_hook(_without_graph)
-            module.register_forward_hook(_with_gradient, prepend=True)
     model.train = partial(_train, model)  # type: ignore[method-assign]  # no method, which pickle would look for by name
     model.train(model.training)
     return names
@@ -65,6 +62,9 @@ def _train(model: nn.Module, mode: bool = True) -> nn.Module:
     for module in model.modules():
         if _has_statistics(module):
             module.eval()
+        if type(module).forward in _NORMS and _without_graph not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_without_graph)
+            module.register_forward_hook(_with_gradient, prepend=True)
     return model
 
 

@@ -78,8 +78,8 @@ def write_checkpoint(path: str, state_dict: Mapping[str, Tensor], meta: Mapping[
 
 def refuse_existing(paths: Iterable[str], force: bool, inputs: Iterable[str] = ()) -> None:
     """Refuse to overwrite files without ``--force``, and what is read at all."""
-    read = {os.path.realpath(split_key(path)[0]) for path in inputs}
-    for path in paths:
+    read = {os.path.realpath(os.path.expanduser(split_key(path)[0])) for path in inputs}
+    for path in map(os.path.expanduser, paths):
         if os.path.realpath(path) in read:
             raise ConfigError(f'{path!r} is a file to read; name another one to write')
         if os.path.isdir(path):

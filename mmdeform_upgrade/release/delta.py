@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from ..checkpoint import DELTA, StateDict, clean_state_dict, file_sha256, load_baseline
+from ..checkpoint import DELTA, StateDict, clean_state_dict, file_sha256, import_checkpoint
 from ..errors import CheckpointError, listed
 from ..files import write_safetensors
 from ..offsets.adapters import as_bytes, baseline_sha256, contents_sha256, read_delta, tensors_sha256
@@ -31,8 +32,9 @@ def make_delta(baseline: str, upgraded: str, out: str) -> tuple[list[str], int]:
     Raises:
         CheckpointError: a file cannot be read, or the second is no upgrade of the first, or the same.
     """
-    old, checkpoint = load_baseline(baseline), read_checkpoint(upgraded)
+    checkpoint = read_checkpoint(upgraded)
     new = clean_state_dict(checkpoint['state_dict'])
+    old = _baseline(baseline, new)
     if missing := [key for key in old if key not in new]:
         raise CheckpointError(
             f'the second file is no upgrade of the first: it lacks {len(missing)} of its tensors ({listed(missing, 5)}); '
@@ -69,8 +71,9 @@ def apply_delta(baseline: str, delta: str, out: str) -> StateDict:
     Raises:
         CheckpointError: the baseline is another one (names both hashes), or a file cannot be read.
     """
-    read, old = read_delta(delta), load_baseline(baseline)
+    read = read_delta(delta)
     metadata = read['metadata']
+    old = _baseline(baseline, json.loads(metadata['names']))
     found, expected = baseline_sha256(old), metadata['baseline_tensors_sha256']
     cast = json.loads(metadata.get('cast', '{}'))  # of a baseline in half precision
     old.update({key: old[key].to(getattr(torch, name)) for key, name in cast.items() if key in old})
@@ -85,6 +88,14 @@ def apply_delta(baseline: str, delta: str, out: str) -> StateDict:
     result = {name: whole[name] for name in json.loads(metadata['names'])}
     write_checkpoint(out, result, read.get('meta') or {})
     return result
+
+
+def _baseline(path: str, network: Iterable[str]) -> StateDict:
+    """Its tensors under the names of the upgrade, which are not mmdet's where the network is not."""
+    try:
+        return import_checkpoint(read_checkpoint(path), network).state_dict
+    except CheckpointError as error:
+        raise CheckpointError(f'{path}: {error}') from error
 
 
 def _same(old: Tensor, new: Tensor) -> bool:

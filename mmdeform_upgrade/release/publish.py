@@ -84,6 +84,7 @@ def publish(
         CheckpointError: the source cannot be read or published, or is not of the config's network.
         ConfigError: files exist, or the date is none.
     """
+    out_dir = os.path.expanduser(out_dir)
     date = date or datetime.date.today().strftime('%Y%m%d')
     if not re.fullmatch(r'\d{8}', date):
         raise ConfigError(f'--date {date!r}: expected YYYYMMDD')

@@ -1,17 +1,29 @@
 """The pictures of where an upgrade looks, through the real inference of mmdet."""
 
-from dataclasses import replace
+from types import SimpleNamespace
 
 import mmcv
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
+from mmengine.structures import InstanceData
+from torch import nn
 
-from mmdeform_upgrade.analysis.look import fields, level_of, load_network, look, object_points, records_up_to
+from mmdeform_upgrade import upgrade_
+from mmdeform_upgrade.analysis.look import (
+    Look,
+    fields,
+    layers_up_to,
+    load_network,
+    look,
+    object_points,
+)
+from mmdeform_upgrade.analysis.offsets import OffsetRecorder
 from mmdeform_upgrade.errors import CheckpointError, ConfigError
 
-from ..conftest import build, run_tool
+from ..conftest import MMDET_CONFIGS, build, run_tool
 
 
 @pytest.fixture(scope='module')
@@ -69,18 +81,109 @@ def test_the_tool_draws_and_says_the_statistics(upgraded, tmp_path):
     assert mmcv.imread(str(out)).shape[1] > 1000
 
 
-def test_another_layer_is_followed_back_and_has_its_own_map(upgraded):
+def test_another_layer_is_followed_back_and_has_its_own_field(upgraded):
     config, checkpoint, image = upgraded
     model = load_network(config, checkpoint)
     seen = look(model, image)
-    assert [record.layer for record in records_up_to(seen, '1.conv1')] == [r.layer for r in seen.records[:2]]
-    assert records_up_to(seen) == seen.records and level_of(model, seen, seen.records[0]) == 2
-    finer = replace(seen.records[0], offset=seen.records[0].offset.new_zeros(1, 1, 9, 2, 6, 6))
-    assert level_of(model, seen, finer) == 1
+    layers = [record.layer for record in seen.records]
+    assert [record.layer for record in layers_up_to(model, seen, '1.conv1')] == layers[:2]
+    assert [record.layer for record in layers_up_to(model, seen)] == layers
+    first, last = (fields(model, seen, (48, 48), layer)[1] for layer in (layers[0], layers[2]))
+    assert np.abs(first - last).sum() > 0.01
     with pytest.raises(ConfigError, match=r"'conv2' is the name of 2 upgraded layers, expected one; .*4\.1\.conv1"):
-        records_up_to(seen, 'conv2')
+        layers_up_to(model, seen, 'conv2')
     with pytest.raises(ConfigError, match="'onv1' is the name of 0 upgraded layers"):
-        records_up_to(seen, 'onv1')
+        layers_up_to(model, seen, 'onv1')
+
+
+def scattered_(model, targets):
+    """Upgrade; the offsets are not zero."""
+    upgrade_(model, targets)
+    for name, parameter in model.named_parameters():
+        if name.endswith('conv_offset.bias'):
+            nn.init.normal_(parameter, std=2)
+
+
+def seen_by(model, size):
+    images = torch.randn(1, 3, size, size)
+    with torch.no_grad(), OffsetRecorder(model) as recorder:
+        prediction = model(images, mode='predict', data_samples=[sample(size)])[0]
+    return Look(np.zeros((size, size, 3), np.uint8), images, list(recorder.records.values()), prediction)
+
+
+def sample(size, **metainfo):
+    shape = dict(
+        img_shape=(size, size), ori_shape=(size, size), batch_input_shape=(size, size), scale_factor=(1.0, 1.0)
+    )
+    return DetDataSample(metainfo={**shape, **metainfo})
+
+
+def test_layers_of_neck_and_head_have_fields_and_one_way_back():
+    """Of a head that all levels share, the finest level counts; a map of the pyramid is not read by the next one."""
+    cfg = Config.fromfile(MMDET_CONFIGS / 'retinanet/retinanet_r18_fpn_1x_coco.py')
+    cfg.model.backbone.init_cfg = None
+    model = build(cfg).eval()
+    scattered_(model.neck, 'last:3')
+    scattered_(model.bbox_head, r'(cls|reg)_convs\.[23]\.conv')
+    seen = seen_by(model, 128)
+    assert max(tuple(record.offset.shape[-2:]) for record in seen.records) == (16, 16)
+    branch = seen.records[-1].layer.rsplit('.', 3)[0]  # cls_convs or reg_convs
+    way = [record.layer for record in layers_up_to(model, seen)]
+    assert len(seen.records) == 7 and len([name for name in way if name.startswith('bbox_head')]) == 2
+    assert all(name.startswith((branch, 'neck')) for name in way)
+    for number in range(2, 5):  # the last two are of C5 and of what the one before put out
+        way = [record.layer for record in layers_up_to(model, seen, f'fpn_convs.{number}.conv')]
+        assert way == [f'neck.fpn_convs.{n}.conv' for n in ((3, 4) if number == 4 else (number,))]
+    for record in seen.records:
+        before, after = fields(model, seen, (64, 64), record.layer)
+        assert np.abs(before - after).sum() > 0.01, record.layer
+
+
+class SideBySide(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.left, self.right, self.last = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(4))
+
+    def forward(self, images):
+        first = self.first(images)
+        left = self.left(first)
+        return self.last(self.right(first).relu_()), left
+
+
+def test_layers_side_by_side_are_not_followed_as_if_stacked():
+    model = nn.Module()
+    model.backbone = SideBySide()
+    scattered_(model, 'last:4')
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad(), OffsetRecorder(model) as recorder:
+        model.backbone(images)
+    seen = Look(np.zeros((32, 32, 3), np.uint8), images, list(recorder.records.values()), None)
+    assert [record.layer for record in layers_up_to(model, seen)] == [
+        f'backbone.{n}' for n in ('first', 'right', 'last')
+    ]
+    assert [record.layer for record in layers_up_to(model, seen, 'left')] == ['backbone.first', 'backbone.left']
+
+
+def test_layers_of_regions_have_no_place_on_the_picture():
+    record = SimpleNamespace(layer='roi_head.conv', offset=torch.zeros(7, 1))
+    seen = Look(np.zeros((8, 8, 3), np.uint8), torch.zeros(1, 3, 8, 8), [record], None)
+    with pytest.raises(ConfigError, match='roi_head.conv runs on 7 regions of the picture.*whole picture: none'):
+        layers_up_to(nn.Module(), seen)
+
+
+def test_crosses_are_where_the_objects_are_in_the_picture_as_the_network_sees_it():
+    boxes, scores = torch.tensor([[10.0, 20, 30, 60], [0, 0, 10, 10]]), torch.tensor([0.4, 0.9])
+    padded = sample(160, ori_shape=(100, 160), img_shape=(160, 160), scale_factor=(0.5, 0.5))
+    padded.pred_instances = InstanceData(bboxes=boxes, scores=scores)
+    picture = np.zeros((160, 160, 3), np.uint8)
+    assert object_points(Look(picture, None, [], padded), 2) == [(2.5, 2.5), (20.0, 10.0)]
+    padded.set_metainfo({'border': np.array([16, 144, 8, 152])})  # of CenterNet
+    assert object_points(Look(picture, None, [], padded), 1) == [(18.5, 10.5)]
+    masks = torch.zeros(1, 100, 160, dtype=torch.bool)
+    masks[0, 40:43, 70:73] = True
+    solo = sample(160)
+    solo.pred_instances = InstanceData(bboxes=torch.zeros(1, 4), scores=torch.ones(1), masks=masks)
+    assert object_points(Look(picture, None, [], solo), 3) == [(41.0, 71.0)]
 
 
 def test_a_network_without_upgraded_layers_is_refused(tiny_config, tiny_baseline, upgraded):

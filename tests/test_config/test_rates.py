@@ -237,3 +237,17 @@ def test_rates_of_several_optimizers_are_left_to_the_config(rates):
     wrapper = dict(constructor='Mine', generator=dict(optimizer=dict(type='Adam', lr=1e-3)))
     with pytest.raises(ConfigError, match=r'no optim_wrapper\.optimizer\.lr to multiply: leave lr_mult'):
         rate_changes(dict(optim_wrapper=wrapper), **rates)
+
+
+@pytest.mark.parametrize('kind', ['SGD', 'Adagrad', 'Rprop', 'ASGD'])
+@pytest.mark.parametrize('given', [dict(type='Adam', lr=0.01), dict(lr_mult=0.1)])
+def test_a_base_whose_state_begins_with_it_steps(kind, given):
+    """Adagrad has its state, of the offsets, too, before its first step."""
+    network = Network()
+    wrapper = dict(ADAM, type='OptimWrapper', optimizer=dict(type=kind, lr=0.01), offset_optimizer=given)
+    optimizer = build_optim_wrapper(network, Config(dict(wrapper=wrapper)).wrapper)
+    before = copy.deepcopy(network.state_dict())
+    optimizer.update_params(network.backbone.stages[1][0](torch.ones(1, 4, 4, 4)).square().sum())
+    after = network.state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert {'backbone.stages.1.0.weight', 'backbone.stages.1.0.conv_offset.bias'} <= moved

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from mmengine.model import revert_sync_batchnorm
 from torch import nn
 
 from mmdeform_upgrade import train_offsets_, upgrade_
@@ -68,8 +69,10 @@ def test_an_upgraded_layer_keeps_its_input_and_its_offsets_alone():
     assert shapes == [(2, 8, 16, 16), (2, 18, 16, 16)]
 
 
-def test_a_batch_norm_behind_it_computes_the_same_and_keeps_no_input():
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+@pytest.mark.parametrize('converted', [False, True])
+def test_a_batch_norm_behind_it_computes_the_same_and_keeps_no_input(converted):
+    norm = nn.SyncBatchNorm(8) if converted else nn.BatchNorm2d(8)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(inplace=True))
     nn.init.uniform_(model[1].weight, 0.5, 1.5)
     model[1].running_mean.normal_()
     model[1].running_var.uniform_(0.5, 2)
@@ -78,6 +81,8 @@ def test_a_batch_norm_behind_it_computes_the_same_and_keeps_no_input():
     nn.init.normal_(model[0].conv_offset.bias)
     plain = copy.deepcopy(model).eval()
     train_offsets_(model.train())
+    if converted:  # as MMEngine's runner does where there is one process
+        model = revert_sync_batchnorm(model).double().train()
     kept, results = [], []
     for net in (plain, copy.deepcopy(model)):
         with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):

@@ -1,10 +1,13 @@
 """Deltas: bit for bit the upgrade, and only on its own baseline."""
 
+import copy
 import os
 
 import pytest
 import torch
+from mmdet.models import ResNet
 
+from mmdeform_upgrade import upgrade_
 from mmdeform_upgrade.checkpoint import file_sha256, is_offset_key, load_baseline
 from mmdeform_upgrade.errors import CheckpointError
 from mmdeform_upgrade.readers import read_checkpoint
@@ -40,6 +43,20 @@ def test_a_baseline_in_half_precision_has_adapters(files, tmp_path):
     assert len(changed) == 6 and all(is_offset_key(key) for key in changed)
     result = apply_delta(str(half), str(tmp_path / 'd.safetensors'), str(tmp_path / 'o.pth'))
     assert all(result[key].dtype == value.dtype and torch.equal(result[key], value) for key, value in trained.items())
+
+
+def test_a_network_in_torchvisions_names_keeps_them(tmp_path):
+    backbone = ResNet(18)
+    backbone.fc = torch.nn.Linear(512, 5)  # the names of torchvision's
+    upgraded = copy.deepcopy(backbone)
+    torch.save(backbone.state_dict(), tmp_path / 'tv.pth')
+    upgrade_(upgraded, 'last:3')
+    torch.nn.init.normal_(upgraded.layer4[1].conv2.conv_offset.bias)
+    torch.save(upgraded.state_dict(), tmp_path / 'up.pth')
+    paths = [str(tmp_path / name) for name in ('tv.pth', 'up.pth', 'd.safetensors', 'o.pth')]
+    assert len(make_delta(*paths[:3])[0]) == 6
+    result = apply_delta(paths[0], *paths[2:])
+    assert all(torch.equal(result[key], value) for key, value in upgraded.state_dict().items())
 
 
 def test_changed_weights_and_statistics_come_back_bit_for_bit(files, tmp_path):

@@ -12,6 +12,7 @@ from mmengine.config import Config
 
 from mmdeform_upgrade.errors import CheckpointError, ConfigError, UpgradeError
 from mmdeform_upgrade.layers import upgraded_layers
+from mmdeform_upgrade.release import make_delta
 from mmdeform_upgrade.release.revert import judge, output_difference, reverted_checkpoint, reverted_config
 from mmdeform_upgrade.upgrade import revert_
 
@@ -152,6 +153,12 @@ def test_pictures_of_a_folder_are_judged_instead_of_the_validation_set(files, pi
     loaded = torch.load(out, weights_only=True)
     assert not any('1.conv1.conv_offset' in key or '0.conv2.conv_offset' in key for key in loaded['state_dict'])
     assert Config.fromfile(tmp_path / 'back.py').load_from == str(out)
+
+
+def test_a_delta_is_named(files, tmp_path):
+    make_delta(files.baseline, files.checkpoint, str(tmp_path / 'd.safetensors'))
+    with pytest.raises(CheckpointError, match='it is a delta, which holds only what an upgrade changed'):
+        _revert(files.config, tmp_path / 'd.safetensors', tmp_path / 'b.pth')
 
 
 def test_a_folder_without_pictures_is_refused(files, pictures, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from mmdeform_upgrade.analysis.look import fields, level_of, load_network, look, object_points, records_up_to
+from mmdeform_upgrade.analysis.look import fields, layers_up_to, load_network, look, object_points
 from mmdeform_upgrade.analysis.offsets import sampling_points, statistics
 from mmdeform_upgrade.analysis.receptive_field import width
 from mmdeform_upgrade.errors import ConfigError
@@ -41,8 +41,8 @@ def parse_args(argv):
     parser.add_argument(
         '--layer',
         metavar='NAME',
-        help='the layer whose output positions are followed back: its name or the end of it (default: '
-        'the last upgraded one). Fields are those of the map of the backbone with its size',
+        help='the layer whose output positions are followed back, and its fields: its name or the end of it (default: '
+        'the last upgraded one)',
     )
     parser.add_argument('--depth', type=int, default=3, help='how many upgraded layers to go back through')
     parser.add_argument('--group', type=int, default=0, help='deform group')
@@ -52,15 +52,14 @@ def parse_args(argv):
 
 def rows(model, seen, args):
     size = seen.picture.shape[:2]
-    records = records_up_to(seen, args.layer)
-    level = level_of(model, seen, records[-1])
+    records = layers_up_to(model, seen, args.layer)
     for at in args.points or object_points(seen, args.count):
         depths = range(1, min(args.depth, len(records)) + 1)
         points = {
             f'{depth} layer{"s" * (depth > 1)}': sampling_points(records, at, size, depth, args.group)
             for depth in depths
         }
-        before, after = fields(model, seen, at, level)
+        before, after = fields(model, seen, at, records[-1].layer)
         widths = [width(torch.from_numpy(field)) for field in (before, after)]
         yield at, points, {f'offsets at zero ({widths[0]:.0f} px)': before, f'as learned ({widths[1]:.0f} px)': after}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.runner import Runner
 
 from mmdeform_upgrade.analysis.look import predict
-from mmdeform_upgrade.checkpoint import clean_state_dict, remap_state_dict
+from mmdeform_upgrade.checkpoint import clean_state_dict, refuse_delta, remap_state_dict
 from mmdeform_upgrade.config import read_config
 from mmdeform_upgrade.config.text import whole_text
 from mmdeform_upgrade.errors import ConfigError
@@ -65,6 +65,7 @@ def main(argv=None):
     check(args)
     cfg = read_config(args.config)
     checkpoint = read_checkpoint(args.checkpoint)
+    refuse_delta(checkpoint)
     model = build_network(cfg).eval()
     checkpoint['state_dict'] = remap_state_dict(clean_state_dict(checkpoint['state_dict']), model.state_dict())
     model.load_state_dict(checkpoint['state_dict'])
