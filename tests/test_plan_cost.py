@@ -1,7 +1,9 @@
 """What a plan says of an upgrade's cost."""
 
 import pytest
+from mmdet.models import SingleStageDetector
 from mmengine.config import Config
+from mmengine.registry import MODELS
 
 from mmdeform_upgrade.config import read_config, upgrade_config
 from mmdeform_upgrade.mm.cost import describe_cost, measure_cost, picture_size
@@ -79,3 +81,23 @@ def test_layers_of_a_head_are_run_and_priced():
     cost = measure_cost(config, build_network(upgraded))
     assert sum(cost.maps.values()) == 1 and cost.flops[1] > cost.flops[0]
     assert len(cost.missed) == 3 and 'neck and heads' in str(cost)
+
+
+def test_layers_that_run_in_training_alone_are_no_upgrade():
+    config = Config.fromfile(ROOT / 'benchmarks/demo/configs/deeplabv3_r18_shapes.py')
+    upgraded = upgrade_config(config, load_from='baseline.pth', targets='last:1', part='auxiliary_head')
+    assert 'none of the upgraded layers runs in inference' in describe_cost(config, build_network(upgraded))
+
+
+@MODELS.register_module(force=True)
+class SilentDetector(SingleStageDetector):
+    """Its ``train`` returns nothing, as that of mmdet's distillation."""
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+def test_a_network_whose_train_returns_nothing_is_priced():
+    config = Config.fromfile(ROOT / 'benchmarks/demo/configs/ssd96_r18_shapes.py')
+    config.model.type = 'SilentDetector'
+    assert describe_cost(config, build_network(upgrade_config(config, load_from='baseline.pth'))).startswith('at 512x512')

@@ -109,6 +109,8 @@ def layers_up_to(model: nn.Module, seen: Look, layer: str | None = None) -> list
     Raises:
         ConfigError: none, or several, are called so, or have names that end so; or it runs on regions of the picture.
     """
+    if not seen.records:
+        raise ConfigError('none of the upgraded layers runs in inference: there is nothing to show')
     names = [record.layer for record in seen.records]
     found = [i for i, name in enumerate(names) if layer is None or f'.{name}'.endswith(f'.{layer}')]
     if layer is not None and len(found) != 1:
@@ -166,8 +168,16 @@ def _passes(model: Any, seen: Look, images: Tensor, names: list[str]) -> dict[st
     with torch.enable_grad(), hooked(hooks):
         if all(name.startswith('backbone.') for name in names):
             model.backbone(images)
+        elif all(name.startswith(('backbone.', 'neck.')) for name in names):
+            model.extract_feat(images)
         else:
-            model(images, [seen.prediction], mode='tensor')
+            try:
+                model(images, [seen.prediction], mode='tensor')
+            except Exception as error:  # of any framework's head
+                raise ConfigError(
+                    f'{type(model).__name__} does not run outside of its inference ({type(error).__name__}: {error}), so that '
+                    f'{names[-1]} cannot be followed back; --layer names one of the backbone or neck'
+                ) from error
     return found
 
 

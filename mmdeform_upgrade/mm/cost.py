@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten
 from ..analysis.complexity import PLAIN, hooked, multiplications
 from ..analysis.offsets import scatter_offsets_
 from ..analysis.receptive_field import computed_from
+from ..errors import ConfigError
 from ..layers import upgraded_layers
 from .preflight import build_network
 
@@ -68,7 +69,9 @@ def measure_cost(before: Config, after: nn.Module) -> Cost:
 
     The offsets of ``after``, the upgraded network, are random afterwards.
     """
-    networks: list[Any] = [build_network(before).train(), after.train()]
+    networks: list[Any] = [build_network(before), after]
+    for network in networks:
+        network.train()  # which returns nothing in mmdet's distillation
     size = picture_size(before)
     timed = (min(size[0], _TIMED), min(size[1], _TIMED))
     run, where = _features, 'backbone and neck'
@@ -76,6 +79,8 @@ def measure_cost(before: Config, after: nn.Module) -> Cost:
     if not maps:  # the upgraded layers are in a head
         run, where = _outputs, 'backbone, neck and heads'
         flops, maps = _flops(run, networks[1], size)
+    if not maps:
+        raise ConfigError('none of the upgraded layers runs in inference')
     pictures = torch.randn(2, 3, *timed)
     scatter_offsets_(networks[1], _SPREAD, lambda: run(networks[1], pictures))
     times: list[list[float]] = [[], []]
@@ -131,7 +136,8 @@ def _flops(run: Callable[[Any, Tensor], Any], network: Any, size: Size) -> tuple
 
     layers = upgraded_layers(network).values()
     with hooked(layer.register_forward_hook(count) for layer in layers), multiplications(network) as counts:
-        run(network.eval(), torch.zeros(1, 3, *size))
+        network.eval()
+        run(network, torch.zeros(1, 3, *size))
     network.train()
     return (counts[PLAIN], sum(counts.values())), dict(maps)
 
@@ -139,7 +145,8 @@ def _flops(run: Callable[[Any, Tensor], Any], network: Any, size: Size) -> tuple
 def _missed(network: Any, pictures: Tensor) -> list[int]:
     """Strides of the maps that the heads put out, of which none was computed with any offsets."""
     try:
-        outputs = tree_flatten(_outputs(network.eval(), pictures))[0]
+        network.eval()
+        outputs = tree_flatten(_outputs(network, pictures))[0]
     except Exception:  # of heads that want more
         return []
     offsets = {id(layer.conv_offset.weight) for layer in upgraded_layers(network).values()}

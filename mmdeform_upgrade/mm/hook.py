@@ -123,6 +123,9 @@ class DeformUpgradeHook(Hook):
             if runner._load_from:
                 refuse_to_overwrite(runner._load_from, runner.work_dir, runner.cfg, checkpoint_hooks(runner))
             _warn_of_a_long_warm_up(runner)
+            for hook in runner.hooks:
+                if 'MeanTeacherHook' in (kind.__name__ for kind in type(hook).__mro__):
+                    hook.before_train = _keep_the_teacher  # mmdet's begins with a copy of the student
         network = whole_state_dict(runner)
         changed = [key for key, value in self._loaded.items() if not torch.equal(network[key], value.to(network[key]))]
         if changed:
@@ -213,6 +216,10 @@ class DeformUpgradeHook(Hook):
             state[key] = state[key].detach()  # without the mark that FSDP leaves on its tensors, and pickles
 
 
+def _keep_the_teacher(runner) -> None:
+    runner.logger.info('MeanTeacherHook: the teacher is the one that was loaded, and no copy of the student.')
+
+
 def _fitted(runner, checkpoint: Mapping[str, Any]) -> Imported:
     network = whole_state_dict(runner)
     if not runner._resume:
@@ -243,8 +250,7 @@ def _warn_of_a_long_warm_up(runner) -> None:
         if is_count(end) and 0 < runner.max_iters < 2 * end:
             runner.logger.warning(
                 f'The warm-up lasts {end} iterations and the training {runner.max_iters}, so the rates that were planned are '
-                f'reached late or never: set end={max(1, runner.max_iters // 10)} in param_scheduler, or have '
-                'tools/upgrade.py do it with --max-iters'
+                f'reached late or never: set end={max(1, runner.max_iters // 10)} in param_scheduler'
             )
 
 

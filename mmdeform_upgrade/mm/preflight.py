@@ -18,6 +18,7 @@ from ..config.settings import type_name
 from ..config.upgrade import beginnings
 from ..errors import ConfigError
 from ..importers import OWN_NAMES, Imported
+from ..layers import upgraded_layers
 from ..upgrade import UpgradeReport
 from .loading import local_path, refuse_to_overwrite
 from .rates import building, describe_rates
@@ -59,8 +60,10 @@ def plan_upgrade(before: Config, after: Config, checkpoint: str) -> UpgradePlan:
     network = build_network(after)
     imported = import_baseline(local_path(checkpoint), network)
     added = len(imported.added)
+    aside = all(name.startswith('auxiliary_head') for name in upgraded_layers(network))
     lines = [
         str(UpgradeReport.of(network)),
+        *(['auxiliary heads are left out in inference: no prediction changes; name another --part'] if aside else []),
         *([f'imported {imported}'] if imported.format != OWN_NAMES else []),
         f'checkpoint: {len(imported.state_dict) - added} tensors fit, {added} offset tensors start at zero',
         f'schedule before: {describe_schedule(before)}',

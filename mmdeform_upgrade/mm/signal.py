@@ -166,6 +166,11 @@ def _baseline(cfg: Config, checkpoint: str, part: str) -> tuple[Any, nn.Module]:
     try:
         component = network.get_submodule(part)
     except AttributeError:
+        if (cfg.get('model') or {}).get('detector'):  # of mmdet's semi-supervised ones
+            raise ConfigError(
+                'the signal is of one network, and this one is a teacher and a student: measure the detector in it, with '
+                'its own config and checkpoint'
+            ) from None
         parts = ', '.join(name for name, _ in network.named_children())
         raise ConfigError(f'the model has no part {part!r}: it has {parts}') from None
     network.load_state_dict(load_baseline(local_path(checkpoint), network))

@@ -171,6 +171,11 @@ def test_layers_of_regions_have_no_place_on_the_picture():
         layers_up_to(nn.Module(), seen)
 
 
+def test_layers_that_run_in_training_alone_have_nothing_to_show():
+    with pytest.raises(ConfigError, match='none of the upgraded layers runs in inference'):
+        layers_up_to(nn.Module(), Look(np.zeros((8, 8, 3), np.uint8), torch.zeros(1, 3, 8, 8), [], None))
+
+
 def test_crosses_are_where_the_objects_are_in_the_picture_as_the_network_sees_it():
     boxes, scores = torch.tensor([[10.0, 20, 30, 60], [0, 0, 10, 10]]), torch.tensor([0.4, 0.9])
     padded = sample(160, ori_shape=(100, 160), img_shape=(160, 160), scale_factor=(0.5, 0.5))

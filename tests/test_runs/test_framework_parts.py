@@ -217,11 +217,14 @@ def test_a_validation_loop_that_returns_nothing_is_scored(tmp_path):
     cfg.model = dict(type='TinySemi', detector=cfg.model)
     cfg.val_cfg = dict(type='mmdet.TeacherStudentValLoop')
     cfg.default_hooks.checkpoint.save_best = 'teacher/tiny/error'
-    cfg.custom_hooks.append(dict(type='mmdet.MeanTeacherHook'))
-    _run(cfg, tmp_path / 'work')
-    provenance = read_checkpoint(tmp_path / 'work' / 'epoch_1.pth')['meta']['deform_upgrade']
-    assert list(provenance['layers']) == ['teacher.backbone.second', 'student.backbone.second']
-    assert set(provenance['before_training']) == {'teacher/tiny/error', 'student/tiny/error'}
+    scores = {}
+    for name, hooks in (('without', []), ('with', [dict(type='mmdet.MeanTeacherHook')])):  # which begins with a copy
+        _run(cfg, tmp_path / name, custom_hooks=[*cfg.custom_hooks, *hooks])
+        provenance = read_checkpoint(tmp_path / name / 'epoch_1.pth')['meta']['deform_upgrade']
+        assert list(provenance['layers']) == ['teacher.backbone.second', 'student.backbone.second']
+        scores[name] = provenance['before_training']
+    assert scores['with'] == scores['without'] and scores['with'].keys() == {'teacher/tiny/error', 'student/tiny/error'}
+    assert len(set(scores['with'].values())) == 2
 
 
 def test_every_part_of_the_frameworks_is_tried_or_has_its_reason():

@@ -66,7 +66,8 @@ def main(argv=None):
     cfg = read_config(args.config)
     checkpoint = read_checkpoint(args.checkpoint)
     refuse_delta(checkpoint)
-    model = build_network(cfg).eval()
+    model = build_network(cfg)
+    model.eval()
     checkpoint['state_dict'] = remap_state_dict(clean_state_dict(checkpoint['state_dict']), model.state_dict())
     model.load_state_dict(checkpoint['state_dict'])
     model.cfg = cfg
