@@ -100,4 +100,6 @@ class SilentDetector(SingleStageDetector):
 def test_a_network_whose_train_returns_nothing_is_priced():
     config = Config.fromfile(ROOT / 'benchmarks/demo/configs/ssd96_r18_shapes.py')
     config.model.type = 'SilentDetector'
-    assert describe_cost(config, build_network(upgrade_config(config, load_from='baseline.pth'))).startswith('at 512x512')
+    assert describe_cost(config, build_network(upgrade_config(config, load_from='baseline.pth'))).startswith(
+        'at 512x512'
+    )
