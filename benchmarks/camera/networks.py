@@ -101,28 +101,18 @@ class Segmentor(Network):
         parts = built(dict(config(network, classes), _scope_='mmseg'))
         super().__init__(network, parts.backbone)
         self.decode_head = parts.decode_head
+        self.merged = [[label] for label in range(classes)]
+
+    def merge(self, classes: Sequence[int]) -> None:
+        """Predict what each of its classes becomes: probabilities of classes that become one are summed."""
+        self.merged = [[i for i, c in enumerate(classes) if c == label] for label in range(max(classes) + 1)]
 
     def forward(self, pictures: Tensor) -> Tensor:
         logits = self.decode_head(self.backbone(self.normalized(pictures)))
-        return F.interpolate(logits.float(), size=pictures.shape[2:], mode='bilinear', align_corners=False)
-
-
-class Merged(nn.Module):
-    """A segmentor whose classes are merged: logits (N, most of ``classes`` + 1, H, W) of the sums of probabilities.
-
-    Args:
-        segmentor: gives logits of as many classes as ``classes`` has.
-        classes: what each of its classes becomes.
-    """
-
-    def __init__(self, segmentor: nn.Module, classes: Sequence[int]):
-        super().__init__()
-        self.segmentor = segmentor
-        self.members = [[i for i, c in enumerate(classes) if c == merged] for merged in range(max(classes) + 1)]
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        logits = self.segmentor(pictures)
-        return torch.stack([logits[:, members].logsumexp(1) for members in self.members], 1)
+        logits = F.interpolate(logits.float(), size=pictures.shape[2:], mode='bilinear', align_corners=False)
+        if all(len(labels) == 1 for labels in self.merged):
+            return logits
+        return torch.stack([logits[:, labels].logsumexp(1) for labels in self.merged], 1)
 
 
 def build(

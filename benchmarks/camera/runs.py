@@ -171,7 +171,7 @@ class Lab:
         if arm in arms.ARMS:
             arms.start(model, arm, run.targets)
         if run.geometry in CAMERAS:
-            model = networks.Merged(model, CAMERAS[run.geometry].classes)
+            model.merge(CAMERAS[run.geometry].classes)
         # a fifth faster on a CPU
         return model.to(memory_format=torch.channels_last) if self.device == 'cpu' else model
 
