@@ -93,11 +93,10 @@ def object_points(seen: Look, count: int) -> list[Point]:
     top, _, left, _ = about.get('border', (0, 0, 0, 0))  # that CenterNet and CornerNet pad
     surest = found[found.scores.argsort(descending=True)[:count]].cpu()
     points = (surest.bboxes[:, :2] + surest.bboxes[:, 2:4]) / 2
-    for i, mask in enumerate(
-        surest.masks if 'masks' in surest and not surest.bboxes.any() else ()
-    ):  # SOLO has no boxes
-        if mask.any():
-            points[i] = mask.nonzero().float().mean(0).flip(0)
+    if 'masks' in surest and not surest.bboxes.any():  # SOLO has no boxes
+        for i, mask in enumerate(surest.masks):
+            if mask.any():
+                points[i] = mask.nonzero().float().mean(0).flip(0)
     return [(float(y * scale[1] + top), float(x * scale[0] + left)) for x, y in points]
 
 
