@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import CheckpointError, listed
+from .errors import CheckpointError, listed, naming
 from .importers import OWN_NAMES, Imported, import_state_dict
 from .layers import names_in_state_dict
 from .readers import read_checkpoint, split_key
@@ -59,11 +59,9 @@ def import_baseline(path: str, model: nn.Module | None = None, *, key: str | Non
     if model is not None:
         check_module(model)
     checkpoint = read_checkpoint(path, key=key)
-    try:
+    with naming(path):
         imported = import_checkpoint(checkpoint, None if model is None else model.state_dict())
         return imported if model is None else fit_baseline(imported, model)
-    except CheckpointError as error:
-        raise CheckpointError(f'{path}: {error}') from error
 
 
 def import_checkpoint(checkpoint: Mapping[str, Any], network: Iterable[str] | None = None) -> Imported:

@@ -6,7 +6,8 @@ Each message says what was found, what was expected and what to do. Catch ``Upgr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class UpgradeError(Exception):
@@ -43,6 +44,15 @@ class OperatorError(UpgradeError, NotImplementedError):
 
 class TrainingError(UpgradeError, RuntimeError):
     """A training run cannot go on: it computes what is no number, or cannot write what it computed."""
+
+
+@contextmanager
+def naming(file: object) -> Iterator[None]:
+    """Say of which file a ``CheckpointError`` within is."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f'{file}: {error}') from error
 
 
 def listed(names: Sequence[object], shown: int = 20) -> str:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..checkpoint import clean_state_dict, refuse_lost_offsets, remap_state_dict
 from ..config import read_config
-from ..errors import CheckpointError, ConfigError
+from ..config.settings import unwrapped_dataset
+from ..errors import ConfigError, naming
 from ..importers.checks import flips_channels
 from ..layers import upgraded_layers
 from ..readers import read_checkpoint
@@ -60,10 +61,7 @@ def predict(model: nn.Module, image: str) -> Any:
         raise ConfigError(f'{type(model).__name__} is neither of mmdet nor of mmseg')
     cfg: Any = model.cfg
     if framework == 'mmseg' and 'test_pipeline' not in cfg:  # where mmseg looks for it
-        dataset = cfg.test_dataloader.dataset
-        while 'dataset' in dataset:  # RepeatDataset and the like
-            dataset = dataset.dataset
-        cfg.test_pipeline = dataset.pipeline
+        cfg.test_pipeline = unwrapped_dataset(cfg.test_dataloader).pipeline
     return _api(framework)[1](model, image)
 
 
@@ -125,9 +123,11 @@ def layers_up_to(model: nn.Module, seen: Look, layer: str | None = None) -> list
         )
     way, before = [last], seen.records[: found[-1]]
     passes = _passes(model, seen, seen.input.clone().requires_grad_(), [record.layer for record in (*before, last)])
+    read = computed_from(passes[last.layer].before)
     for record in reversed(before):
-        if record.layer in passes and passes[record.layer].after in computed_from(passes[way[0].layer].before):
+        if record.layer in passes and passes[record.layer].after in read:
             way.insert(0, record)
+            read = computed_from(passes[record.layer].before)
     return way
 
 
@@ -196,10 +196,8 @@ def load_network(config: str, checkpoint: str, device: str = 'cpu') -> nn.Module
         model: nn.Module = _api(scope)[0](cfg, f'baseline://{checkpoint}', device=device)
     state_dict, network = clean_state_dict(read_checkpoint(checkpoint)['state_dict']), model.state_dict()
     refuse_lost_offsets(checkpoint, state_dict, network)
-    try:
+    with naming(checkpoint):
         remap_state_dict(state_dict, network)
-    except CheckpointError as error:
-        raise CheckpointError(f'{checkpoint}: {error}') from error
     return model
 
 

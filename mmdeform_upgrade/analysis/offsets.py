@@ -53,13 +53,16 @@ class OffsetRecorder(ExitStack):
         return self
 
     def _keep(self, name: str, layer: ZeroOffsetDCN, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        known = self.records.pop(name, None)  # a layer that runs again moves to the end
+        if known is not None and known.offset.numel() > output.numel():
+            self.records[name] = known
+            return
         input, *steps = args
         geo = describe(input, output, layer.weight, None, None, *steps)
         offset = output.detach().float().view(geo.N, geo.G, geo.K, 2, geo.Ho, geo.Wo)
         taps = sample_points(torch.zeros_like(offset[0, 0]), geo._replace(N=1, G=1))
-        record = Record(name, offset, (geo.H, geo.W), torch.stack((taps.y0, taps.x0), 3).view(offset[0, 0].shape))
-        known = self.records.pop(name, record)  # a layer that runs again moves to the end
-        self.records[name] = known if known.offset.numel() > offset.numel() else record
+        grid = torch.stack((taps.y0, taps.x0), 3).view(offset[0, 0].shape)
+        self.records[name] = Record(name, offset, (geo.H, geo.W), grid)
 
 
 @dataclass(frozen=True)

@@ -151,3 +151,11 @@ def scheduled_iterations(schedulers: Sequence[Mapping[str, Any]]) -> int:
     """The iterations of a training by its schedulers; 0 where those that count iterations are warm-ups only."""
     warm_ups = any(given.get('by_epoch', True) for given in schedulers) or all(map(warms_up, schedulers))
     return 0 if warm_ups else last_iteration(schedulers)
+
+
+def unwrapped_dataset(loader: Any) -> Any:
+    """The settings of a loader's data set, without ``RepeatDataset`` and the like around it."""
+    dataset = loader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    return dataset

@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 
 from ..checkpoint import is_offset_key, refuse_lost_offsets
 from ..config import SCHEME, read_config
-from ..config.settings import type_name
+from ..config.settings import type_name, unwrapped_dataset
 from ..errors import CheckpointError, ConfigError, UpgradeError
 from .loading import check_optimizer_state, read_checkpoints_safely
 from .run import whole_state_dict
@@ -152,10 +152,7 @@ def set_tta(cfg: Config) -> None:
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         raise ConfigError('--tta needs tta_model and tta_pipeline in the config')
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
-    dataset = cfg.test_dataloader.dataset
-    while 'dataset' in dataset:  # RepeatDataset and the like
-        dataset = dataset.dataset
-    dataset.pipeline = cfg.tta_pipeline
+    unwrapped_dataset(cfg.test_dataloader).pipeline = cfg.tta_pipeline
 
 
 def pickle_file(path: str) -> str:

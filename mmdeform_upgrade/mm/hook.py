@@ -18,7 +18,7 @@ from ..analysis.offsets import OffsetRecorder, share_that_left
 from ..checkpoint import StateDict, clean_state_dict, file_sha256, fit_baseline, import_checkpoint
 from ..config.rates import check_offset_rates
 from ..config.settings import is_count, listed_schedulers, warms_up
-from ..errors import CheckpointError, ConfigError, listed
+from ..errors import CheckpointError, ConfigError, listed, naming
 from ..importers import OWN_NAMES, Imported
 from ..layers import merging_method, upgraded_layers
 from ..offsets.step_limit import MAX_STEP, StepLimit
@@ -93,10 +93,8 @@ class DeformUpgradeHook(Hook):
 
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         """Import a baseline and make it complete with zero offsets; take an upgraded checkpoint as it is."""
-        try:
+        with naming(runner._load_from or runner.work_dir):
             given = _fitted(runner, checkpoint)
-        except CheckpointError as error:
-            raise CheckpointError(f'{runner._load_from or runner.work_dir}: {error}') from error
         checkpoint['state_dict'] = given.state_dict
         self._loaded, self._untouched = given.state_dict, bool(given.added)
         self.provenance = dict((checkpoint.get('meta') or {}).get(META_KEY) or {})

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from ..checkpoint import import_checkpoint
 from ..config import SCHEME
 from ..config.own_run import inside, outputs_in
-from ..errors import CheckpointError, ConfigError, UpgradeError
+from ..errors import CheckpointError, ConfigError, UpgradeError, naming
 from ..files import written_whole
 from ..importers import OWN_NAMES, Imported, dataset_meta
 from ..offsets import OffsetOptimizer
@@ -142,10 +142,8 @@ def load_from_safe_reader(filename: str, map_location: Any = None) -> dict[str, 
     path = local_path(filename)
     checkpoint = read_checkpoint(path)
     if filename.startswith(SCHEME):
-        try:
+        with naming(path):
             imported = import_checkpoint(checkpoint)
-        except CheckpointError as error:
-            raise CheckpointError(f'{path}: {error}') from error
         if imported.format == OWN_NAMES:
             checkpoint = {'meta': {}, **checkpoint, 'state_dict': imported.state_dict}  # mmseg wants some meta
         else:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import DELTA, StateDict, clean_state_dict, file_sha256, import_checkpoint
-from ..errors import CheckpointError, listed
+from ..errors import CheckpointError, listed, naming
 from ..files import write_safetensors
 from ..offsets.adapters import as_bytes, baseline_sha256, contents_sha256, read_delta, tensors_sha256
 from ..readers import read_checkpoint
@@ -92,10 +92,9 @@ def apply_delta(baseline: str, delta: str, out: str) -> StateDict:
 
 def _baseline(path: str, network: Iterable[str]) -> StateDict:
     """Its tensors under the names of the upgrade, which are not mmdet's where the network is not."""
-    try:
-        return import_checkpoint(read_checkpoint(path), network).state_dict
-    except CheckpointError as error:
-        raise CheckpointError(f'{path}: {error}') from error
+    checkpoint = read_checkpoint(path)
+    with naming(path):
+        return import_checkpoint(checkpoint, network).state_dict
 
 
 def _same(old: Tensor, new: Tensor) -> bool:

@@ -13,7 +13,7 @@ from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from ...checkpoint import clean_state_dict, not_finite, refuse_not_finite
-from ...errors import CheckpointError, ConfigError
+from ...errors import ConfigError, naming
 from ...files import remove_leftovers
 from ..loading import SCHEME, refuse_to_overwrite
 from ..run import bare_network, checkpoint_hooks, kept_random_state, named_tensors, stop_for_weights
@@ -71,10 +71,8 @@ class RunGuardHook(Hook):
         """Train from no broken weights; remember what the resumed run had, to compare."""
         if self.finite_interval is not None:
             network = dict(named_tensors(bare_network(runner)))
-            try:
+            with naming(runner._load_from):
                 refuse_not_finite(clean_state_dict(checkpoint.get('state_dict') or {}), network)
-            except CheckpointError as error:
-                raise CheckpointError(f'{runner._load_from}: {error}') from error
         if runner._resume and self.exact_resume:
             self._saved = (checkpoint.get('meta') or {}).get(META_KEY)
             if self._saved is None:
