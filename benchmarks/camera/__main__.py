@@ -35,18 +35,18 @@ def main(argv=None):
     parser.add_argument('--bfloat16', action='store_true', help='mixed precision, half the time on a CPU')
     parser.add_argument('--steps', type=float, default=1.0, help='part of the steps and scenes, for a trial')
     args = parser.parse_args(argv)
-    if args.weights is None and any(map(pretrained, args.networks or ())):
+    pairs = [(bed, network) for bed in args.beds for network in args.networks or plans.NETWORKS[bed][:1]]
+    if args.weights is None and any(pretrained(network) for _, network in pairs):
         parser.error("a ResNet-50 starts from ImageNet: --weights names its file, mmdet's detectron2/resnet50_caffe")
     deadline = time.monotonic() + 60 * args.minutes
     lab = Lab(args.out, args.data, args.device, args.weights, deadline, args.steps, args.workers, args.bfloat16)
-    for bed in args.beds:
-        for network in args.networks or plans.NETWORKS[bed][:1]:
-            lab.run(of_seeds(plans.selection(bed, network), args.seeds))
-            recipes = plans.chosen(lab.rows, bed, network)
-            if {'same', 'ceiling', 'trained-out'} & set(args.parts):
-                lab.run(of_seeds(plans.scratch_selection(bed, network), args.seeds))
-            for name in args.parts:
-                lab.run(of_seeds(plans.part(name, bed, network, recipes, lab.rows), args.seeds))
+    for bed, network in pairs:
+        lab.run(of_seeds(plans.selection(bed, network), args.seeds))
+        recipes = plans.chosen(lab.rows, bed, network)
+        if {'same', 'ceiling', 'trained-out'} & set(args.parts):
+            lab.run(of_seeds(plans.scratch_selection(bed, network), args.seeds))
+        for name in args.parts:
+            lab.run(of_seeds(plans.part(name, bed, network, recipes, lab.rows), args.seeds))
 
 
 def of_seeds(plan: Iterable[Run], seeds: Container[int]) -> Iterator[Run]:

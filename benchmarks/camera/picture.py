@@ -20,6 +20,8 @@ from .runs import Lab, Run
 from .testbeds import TESTBEDS, Geometry
 from .training import Job, segmentation_loss, train
 
+SHOWN = 32  # pictures
+
 
 def stretch(record: Record) -> Tensor:
     """How much wider than without offsets a layer looks, mean over pictures and taps, (Ho, Wo).
@@ -34,8 +36,10 @@ def stretch(record: Record) -> Tensor:
     return 1 + along.mean(0)
 
 
-def draw(scene: np.ndarray, records: list[Record], geometry: Geometry, size: tuple[int, int], out: Path) -> None:
-    """The scene with the taps of the last layer at some positions, each layer's stretch, and both over the radius."""
+def draw(
+    pictures: Tensor, shown: int, records: list[Record], geometry: Geometry, size: tuple[int, int], out: Path
+) -> None:
+    """A picture with the taps of the last layer at some positions, each layer's stretch, and both over the radius."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -43,10 +47,10 @@ def draw(scene: np.ndarray, records: list[Record], geometry: Geometry, size: tup
 
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.9), dpi=130, layout='constrained')
     last, scale = records[-1], size[0] / records[-1].size[0]
-    axes[0].imshow(scene[..., ::-1])
+    axes[0].imshow(pictures[shown].permute(1, 2, 0).numpy()[..., ::-1])
     for y, x in [(i, j) for i in (0.2, 0.5, 0.8) for j in (0.2, 0.5, 0.8)]:
         row, column = (int(part * side) for part, side in zip((y, x), last.offset.shape[-2:], strict=True))
-        taps = (last.positions()[0, 0, :, :, row, column] + 0.5) * scale
+        taps = (last.positions()[shown, 0, :, :, row, column] + 0.5) * scale
         plain = (last.grid[:, :, row, column] + 0.5) * scale
         axes[0].scatter(plain[:, 1], plain[:, 0], s=9, c='white', edgecolors='black', linewidths=0.4)
         axes[0].scatter(taps[:, 1], taps[:, 0], s=12, c='red', edgecolors='white', linewidths=0.4)
@@ -56,8 +60,8 @@ def draw(scene: np.ndarray, records: list[Record], geometry: Geometry, size: tup
         yticks=[],
     )
     picture = axes[1].imshow(stretch(last), cmap='viridis')
-    figure.colorbar(picture, ax=axes[1], shrink=0.85)
-    axes[1].set(title='how much wider it looks, mean of pictures', xticks=[], yticks=[])
+    figure.colorbar(picture, ax=axes[1], shrink=0.85, label='width of its taps, 1: plain')
+    axes[1].set(title=f'how much wider it samples,\nmean of {len(pictures)} pictures', xticks=[], yticks=[])
     _profile(axes[2], records, geometry, size)
     figure.savefig(out)
     plt.close(figure)
@@ -66,16 +70,16 @@ def draw(scene: np.ndarray, records: list[Record], geometry: Geometry, size: tup
 def _profile(axes: object, records: list[Record], geometry: Geometry, size: tuple[int, int]) -> None:
     jacobian = geometry.view(size, 'val', 0).jacobian(size)
     magnification = 1 / np.sqrt(np.abs(np.linalg.det(jacobian)))
-    for name, values in [('the map', magnification), *((r.layer, stretch(r).numpy()) for r in records)]:
+    for name, values in [(geometry.name, magnification), *((r.layer, stretch(r).numpy()) for r in records)]:
         height, width = values.shape
         y, x = np.mgrid[0:height, 0:width]
         radius = np.hypot((y + 0.5) / height - 0.5, (x + 0.5) / width - 0.5) * 2
         bins = np.linspace(0, 1, 13)
         which = np.digitize(radius, bins) - 1
         means = [values[which == i].mean() if (which == i).any() else np.nan for i in range(12)]
-        style = dict(color='black', linewidth=2) if name == 'the map' else dict(marker='o', markersize=3)
+        style = dict(color='black', linewidth=2) if name == geometry.name else dict(marker='o', markersize=3)
         axes.plot((bins[:-1] + bins[1:]) / 2, means, label=name.removeprefix('backbone.'), **style)  # type: ignore[attr-defined]
-    axes.set(xlabel='distance from the middle, 1 at the edge', ylabel='magnification, stretch', ylim=(0, None))  # type: ignore[attr-defined]
+    axes.set(xlabel='distance from the middle, 1 at the edge', ylabel='magnification of the warp, width of the taps', ylim=(0, None))  # type: ignore[attr-defined]
     axes.legend(fontsize=8)  # type: ignore[attr-defined]
     axes.grid(alpha=0.3)  # type: ignore[attr-defined]
 
@@ -87,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--lab', type=Path, required=True, help='folder of the runs, with the baseline')
     parser.add_argument('--data', type=Path, default=Path('data'))
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--index', type=int, default=0, help='which validation picture is shown')
+    parser.add_argument('--index', type=int, default=0, choices=range(SHOWN), metavar='N', help='which validation picture is shown')
     parser.add_argument('--out', type=Path, required=True)
     args = parser.parse_args(argv)
     lab = Lab(args.lab, args.data)
@@ -95,14 +99,12 @@ def main(argv: list[str] | None = None) -> None:
     run = Run(args.bed, plans.NETWORKS[args.bed][0], 'upgraded', args.map, recipe, (args.seed,))
     model = lab._network(run, args.seed)
     train([Job(model, arms.groups(model), lab.data(args.bed, args.map, 'train'), recipe, args.seed)], segmentation_loss)
-    pictures = lab.data(args.bed, args.map, 'val').pictures
+    pictures = lab.data(args.bed, args.map, 'val').pictures[:SHOWN]
     model.eval()
-    shown = torch.cat((pictures[args.index : args.index + 1], pictures[:31]))
     with torch.no_grad(), OffsetRecorder(model) as recorder:
-        model(shown)
-    scene = pictures[args.index].permute(1, 2, 0).numpy()
-    size = TESTBEDS[args.bed].target
-    draw(scene, list(recorder.records.values()), Geometry.parse(args.map), size, args.out)
+        model(pictures)
+    records = list(recorder.records.values())
+    draw(pictures, args.index, records, Geometry.parse(args.map), TESTBEDS[args.bed].target, args.out)
 
 
 if __name__ == '__main__':

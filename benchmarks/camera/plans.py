@@ -30,7 +30,7 @@ NETWORKS = {
     'shape-boxes': ('fcos-r18w32s2', 'ssd-r18w32s4', 'retina-r18w32s4'),
     'camvid': ('r18w32s2', 'r18w32s3', 'r50s2'),
     'horses': ('r18w32s3',),
-    'msrc': ('r18w32s3',),
+    'msrc': ('r50s2',),
     'bccd': ('fcos-r18w32s2', 'ssd-r18w32s4', 'retina-r18w32s4', 'ssd-r50s4', 'fcos-r50s2'),
     'chess': ('fcos-r18w32s2',),
 }
@@ -45,7 +45,6 @@ SELECTION_MAP |= {'bccd': CELLS, 'chess': 'zoom'}
 LONGER = 4
 # Rates that the selection chooses from, of the network and of the offsets, and of the offsets alone.
 RATES = dict.fromkeys(NETWORKS, ((5e-4, 1e-3, 2e-3, 4e-3), (1e-3, 2e-3, 5e-3), (1e-3, 2e-3, 5e-3, 1e-2)))
-RATES['msrc'] = ((2e-3, 4e-3), (1e-3, 2e-3), (1e-3, 2e-3))  # the best on every other set
 RATES |= dict.fromkeys(('shape-boxes', 'bccd', 'chess'), ((1e-3, 3e-3), (1e-3, 2e-3), (1e-3, 2e-3)))
 PRETRAINED_RATES = ((1e-4, 3e-4, 1e-3), (1e-3, 2e-3), (1e-3, 2e-3))
 
@@ -128,11 +127,11 @@ def camera(
             yield fine_tune(bed, network, arm, geometry, recipes[arm], factor=factor)
 
 
-def references(bed: str, network: str) -> Iterator[Run]:
-    """What a known map gives without training."""
-    for geometry in [m for m in MAPS.get(bed, REAL_MAPS) if m not in testbeds.CAMERAS]:
+def references(bed: str, network: str, factor: int = 1) -> Iterator[Run]:
+    """What a known map gives without training; ``factor``: see :func:`baseline`."""
+    for geometry in MAPS.get(bed, REAL_MAPS)[:2]:
         for arm in ('rectified', 'computed') if not testbeds.TESTBEDS[bed].boxes else ():
-            yield Run(bed, network, arm, geometry, Recipe(0, 0), SEEDS)
+            yield Run(bed, network, arm, geometry, Recipe(0, 0), SEEDS, factor=factor)
 
 
 def layers(bed: str, network: str, recipes: Recipes, geometry: str) -> Iterator[Run]:
@@ -187,6 +186,7 @@ def reach(recipes: Recipes) -> Iterator[Run]:
 def trained_out(bed: str, network: str, recipes: Recipes, offset_lr: float) -> Iterator[Run]:
     """Both claims from baselines that were trained :data:`LONGER` times as long; then what twice of that gives."""
     yield from camera(bed, network, recipes, MAPS.get(bed, REAL_MAPS)[:2], LONGER)
+    yield from references(bed, network, LONGER)
     steps = LONGER * runs.baseline_steps(bed, network)
     for arm in ('control', '5x5', 'upgraded'):
         yield fine_tune(bed, network, arm, 'identity', replace(recipes[arm], steps=steps // 16), factor=LONGER)

@@ -53,7 +53,7 @@ def draw(panels: Sequence[Panel], file: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    columns = min(len(panels), 5)
+    columns = min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
     figure, grid = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.6 * rows), dpi=110, squeeze=False)
     drawn: dict[str, Any] = {}
@@ -74,7 +74,8 @@ def draw(panels: Sequence[Panel], file: Path) -> None:
         axes.grid(alpha=0.3)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
-    grid[0, 0].set_ylabel('test score')
+    for axes in grid[:, 0]:
+        axes.set_ylabel('test score')
     names = [NAMES[arm].replace('*', '') for arm in drawn]
     figure.tight_layout(rect=(0, 0.1 / rows, 1, 1))
     figure.legend(drawn.values(), names, loc='lower center', ncols=len(names), frameon=False, fontsize=9)
@@ -123,8 +124,12 @@ def report(rows: Sequence[Row], out: Path | None) -> str:
         if own:
             parts.append(labels_table(rows, bed, network, geometry))
             panels.append(Panel(own, 'labels', title, f'labelled pictures, {own[0]["steps"]} steps'))
-    axes = [(doses(rows, kind), 'dose', f'shapes, {kind}', 'magnification') for kind in ('zoom', 'anisotropic')]
-    for own, axis, title, label in [*axes, (reaches(rows), 'stages', 'shapes, fisheye', 'stages of the network')]:
+    axes = [
+        (doses(rows, 'zoom'), 'dose', 'shapes, zoom', 'magnification'),
+        (doses(rows, 'anisotropic'), 'dose', 'shapes, along one axis', 'magnification'),
+        (reaches(rows), 'stages', 'shapes, fisheye', 'stages of the network'),
+    ]
+    for own, axis, title, label in axes:
         if len({r[axis] for r in own}) > 1:
             parts.append(axis_table(own, axis, f'{title}: {label}'))
             panels.append(Panel(own, axis, title, label))

@@ -15,6 +15,9 @@ from ..errors import ConfigError
 from .run import bare_network
 
 
+USUAL_PARTS = ('backbone', 'neck', 'rpn_head', 'bbox_head', 'roi_head.bbox_head', 'decode_head', 'auxiliary_head')
+
+
 class BFloat16Hook(Hook):
     """Computes parts of the network under bfloat16 autocast, in channels-last memory; losses and boxes in float32.
 
@@ -24,28 +27,29 @@ class BFloat16Hook(Hook):
 
     Args:
         parts: dotted names of the modules, such as ``'backbone'`` or ``'roi_head.bbox_head'``. Of each, ``forward`` is
-            what the network has to call.
+            what the network has to call. Without a list, those of :data:`USUAL_PARTS` that the network has.
 
     Raises (from the runner's calls):
-        ConfigError: the network has no such part.
+        ConfigError: the network has no such part, or none of the usual ones.
     """
 
     priority = 'HIGHEST'
 
-    def __init__(self, parts: Sequence[str] = ('backbone', 'neck', 'bbox_head')):
-        self.parts = tuple(parts)
+    def __init__(self, parts: Sequence[str] | None = None):
+        self.parts = parts
 
     def before_run(self, runner) -> None:
         """Exchange the parts' ``forward``."""
         model = bare_network(runner)
         known = dict(model.named_modules())
-        missing = [part for part in self.parts if part not in known]
-        if missing:
+        parts = [part for part in USUAL_PARTS if part in known] if self.parts is None else self.parts
+        missing = [part for part in parts if part not in known]
+        if missing or not parts:
             raise ConfigError(
-                f'BFloat16Hook: the network has no {", ".join(missing)}; it has '
+                f'BFloat16Hook: the network has no {", ".join(missing or USUAL_PARTS)}; it has '
                 f'{", ".join(name for name, _ in model.named_children())}: set parts=[...]'
             )
-        for part in self.parts:
+        for part in parts:
             module = known[part].to(memory_format=torch.channels_last)
             module.forward = partial(_forward, module)  # of which copies of the network have their own
 

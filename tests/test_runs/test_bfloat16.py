@@ -43,6 +43,12 @@ def test_parts_compute_in_bfloat16_and_the_rest_sees_float32(short_cfg):
         assert 0 < (half - exact).abs().max() < 0.05 * exact.abs().max()
 
 
+def test_without_a_list_of_parts_it_takes_those_that_the_network_has(segmentor_cfg):
+    runner = train(segmentor_cfg, [HOOK])
+    changed = {name for name, module in runner.model.named_modules() if 'forward' in vars(module)}
+    assert changed == {'backbone', 'decode_head'}
+
+
 def test_an_average_of_the_weights_computes_with_its_own(short_cfg):
     runner = train(short_cfg, [HOOK, dict(type='EMAHook', momentum=0.5)])
     average = next(hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook').ema_model.module
