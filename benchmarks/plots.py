@@ -48,7 +48,7 @@ def draw_bands(
         if points:
             x, mean, lowest, highest = zip(*points, strict=True)
             axes.fill_between(x, lowest, highest, color=colour, alpha=0.2, linewidth=0)
-            axes.plot(x, mean, marker='o', markersize=3, color=colour, label=f'{name} ({mean[-1]:.3f})')
+            axes.plot(x, mean, marker='o', markersize=3, color=colour, label=f'{name} ({mean[-1]:.3g})')
     axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
     axes.set_ylim(bottom=bottom)
     axes.grid(alpha=0.3)

@@ -43,7 +43,7 @@ class OperatorError(UpgradeError, NotImplementedError):
 
 
 class TrainingError(UpgradeError, RuntimeError):
-    """A training run cannot go on: it computes what is no number, or cannot write what it computed."""
+    """A training run cannot continue: weights are not finite, or a file could not be written."""
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from .errors import CheckpointError
 
 
 @contextmanager
-def written_whole(path: str) -> Iterator[str]:
+def atomic_write(path: str) -> Iterator[str]:
     """A temporary path in the same folder, which takes the place of ``path`` when the block ends without an error.
 
     A process that is killed, or a machine that stops, leaves ``path`` as it was before or as it is afterwards.
@@ -28,9 +28,6 @@ def written_whole(path: str) -> Iterator[str]:
     temporary = os.path.join(folder, f'.{name}.{secrets.token_hex(4)}')
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # those of safetensors are for their owner alone
         _sync(temporary)  # or the name could reach the disk before the bytes
         os.replace(temporary, path)
     finally:
@@ -55,31 +52,30 @@ def write_safetensors(path: str, tensors: Mapping[str, Tensor], metadata: Mappin
     Raises:
         CheckpointError: a name, a dtype or a text that the format cannot hold.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    with written_whole(path) as temporary:
-        try:
-            # Copies, since the library refuses tensors that share memory.
-            copies = {
-                name: tensor.detach().to('cpu', copy=True, memory_format=torch.contiguous_format)
-                for name, tensor in tensors.items()
-            }
-            save_file(copies, temporary, dict(metadata or {}) or None)
-            _sort_texts(temporary)
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise CheckpointError(f'a safetensors file cannot hold this: {error}') from error
+    try:
+        # Copies, since the library refuses tensors that share memory.
+        copies = {
+            name: tensor.detach().to('cpu', copy=True, memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
+        contents = memoryview(save(copies, dict(metadata or {}) or None))
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f'a safetensors file cannot hold this: {error}') from error
+    start = 8 + int.from_bytes(contents[:8], 'little')
+    with atomic_write(path) as temporary, open(temporary, 'wb') as file:
+        file.write(contents[:8])
+        file.write(_with_sorted_texts(contents[8:start].tobytes()))
+        file.write(contents[start:])
 
 
-def _sort_texts(path: str) -> None:
-    """Sort the metadata, which the library writes in any order: the same contents are to be the same bytes."""
-    with open(path, 'r+b') as file:
-        length = int.from_bytes(file.read(8), 'little')
-        header = json.loads(file.read(length))
-        header = {key: dict(sorted(value.items())) if key == '__metadata__' else value for key, value in header.items()}
-        text = json.dumps(header, separators=(',', ':'), ensure_ascii=False).encode().ljust(length)
-        if len(text) == length:
-            file.seek(8)
-            file.write(text)
+def _with_sorted_texts(header: bytes) -> bytes:
+    """With sorted metadata, which the library writes in any order: the same contents are to be the same bytes."""
+    entries = json.loads(header)
+    entries = {key: dict(sorted(value.items())) if key == '__metadata__' else value for key, value in entries.items()}
+    text = json.dumps(entries, separators=(',', ':'), ensure_ascii=False).encode().ljust(len(header))
+    return text if len(text) == len(header) else header
 
 
 def _sync(path: str) -> None:

@@ -35,7 +35,7 @@ class LayerChange:
         (kh, kw), before = layer.kernel_size, layer.weight.numel()
         return cls(
             name,
-            f'{layer.in_channels}->{layer.out_channels} {kh}x{kw} stride {layer.stride[0]} dilation {layer.dilation[0]}',
+            f'{layer.in_channels}->{layer.out_channels} {kh}x{kw} stride {_side(layer.stride)} dilation {_side(layer.dilation)}',
             layer.dilation,
             layer.groups,
             layer.deform_groups,
@@ -51,6 +51,10 @@ class LayerChange:
     def __str__(self) -> str:
         weights = f'{self.weights_before:,} -> {self.weights_after:,}'.replace(',', ' ')
         return f'{self.shape:<34} weights {weights}, offset biases {self.offset_biases}'
+
+
+def _side(pair: tuple[int, ...]) -> str:
+    return str(pair[0]) if len(set(pair)) == 1 else 'x'.join(map(str, pair))
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,8 @@ def revert_(model: nn.Module, *, drop: Collection[str] = ()) -> list[str]:
     check_module(model)
     if isinstance(drop, str) or not isinstance(drop, Collection) or not all(isinstance(name, str) for name in drop):
         raise UpgradeError(f"drop={drop!r} is no sequence of names: give a list, such as ['layer4.2.conv2']")
+    if isinstance(model, ZeroOffsetDCN):
+        raise UpgradeError('a lone ZeroOffsetDCN cannot be replaced where it is used: take its to_conv()')
     layers = upgraded_layers(model)
     if not layers:
         raise UpgradeError(f'{type(model).__name__} has no ZeroOffsetDCN: there is nothing to revert')

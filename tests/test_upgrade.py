@@ -271,6 +271,16 @@ def test_revert_undoes_an_untrained_upgrade():
         revert_(net)
 
 
+def test_what_is_no_part_of_a_network_is_not_reverted():
+    with pytest.raises(UpgradeError, match=r'lone ZeroOffsetDCN .* to_conv\(\)'):
+        revert_(ZeroOffsetDCN(4, 4, 3))
+
+
+def test_the_report_shows_both_sides_where_they_differ():
+    report = upgrade_(nn.Sequential(nn.Conv2d(2, 2, 3, stride=(1, 2), dilation=(2, 1))), 'last:1')
+    assert 'stride 1x2 dilation 2x1' in str(report)
+
+
 def test_upgrading_changes_no_global_state():
     net = Net()
     with nothing_else_changes():

@@ -36,9 +36,6 @@ class Inspect(argparse.Action):
 class List(argparse.Action):
     """``--list`` stands alone, like ``--help``."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, nargs=0, **kwargs)
-
     def __call__(self, parser, namespace, value, option_string=None):
         for path in sorted(ZOO.glob('*.py')):
             print(f'{path.stem:<30} {path.read_text(encoding="utf8").partition(chr(10))[0].removeprefix("# ")}')
@@ -47,7 +44,9 @@ class List(argparse.Action):
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--list', action=List, help='list the ready-made upgrades; give NAME alone to write one here')
+    parser.add_argument(
+        '--list', action=List, nargs=0, help='list the ready-made upgrades; give NAME alone to write one here'
+    )
     parser.add_argument(
         '--inspect',
         action=Inspect,

@@ -115,7 +115,7 @@ def draw(points: list[dict[str, Any]], file: Path) -> None:
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
 
-    figure, both = plt.subplots(1, 2, figsize=(9, 4), dpi=120, sharey=True)
+    figure, both = plt.subplots(1, 2, figsize=(9, 4.4), dpi=120, sharey=True, layout='constrained')
     for axes, key, label in zip(both, ('snr', 'ratio'), AXES, strict=True):
         for bed in sorted({(p['bed'], p['network']) for p in points}):
             own = [p for p in points if (p['bed'], p['network']) == bed]
@@ -125,8 +125,7 @@ def draw(points: list[dict[str, Any]], file: Path) -> None:
         axes.set(xlabel=label, xscale='log' if key == 'snr' else 'linear')
         axes.grid(alpha=0.3)
     both[0].set_ylabel('gain over the control, test')
-    both[0].legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(*both[0].get_legend_handles_labels(), loc='outside lower center', ncols=3, fontsize=8)
     figure.savefig(file)
     plt.close(figure)
 

@@ -79,7 +79,11 @@ def _profile(axes: object, records: list[Record], geometry: Geometry, size: tupl
         means = [values[which == i].mean() if (which == i).any() else np.nan for i in range(12)]
         style = dict(color='black', linewidth=2) if name == geometry.name else dict(marker='o', markersize=3)
         axes.plot((bins[:-1] + bins[1:]) / 2, means, label=name.removeprefix('backbone.'), **style)  # type: ignore[attr-defined]
-    axes.set(xlabel='distance from the middle, 1 at the edge', ylabel='magnification of the warp, width of the taps', ylim=(0, None))  # type: ignore[attr-defined]
+    axes.set(
+        xlabel='distance from the middle, 1 at the edge',
+        ylabel='magnification of the warp, width of the taps',
+        ylim=(0, None),
+    )  # type: ignore[attr-defined]
     axes.legend(fontsize=8)  # type: ignore[attr-defined]
     axes.grid(alpha=0.3)  # type: ignore[attr-defined]
 
@@ -91,7 +95,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--lab', type=Path, required=True, help='folder of the runs, with the baseline')
     parser.add_argument('--data', type=Path, default=Path('data'))
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--index', type=int, default=0, choices=range(SHOWN), metavar='N', help='which validation picture is shown')
+    parser.add_argument(
+        '--index', type=int, default=0, choices=range(SHOWN), metavar='N', help='which validation picture is shown'
+    )
     parser.add_argument('--out', type=Path, required=True)
     args = parser.parse_args(argv)
     lab = Lab(args.lab, args.data)

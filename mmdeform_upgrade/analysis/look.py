@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import clean_state_dict, refuse_lost_offsets, remap_state_dict
 from ..config import read_config
-from ..config.settings import unwrapped_dataset
+from ..config.settings import unwrapped_datasets
 from ..errors import ConfigError, naming
 from ..importers.checks import flips_channels
 from ..layers import upgraded_layers
@@ -35,6 +35,7 @@ class Look:
     input: Tensor  # (1, 3, H, W), the normalised picture
     records: list[Record]  # of the layers that ran, in order
     prediction: Any  # what mmdet or mmseg returned
+    windows: int = 1  # of slide inference, whose last one this is
 
 
 def look(model: nn.Module, image: str) -> Look:
@@ -50,7 +51,7 @@ def look(model: nn.Module, image: str) -> Look:
     keep = backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     with hooked([keep]), OffsetRecorder(model) as recorder:
         prediction = predict(model, image)
-    return Look(_as_picture(model, seen[-1]), seen[-1], list(recorder.records.values()), prediction)
+    return Look(_as_picture(model, seen[-1]), seen[-1], list(recorder.records.values()), prediction, len(seen))
 
 
 def predict(model: nn.Module, image: str) -> Any:
@@ -61,7 +62,7 @@ def predict(model: nn.Module, image: str) -> Any:
         raise ConfigError(f'{type(model).__name__} is neither of mmdet nor of mmseg')
     cfg: Any = model.cfg
     if framework == 'mmseg' and 'test_pipeline' not in cfg:  # where mmseg looks for it
-        cfg.test_pipeline = unwrapped_dataset(cfg.test_dataloader).pipeline
+        cfg.test_pipeline = unwrapped_datasets(cfg.test_dataloader.dataset)[0].pipeline
     return _api(framework)[1](model, image)
 
 

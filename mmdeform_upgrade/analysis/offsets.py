@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import ZeroOffsetDCN, upgraded_layers
+from ..ops.autograd import run_uncompiled
 from ..ops.geometry import describe
 from ..ops.reference import sample_points
 from .complexity import hooked
@@ -36,7 +37,7 @@ class Record:
 
 
 class OffsetRecorder(ExitStack):
-    """Context manager that keeps the offsets of every ``ZeroOffsetDCN`` in a model.
+    """Context manager that keeps the offsets of every ``ZeroOffsetDCN`` in a model, which runs uncompiled meanwhile.
 
     ``records`` holds them in the order in which the layers ran. Of a layer that runs on several levels it is the pass
     over the largest map, the latest of several such.
@@ -48,6 +49,8 @@ class OffsetRecorder(ExitStack):
         self._layers = upgraded_layers(model)
 
     def __enter__(self) -> OffsetRecorder:
+        run_uncompiled(True)
+        self.callback(run_uncompiled, False)
         for name, layer in self._layers.items():
             self.enter_context(layer.conv_offset.register_forward_hook(partial(self._keep, name, layer)))
         return self

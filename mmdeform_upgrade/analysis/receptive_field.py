@@ -65,9 +65,11 @@ def reaches(
 
 
 def width(field: Tensor) -> float:
-    """Side of the square around the centre of mass that holds 95 % of a field."""
+    """Side of the square around the centre of mass that holds 95 % of a field; 0 for one that is zero everywhere."""
+    if not field.any():
+        return 0.0
     y, x = (torch.arange(size, dtype=field.dtype, device=field.device) for size in field.shape)
-    total = field.sum().clamp_min(1e-30)
+    total = field.sum()
     away_y = (y - (field.sum(1) * y).sum() / total).abs()
     away_x = (x - (field.sum(0) * x).sum() / total).abs()
     away = torch.maximum(away_y[:, None], away_x[None, :]).flatten()

@@ -76,7 +76,8 @@ class _Tally:
         noise = (self.squares - (self.squares + 2 * self.products) / count) / (count - 1)  # trace of the covariance
         if not noise > 0:
             return math.nan, math.nan
-        return 1 + 2 * self.products / (count - 1) / noise, self.products / math.sqrt(self.squared_products)
+        z = self.products / math.sqrt(self.squared_products) if self.squared_products else 0.0  # of a single gradient
+        return 1 + 2 * self.products / (count - 1) / noise, z
 
 
 def offset_signal(

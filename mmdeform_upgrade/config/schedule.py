@@ -29,6 +29,7 @@ _HOOK_KEYS = {
     'epochs': ('switch_epoch', 'num_last_epochs', 'begin_epoch', 'stop_epoch', *_OF_RATES),
     'iters': ('switch_iter', 'begin_iter', 'stop_iter'),
 }
+_BEGINS = ('switch_epoch', 'switch_iter', 'begin_epoch', 'begin_iter')  # what lasts until the end
 _STEP_COUNTS = ('T_max', 'total_steps', 'step_size', 'patience', 'cooldown')
 _STEP_LISTS = ('milestones', 'periods')
 
@@ -196,6 +197,9 @@ class Scale:
                 'has none: give epoch_ratio instead, or take it out of the hooks of the baseline'
             )
         changes: dict[str, Any] = {key: new for key in counted if (new := self(hook[key])) != hook[key]}
+        for key in changes.keys() & set(_BEGINS):
+            if hook[key] < self.before.total:  # a last part that is rounded to nothing would never begin
+                changes[key] = min(changes[key], self.after.total - 1)
         if self.to_iters and kind == 'CheckpointHook' and self.before.counts(hook):
             changes['by_epoch'] = False
         return changes

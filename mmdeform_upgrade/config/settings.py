@@ -153,9 +153,8 @@ def scheduled_iterations(schedulers: Sequence[Mapping[str, Any]]) -> int:
     return 0 if warm_ups else last_iteration(schedulers)
 
 
-def unwrapped_dataset(loader: Any) -> Any:
-    """The settings of a loader's data set, without ``RepeatDataset`` and the like around it."""
-    dataset = loader.dataset
-    while 'dataset' in dataset:
-        dataset = dataset.dataset
-    return dataset
+def unwrapped_datasets(dataset: Any) -> list[Any]:
+    """The settings of a loader's data sets, without ``RepeatDataset``, ``ConcatDataset`` and the like around them."""
+    if 'datasets' in dataset:
+        return [inner for given in dataset.datasets for inner in unwrapped_datasets(given)]
+    return unwrapped_datasets(dataset.dataset) if 'dataset' in dataset else [dataset]

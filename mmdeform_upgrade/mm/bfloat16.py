@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_map_only
 from ..errors import ConfigError
 from .run import bare_network
 
-
 USUAL_PARTS = ('backbone', 'neck', 'rpn_head', 'bbox_head', 'roi_head.bbox_head', 'decode_head', 'auxiliary_head')
 
 

@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 
 from ..checkpoint import is_offset_key, refuse_lost_offsets
 from ..config import SCHEME, read_config
-from ..config.settings import type_name, unwrapped_dataset
+from ..config.settings import type_name, unwrapped_datasets
 from ..errors import CheckpointError, ConfigError, UpgradeError
 from .loading import check_optimizer_state, read_checkpoints_safely
 from .run import whole_state_dict
@@ -152,7 +152,8 @@ def set_tta(cfg: Config) -> None:
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         raise ConfigError('--tta needs tta_model and tta_pipeline in the config')
     cfg.model = dict(**cfg.tta_model, module=cfg.model)
-    unwrapped_dataset(cfg.test_dataloader).pipeline = cfg.tta_pipeline
+    for dataset in unwrapped_datasets(cfg.test_dataloader.dataset):
+        dataset.pipeline = cfg.tta_pipeline
 
 
 def pickle_file(path: str) -> str:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +21,7 @@ from ..errors import CheckpointError, ConfigError, listed, naming
 from ..importers import OWN_NAMES, Imported
 from ..layers import merging_method, upgraded_layers
 from ..offsets.step_limit import MAX_STEP, StepLimit
+from ..ops.autograd import run_uncompiled
 from .loading import check_optimizer_state, lacking_for_resume, local_path, read_checkpoints_safely, refuse_to_overwrite
 from .run import bare_network, checkpoint_hooks, kept_random_state, whole_state_dict
 
@@ -67,7 +67,6 @@ class DeformUpgradeHook(Hook):
         self._scores: Mapping[str, Any] = {}
         self._recorder: OffsetRecorder | None = None
         self._limit: StepLimit | None = None
-        self._stance: Any = None
         self._warned: set[str] = set()
 
     def before_run(self, runner) -> None:
@@ -133,7 +132,8 @@ class DeformUpgradeHook(Hook):
             )
         self._loaded = None  # frees the copy
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
-        self._limit = StepLimit(bare_network(runner), optimizer, self.max_step)
+        limit = StepLimit(bare_network(runner), optimizer, self.max_step)
+        self._limit = None if limit.done else limit
 
     def before_train_epoch(self, runner) -> None:
         """Score the untouched upgrade once, after every hook's ``before_train``."""
@@ -157,18 +157,14 @@ class DeformUpgradeHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch: Any = None) -> None:
         """Run a compiled network uncompiled while steps are measured, which is for two iterations."""
-        measuring = self._limit is not None and not self._limit.done
-        # Before PyTorch 2.6 a compiled network is not measured.
-        if measuring and 'torch._dynamo' in sys.modules and hasattr(torch.compiler, 'set_stance'):
-            self._stance = torch.compiler.set_stance('force_eager')
+        if self._limit is not None:
+            run_uncompiled(True)
 
     def after_train_iter(self, runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Lower the rates of layers whose offsets the first step has moved too far."""
-        stance, self._stance = self._stance, None
-        if stance is not None:
-            stance.__exit__(None, None, None)
         if self._limit is None:
             return
+        run_uncompiled(False)
         for name, (step, factor) in self._limit.apply().items():
             runner.logger.info(
                 f'{name}: one step of Adam moves its offsets by {step:.2g} pixels, expected at most {step * factor:.2g} '

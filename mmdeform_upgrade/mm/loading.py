@@ -18,7 +18,6 @@ from zipfile import BadZipFile
 import torch
 from mmengine.dist import barrier, get_local_rank
 from mmengine.logging import print_log
-from mmengine.optim import OptimWrapper
 from mmengine.runner import CheckpointLoader, Runner
 from torch.optim import Optimizer
 from tqdm import tqdm
@@ -27,7 +26,7 @@ from ..checkpoint import import_checkpoint
 from ..config import SCHEME
 from ..config.own_run import inside, outputs_in
 from ..errors import CheckpointError, ConfigError, UpgradeError, naming
-from ..files import written_whole
+from ..files import atomic_write
 from ..importers import OWN_NAMES, Imported, dataset_meta
 from ..offsets import OffsetOptimizer
 from ..readers import drop_inert, kind_of, read_checkpoint, split_key
@@ -94,14 +93,15 @@ def check_optimizer_state(runner, checkpoint: Mapping[str, Any]) -> None:
     """
     wrapper = getattr(runner, 'optim_wrapper', None)
     saved = checkpoint.get('optimizer')
-    if not (isinstance(runner, Runner) and runner._resume and isinstance(wrapper, OptimWrapper) and saved):
+    optimizer = getattr(wrapper, 'optimizer', None)  # OptimWrapperDict has several
+    if not (isinstance(runner, Runner) and runner._resume and isinstance(optimizer, Optimizer) and saved):
         return  # strategies load states of their own forms
-    optimizer = wrapper.optimizer
     parts = (optimizer.base, optimizer.offsets) if isinstance(optimizer, OffsetOptimizer) else (optimizer,)
     try:
         wrapper.load_state_dict(dict(saved))  # it takes out what it has read
         for part in parts:
-            _try_step(part)
+            if type(part).__module__.startswith('torch.optim.'):  # a copy of others may lack what they keep
+                _try_step(part)
     except (KeyError, RuntimeError, TypeError, ValueError, UpgradeError) as error:
         names = ' and '.join(type(part).__name__ for part in parts)
         why = f'the optimizer state has no {error} (for {names})' if isinstance(error, KeyError) else error
@@ -185,7 +185,7 @@ def _downloaded(address: str) -> str:
 def _download(address: str, target: str) -> None:
     """All of a file or nothing; PyTorch's function keeps what it has when the connection ends early."""
     request = Request(address, headers={'User-Agent': 'torch.hub'})
-    with urlopen(request) as answer, written_whole(target) as temporary:
+    with urlopen(request) as answer, atomic_write(target) as temporary:
         length = int(answer.headers.get('Content-Length') or 0)
         with open(temporary, 'wb') as file, tqdm(total=length or None, unit='B', unit_scale=True) as bar:
             while block := answer.read(1 << 17):

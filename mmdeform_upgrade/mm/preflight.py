@@ -17,7 +17,7 @@ from ..config import HOOK, describe_schedule
 from ..config.settings import type_name
 from ..config.upgrade import beginnings
 from ..errors import ConfigError
-from ..importers import OWN_NAMES, Imported
+from ..importers import OWN_NAMES
 from ..layers import upgraded_layers
 from ..upgrade import UpgradeReport
 from .loading import local_path, refuse_to_overwrite
@@ -26,10 +26,9 @@ from .rates import building, describe_rates
 
 @dataclass(frozen=True)
 class UpgradePlan:
-    """The upgraded network, the baseline fitted to it, and what will be done, for a person to check."""
+    """The upgraded network, and what will be done, for a person to check."""
 
     network: nn.Module
-    imported: Imported
     text: str
 
     def __str__(self) -> str:
@@ -74,7 +73,7 @@ def plan_upgrade(before: Config, after: Config, checkpoint: str) -> UpgradePlan:
             for path, past in beginnings(before.model).items()
         ),
     ]
-    return UpgradePlan(network, imported, '\n'.join(lines))
+    return UpgradePlan(network, '\n'.join(lines))
 
 
 def check_before_training(cfg: Config) -> None:

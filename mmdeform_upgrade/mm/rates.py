@@ -26,6 +26,7 @@ from ..offsets import OffsetOptimizer, split_offsets
 _OF_THE_OPTIMIZER = ('constructor', 'base_constructor', 'optimizer', 'offset_optimizer', 'paramwise_cfg')
 _MANY = 1000  # iterations that are looked at, of a longer schedule in proportion
 _EPOCH = 20  # iterations of an epoch whose real number is not known; the shape is the same
+_WARM_UP = 5  # of them at most
 
 
 def describe_rates(network: nn.Module, cfg: Mapping[str, Any]) -> str:
@@ -83,10 +84,8 @@ def _history(wrapper: OptimWrapper, cfg: Mapping[str, Any]) -> Iterator[list[flo
     given = listed_schedulers(cfg.get('param_scheduler'))
     if length.unit == 'epochs':
         given = _in_proportion(given, steps)
-    of_epochs, made = (
-        length.total if length.unit == 'epochs' else math.inf,
-        dict(optimizer=wrapper, epoch_length=_EPOCH),
-    )
+    of_epochs = length.total if length.unit == 'epochs' else math.inf
+    made = dict(optimizer=wrapper, epoch_length=_EPOCH)
     ends = ({'end': of_epochs if settings.get('by_epoch', True) else steps, **settings} for settings in given)
     schedulers = [PARAM_SCHEDULERS.build(settings, default_args=made) for settings in ends]
     schedulers = [scheduler for scheduler in schedulers if not getattr(scheduler, 'need_val_args', False)]
@@ -98,9 +97,9 @@ def _history(wrapper: OptimWrapper, cfg: Mapping[str, Any]) -> Iterator[list[flo
 
 
 def _in_proportion(given: list[Mapping[str, Any]], steps: int) -> list[Mapping[str, Any]]:
-    """Schedulers that count iterations of a training of epochs: warm-ups in its first epoch, or all of its schedule."""
+    """Schedulers that count iterations of a training of epochs: warm-ups early in its first epoch, or all of its schedule."""
     whole = scheduled_iterations(given)
-    factor = steps / whole if whole else _EPOCH / max(_EPOCH, last_iteration(given))
+    factor = steps / whole if whole else _WARM_UP / max(_WARM_UP, last_iteration(given))
     return [
         settings
         if settings.get('by_epoch', True)

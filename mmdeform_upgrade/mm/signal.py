@@ -64,6 +64,11 @@ class SignalReport:
         )
 
     def _advice(self) -> str:
+        if all(layer.verdict == 'no gradient' for layer in self.layers):
+            return (
+                'no gradient reaches these layers: the loss does not depend on them, or what is behind them is zero (batch '
+                'norms of a network that was not trained, say)'
+            )
         if not self.targets:
             return (
                 f'no layer learns: {self.layers[0].batches} batches do not agree where to look, and an upgrade is not '
@@ -148,7 +153,7 @@ def measure_signal(
     found = offset_signal(network, measured, _loss, lr=lr)
     signals = [dataclasses.replace(layer, layer=layer.layer.removeprefix(f'{part}.')) for layer in found]
     samples, chosen = len(prepared[0]['data_samples']), _chosen(signals, every)
-    return SignalReport(part, signals, reach, extents, samples, len(loader.dataset), chosen)
+    return SignalReport(part, signals, reach, extents, samples, _pictures(loader.dataset), chosen)
 
 
 def _chosen(layers: list[LayerSignal], every: list[str]) -> list[str]:
@@ -203,6 +208,13 @@ def _loader(cfg: Config) -> Any:
         raise DataError(
             f'the training set has no picture with labels of the classes in the config ({error})'
         ) from error
+
+
+def _pictures(dataset: Any) -> int:
+    """Of a data set, without its repetitions."""
+    if hasattr(dataset, 'datasets'):  # ConcatDataset
+        return sum(map(_pictures, dataset.datasets))
+    return _pictures(dataset.dataset) if hasattr(dataset, 'dataset') else len(dataset)
 
 
 def _endless(loader: Any) -> Iterator[Any]:

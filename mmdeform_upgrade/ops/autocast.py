@@ -11,6 +11,8 @@ from torch import Tensor
 
 def autocast_dtype(device_type: str) -> torch.dtype | None:
     """The dtype that autocast asks for, or None where it is off."""
+    if device_type == 'meta':  # has no autocast
+        return None
     if hasattr(torch, 'get_autocast_dtype'):  # torch >= 2.4
         return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
     if device_type == 'cuda':

@@ -7,6 +7,7 @@ see one node, FLOP counters one formula. Only the arguments are kept for the bac
 
 from __future__ import annotations
 
+import sys
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,17 @@ from .geometry import Geometry
 from .passes import Operands, Wanted
 
 is_compiling = getattr(torch.compiler, 'is_compiling', bool)  # since torch 2.2
+
+
+def run_uncompiled(on: bool) -> None:
+    """Run compiled networks as plain ones from now on, or no longer: they pass over hooks that came after them.
+
+    Before PyTorch 2.6 there is no such switch.
+    """
+    if 'torch._dynamo' in sys.modules and hasattr(torch.compiler, 'set_stance'):
+        torch.compiler.set_stance('force_eager' if on else 'default')
+
+
 _LIBRARY = torch.library.Library('mmdeform_upgrade', 'DEF')
 _LIBRARY.define(
     'deform_conv2d(Tensor input, Tensor offset, Tensor weight, Tensor? bias, Tensor? mask, SymInt[] sizes, str backend)'

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..files import written_whole
+from ..files import atomic_write
 from ..readers import META, split_key
 
 # What tells where a checkpoint is from; times, seeds and paths of a run stay behind.
@@ -72,8 +73,10 @@ def meta_text(meta: Mapping[str, Any]) -> dict[str, str]:
 def write_checkpoint(path: str, state_dict: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Write a checkpoint whole or not at all; the same contents give the same bytes."""
     tensors = {sys.intern(name): tensor.detach().cpu().contiguous().clone() for name, tensor in state_dict.items()}
-    with written_whole(path) as temporary, open(temporary, 'wb') as file:  # by a path, its name would go into the file
-        torch.save({'meta': plain(meta), 'state_dict': tensors}, file)
+    contents = io.BytesIO()  # torch.save tells nothing of a full disk
+    torch.save({'meta': plain(meta), 'state_dict': tensors}, contents)
+    with atomic_write(path) as temporary, open(temporary, 'wb') as file:
+        file.write(contents.getbuffer())
 
 
 def refuse_existing(paths: Iterable[str], force: bool, inputs: Iterable[str] = ()) -> None:

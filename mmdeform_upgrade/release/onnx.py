@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from ..errors import ExportError
-from ..files import written_whole
+from ..files import atomic_write
 from ..layers import upgraded_layers
 from ..ops.autograd import onnx_attributes
 from ..ops.geometry import Geometry
@@ -83,7 +83,7 @@ def export_onnx(
         names = [f'{prefix}_{level}' for prefix in prefixes for level in range(levels)]
         proto = _exported(module, pictures, names, opset, dynamic_batch)
     _check_proto(proto, len(upgraded_layers(module)))
-    with written_whole(str(path)) as temporary:
+    with atomic_write(str(path)) as temporary:
         Path(temporary).write_bytes(proto.SerializeToString())
     return names
 

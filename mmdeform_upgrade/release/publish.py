@@ -108,6 +108,7 @@ def publish(
         refuse_existing(written, force)
         write_safetensors(written[1], release['state_dict'], meta_text(release['meta']))
         if stock:
+            stock.pop('work_dir', None)
             Path(written[2]).write_text(whole_text(stock), encoding='utf8')
         os.replace(temporary, written[0])
     return written + ([] if stock else [f'no stock config: {reason}'])

@@ -7,6 +7,7 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -70,19 +71,25 @@ def judge(model: nn.Module, threshold: float | None, runs: Sequence[Run] = ()) -
 
 
 @torch.no_grad()
-def output_difference(model: nn.Module, names: Sequence[str], runs: Sequence[Run]) -> float:
+def output_difference(model: nn.Module, names: Sequence[str], runs: Sequence[Run]) -> float | None:
     """Relative difference |without - with| / |with| (2-norms over all data) of the outputs of the components that hold
-    the layers, the backbone as a rule, with and without the offsets of these layers."""
-    parts = {part: model.get_submodule(part) for part in dict.fromkeys(name.split('.')[0] for name in names)}
+    the layers, the backbone as a rule, with and without the offsets of these layers.
+
+    Of a component that is not called itself, as mmseg's heads, it is the outermost module around a layer that is. None
+    where no layer ran.
+    """
+    paths = [name.split('.')[:depth] for name in names for depth in range(1, 1 + name.count('.') + 1)]
+    around = [model.get_submodule(path) for path in dict.fromkeys(map('.'.join, paths))]
     changed = total = 0.0
     for run in runs:
-        before = _outputs(parts.values(), run)
+        before = _outputs(around, run)
         with offsets_at_zero(model, names):
-            after = _outputs(parts.values(), run)
-        for (_, old), (_, new) in zip(before, after, strict=True):
-            changed += float((new.double() - old.double()).square().sum())
-            total += float(old.double().square().sum())
-    return (changed / total) ** 0.5 if total else 0.0
+            after = _outputs(around, run)
+        for (_, old), (_, new) in zip(before, after, strict=False):
+            if old.shape == new.shape:  # not of regions that other offsets propose
+                changed += float((new.double() - old.double()).square().sum())
+                total += float(old.double().square().sum())
+    return (changed / total) ** 0.5 if total else None
 
 
 def reverted_checkpoint(
@@ -149,12 +156,19 @@ def _lengths(layers: Mapping[str, ZeroOffsetDCN], runs: Sequence[Run]) -> dict[s
 
 
 def _outputs(modules: Iterable[nn.Module], run: Run) -> list[tuple[nn.Module, Tensor]]:
-    """What modules return in a run, in order."""
+    """What modules return in a run, in order, but for calls from within another of them."""
     kept: list[tuple[nn.Module, Tensor]] = []
+    running: list[nn.Module] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        running.append(module)
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        kept.extend((module, tensor.detach().clone()) for tensor in flat_tensors(output))
+        running.pop()
+        if not running:
+            kept.extend((module, tensor.detach().clone()) for tensor in flat_tensors(output))
 
-    with hooked(module.register_forward_hook(keep) for module in modules):
+    hooks = [(module.register_forward_pre_hook(enter), module.register_forward_hook(keep)) for module in modules]
+    with hooked(chain.from_iterable(hooks)):
         run()
     return kept

@@ -205,6 +205,13 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_not_taken_in_parts(upgrad
         load_network(config, str(other))
 
 
+def test_a_point_outside_of_the_picture_is_refused(upgraded):
+    config, checkpoint, image = upgraded
+    result = run_tool('analysis_tools/show_offsets.py', image, config, checkpoint, '--points', '48,200', check=False)
+    assert result.returncode == 2
+    assert '48,200 (Y,X) is outside of what the network sees, 96 high and 96 wide' in result.stderr
+
+
 def test_a_file_that_is_not_there_is_named(upgraded):
     result = run_tool('analysis_tools/show_offsets.py', 'nothing.jpg', *upgraded[:2], check=False)
     assert result.returncode == 2 and "there is no file 'nothing.jpg'" in result.stderr

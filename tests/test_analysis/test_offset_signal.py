@@ -1,7 +1,9 @@
 """The signal of a config and its baseline, through the training pipelines of mmdet and mmseg."""
 
 import copy
+import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -48,9 +50,15 @@ def test_the_plan_of_an_upgrade_says_it_for_its_targets(tiny_config, tiny_baseli
     assert '32 batches of 4 from 16 pictures' in signal
 
 
-def test_given_targets_alone_are_measured(baseline):
-    report = measure_signal(*baseline, targets='res5b', batches=12)
+def test_given_targets_alone_are_measured_and_pictures_counted_once(baseline):
+    cfg = copy.deepcopy(baseline[0])
+    repeated = dict(type='RepeatDataset', times=50, dataset=cfg.train_dataloader.dataset)
+    cfg.train_dataloader.dataset = dict(type='ConcatDataset', datasets=[repeated])
+    report = measure_signal(cfg, baseline[1], targets='res5b', batches=12)
     assert [layer.layer for layer in report.layers] == ['layer4.1.conv1', 'layer4.1.conv2'] == list(report.reach)
+    assert 'from 16 pictures, each seen 3.0 times' in str(report)
+    silent = [dataclasses.replace(layer, snr=math.nan, z=math.nan) for layer in report.layers]
+    assert 'no gradient reaches these layers' in str(dataclasses.replace(report, layers=silent, targets=[]))
 
 
 def test_excluded_layers_are_not_measured(baseline):

@@ -96,6 +96,18 @@ def test_a_layer_that_the_loss_does_not_reach_has_no_gradient():
     assert (used.verdict, unused.verdict) == ('learns', 'no gradient') and math.isnan(unused.z)
 
 
+def test_a_gradient_in_a_single_batch_is_noise():
+    model = nn.ModuleList([nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(2, 4, 3, padding=1)])
+    upgrade_(model, 'last:2')
+    first, *rest = _planted(FEWEST)
+
+    def loss(model, batch):
+        return _loss(model[0], batch) + (_loss(model[1], batch) if batch is first else 0)
+
+    _, once = offset_signal(model, [first, *rest], loss)
+    assert (once.verdict, once.z) == ('noise', 0)
+
+
 def test_a_step_is_as_long_as_adams_first_one():
     batches = _planted(FEWEST)
     model = _trained_out(batches)

@@ -192,6 +192,12 @@ def test_hooks_that_switch_at_an_epoch_switch_in_proportion():
     short = shorten_schedule(cfg)
     assert [h.get('num_last_epochs', h.get('switch_epoch')) for h in short.custom_hooks] == [4, None, 70]
     assert [tuple(i) for i in short.train_cfg.dynamic_intervals] == [(70, 1)]
+    last = _cfg(
+        20, [], custom_hooks=[dict(type='PipelineSwitchHook', switch_epoch=19), dict(type='EMAHook', begin_epoch=19)]
+    )
+    assert [h.get('switch_epoch', h.get('begin_epoch')) for h in shorten_schedule(last).custom_hooks] == [4, 4], (
+        'of 0 to 4'
+    )
 
 
 def test_a_hook_that_schedules_the_rate_is_shortened_with_the_training():

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmdeform_upgrade.errors import UpgradeError
+from mmdeform_upgrade.layers import ZeroOffsetDCN
 from mmdeform_upgrade.ops import deform_conv2d, flops
 
 from .cases import CASES, Case, assert_close, grad_like_output, results
@@ -98,6 +99,14 @@ def test_autocast_puts_values_in_its_dtype_and_leaves_coordinates():
     assert output.dtype == torch.bfloat16
     assert offset.grad.dtype == weight.grad.dtype == torch.float32
     assert float(offset.grad[0, 1, 0, -1]) == -4096  # at column 2047 + 1/4096, a place that bfloat16 does not have
+
+
+def test_the_meta_device_gives_shapes():
+    layer = ZeroOffsetDCN(4, 6, 3, padding=1, device='meta')
+    x = torch.empty(2, 4, 5, 7, device='meta', requires_grad=True)
+    out = layer(x)
+    out.sum().backward()
+    assert (out.shape, x.grad.shape, out.device.type) == ((2, 6, 5, 7), x.shape, 'meta')
 
 
 def test_autocast_leaves_float64_alone():

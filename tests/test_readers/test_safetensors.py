@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import struct
 
 import pytest
@@ -11,6 +12,7 @@ from mmdeform_upgrade import load_baseline
 from mmdeform_upgrade.errors import CheckpointError
 from mmdeform_upgrade.files import write_safetensors
 from mmdeform_upgrade.readers import read_checkpoint
+from mmdeform_upgrade.release.contents import write_checkpoint
 
 from .test_pickled import survives
 
@@ -167,3 +169,15 @@ def test_a_header_longer_than_the_file_is_refused(tmp_path):
 def test_damaged_files_are_refused_or_read(tmp_path):
     write_safetensors(tmp_path / 'a', {'a.weight': torch.ones(3, 4), 'b': torch.ones(2, dtype=torch.bool)}, {'x': 'y'})
     assert survives(tmp_path / 'a', (tmp_path / 'a').read_bytes(), 1000, 3) > 500
+
+
+@pytest.mark.parametrize('write', [write_safetensors, write_checkpoint])
+def test_a_file_that_does_not_fit_is_an_error_of_the_system_and_leaves_nothing(tmp_path, write):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match='File too large'):
+            write(str(tmp_path / 'a'), {'w': torch.ones(1_000_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from mmdeform_upgrade.errors import CheckpointError, ConfigError, UpgradeError
 from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.release import make_delta
 from mmdeform_upgrade.release.revert import judge, output_difference, reverted_checkpoint, reverted_config
-from mmdeform_upgrade.upgrade import revert_
+from mmdeform_upgrade.upgrade import revert_, upgrade_
 
 from ..conftest import MMDET_CONFIGS, ROOT, build, relative_error, run_tool
 
@@ -57,6 +57,23 @@ def test_the_cost_is_that_of_really_reverting(network):
     assert revert_(model, drop=NAMES[2:]) == [NAMES[0], NAMES[2]]
     after = torch.cat([x.flatten() for x in runs[0]()])
     assert cost == pytest.approx(float((after - before).norm() / before.norm()), rel=1e-4) and cost > 1e-4
+
+
+@torch.no_grad()
+def test_of_a_head_that_is_not_called_itself_the_cost_is_that_of_what_is(network):
+    """mmseg's heads, and heads of RoIs, run through other methods than ``forward``."""
+    head = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU())
+    upgrade_(head, 'last:1')
+    torch.nn.init.normal_(head[0].conv_offset.bias, std=2)
+    model, image = torch.nn.ModuleDict({'head': head, 'idle': copy.deepcopy(head)}), torch.randn(1, 3, 9, 9)
+    cost = output_difference(model, ['head.0'], [lambda: head.forward(image)])
+    with_offsets = head[0](image)
+    head[0].conv_offset.bias.zero_()
+    assert (
+        cost == pytest.approx(float((head[0](image) - with_offsets).norm() / with_offsets.norm()), rel=1e-4)
+        and cost > 0.1
+    )
+    assert output_difference(model, ['idle.0'], [lambda: head.forward(image)]) is None
 
 
 def test_without_data_only_exact_zeros_go_back(network):
@@ -113,7 +130,10 @@ def test_the_tool_reports_validates_and_then_writes(files, tmp_path):
     assert re.search(r'layer4\.1\.conv2: keep: 95 % of offsets below \d', text) and '2 of 3 layers go back' in text
     assert re.search(r'before: pascal_voc.*after: pascal_voc', text, re.S)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['back.pth', 'back.py']
-    assert list(upgraded_layers(build(Config.fromfile(Path(tmp_path / 'back.py'))))) == NAMES[2:]
+    cfg = Config.fromfile(Path(tmp_path / 'back.py'))
+    assert list(upgraded_layers(build(cfg))) == NAMES[2:] and cfg.work_dir == 'work_dirs/back', (
+        'not the folder of the upgrade'
+    )
 
 
 @pytest.fixture

@@ -172,3 +172,20 @@ def test_a_network_without_offsets_is_refused(short_cfg):
     hook = next(hook for hook in runner.hooks if isinstance(hook, OffsetLoggerHook))
     with pytest.raises(ConfigError, match='no ZeroOffsetDCN, so there are no offsets to log'):
         hook.before_train(runner)
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, 'set_stance'), reason='PyTorch 2.6')
+def test_a_compiled_run_is_logged_as_a_plain_one(segmentor_cfg, tmp_path):
+    torch._dynamo.reset()
+    found = []
+    for options in ({}, {'compile': dict(backend='eager')}):
+        segmentor_cfg.visualizer = dict(
+            type='Visualizer', name=f'{tmp_path}{options}', vis_backends=[dict(type='LocalVisBackend')]
+        )
+        segmentor_cfg.work_dir = str(tmp_path / f'{len(options)}')
+        runner = train(segmentor_cfg, [dict(type='OffsetLoggerHook', interval=2)], **options)
+        found.append([row for row in scalars(runner) if any('offsets/' in key for key in row)])
+    assert len(found[0]) == 2
+    assert [list(row) for row in found[1]] == [list(row) for row in found[0]]
+    for plain, compiled in zip(*found, strict=True):
+        assert list(compiled.values()) == pytest.approx(list(plain.values()), rel=1e-3)

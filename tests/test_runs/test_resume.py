@@ -8,20 +8,30 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import DATA_SAMPLERS, OPTIMIZERS
+from mmengine.runner import Runner
+from torch.utils.data import RandomSampler
 
 from mmdeform_upgrade.errors import CheckpointError
 from mmdeform_upgrade.mm import command_line
+from mmdeform_upgrade.mm.loading import check_optimizer_state
 from mmdeform_upgrade.readers import read_checkpoint
 
 from ..conftest import run_tool
 from .conftest import build_runner, train
 
-# What a detector draws at random in a step (the sampler of positives) and in its data (the flips), EMA, momentum and a
-# schedule, and no seed in the config, so that every process draws its own.
+# What a detector draws at random in a step (the sampler of positives), for the next one (YOLOX's sizes) and in its data
+# (the flips), EMA, momentum and a schedule, and no seed in the config, so that every process draws its own.
 SETTINGS = """
 _base_ = ['tiny_upgrade.py']
 custom_hooks = [dict(type='EMAHook', momentum=0.5), dict(type='DeformUpgradeHook'), dict(type='RunGuardHook')]
-model = dict(train_cfg=dict(sampler=dict(type='RandomSampler', num=8, pos_fraction=0.5, add_gt_as_proposals=False)))
+model = dict(
+    train_cfg=dict(sampler=dict(type='RandomSampler', num=8, pos_fraction=0.5, add_gt_as_proposals=False)),
+    data_preprocessor=dict(
+        batch_augments=[dict(type='BatchSyncRandomResize', random_size_range=(80, 128), size_divisor=16, interval=1)]
+    ),
+)
 randomness = dict(seed=None)
 default_hooks = dict(checkpoint=dict(save_best=None))
 """
@@ -153,6 +163,52 @@ def test_the_state_of_another_optimizer_is_one_clear_error(short_cfg, tmp_path, 
     short_cfg.custom_hooks = []  # as of a baseline, which the tools resume
     with pytest.raises(CheckpointError, match=message):
         command_line.build_runner(Config(dict(short_cfg, work_dir=str(tmp_path / 'tool')))).train()
+
+
+@OPTIMIZERS.register_module(force=True)
+class Halving(torch.optim.SGD):
+    """An optimizer of a user's, with a setting of its own that its pickled form does not hold."""
+
+    def __init__(self, params, **settings):
+        super().__init__(params, **settings)
+        self.factor = 0.5
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group['lr'] *= self.factor
+        return super().step(closure)
+
+
+def test_a_users_own_optimizer_is_resumed(short_cfg):
+    short_cfg.optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='Halving', lr=0.01))
+    path = f'{train(short_cfg).work_dir}/epoch_1.pth'
+    runner = build_runner(short_cfg, resume=True, load_from=path, **{'train_cfg.max_epochs': 2})
+    runner.train()
+    assert runner.epoch == 2
+
+
+def test_the_states_of_several_optimizers_are_left_to_mmengine():
+    several = OptimWrapperDict(a=OptimWrapper(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)))
+    runner = Runner.__new__(Runner)
+    runner.optim_wrapper, runner._resume = several, True
+    check_optimizer_state(runner, {'optimizer': several.state_dict()})
+
+
+@DATA_SAMPLERS.register_module(force=True)
+class PyTorchsSampler(RandomSampler):
+    """It draws from the process's random numbers."""
+
+    def __init__(self, dataset, seed=None):
+        super().__init__(dataset)
+
+
+def test_a_sampler_without_a_generator_of_its_own_draws_as_the_run_without_a_break(short_cfg):
+    short_cfg.train_dataloader.sampler = dict(type='PyTorchsSampler')
+    short_cfg.train_cfg.max_epochs = 2
+    whole = train(short_cfg)
+    torch.rand(7)
+    resumed = train(short_cfg, resume=True, load_from=f'{whole.work_dir}/epoch_1.pth')
+    assert resumed.record.losses == whole.record.losses[-len(resumed.record.losses) :]
 
 
 class _OpenEarly(Hook):

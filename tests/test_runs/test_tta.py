@@ -130,12 +130,13 @@ def test_a_segmentor_is_augmented_with_its_loaded_offsets(segmentor_cfg):
     assert all(torch.equal(value, state[key]) for key, value in trained.model.state_dict().items())
 
 
-def test_augmentation_goes_to_the_innermost_data_set_and_needs_its_settings(tiny_upgrade):
+def test_augmentation_goes_to_the_innermost_data_sets_and_needs_its_settings(tiny_upgrade):
     cfg = Config.fromfile(tiny_upgrade)
     with pytest.raises(ConfigError, match='--tta needs tta_model and tta_pipeline'):
         set_tta(cfg)
     cfg.merge_from_dict(copy.deepcopy(DETECTOR))
-    cfg.test_dataloader.dataset = dict(type='RepeatDataset', times=1, dataset=cfg.test_dataloader.dataset)
+    repeated = dict(type='RepeatDataset', times=1, dataset=cfg.test_dataloader.dataset)
+    cfg.test_dataloader.dataset = dict(type='ConcatDataset', datasets=[repeated, copy.deepcopy(repeated)])
     set_tta(cfg)
-    assert cfg.test_dataloader.dataset.dataset.pipeline == cfg.tta_pipeline
+    assert all(given.dataset.pipeline == cfg.tta_pipeline for given in cfg.test_dataloader.dataset.datasets)
     assert cfg.model.type == 'DetTTAModel' and cfg.model.module.backbone.type == 'DeformUpgrade'

@@ -70,6 +70,14 @@ def main(argv=None):
         raise ConfigError(f'there is no file {args.image!r}')
     model = load_network(args.config, args.checkpoint, args.device)
     seen = look(model, args.image)
+    height, wide = seen.picture.shape[:2]
+    if seen.windows > 1:
+        print(f'slide inference: the last of {seen.windows} windows, {wide}x{height}, is shown')
+    for y, x in args.points or ():
+        if not (0 <= y < height and 0 <= x < wide):
+            raise ConfigError(
+                f'--points {y:g},{x:g} (Y,X) is outside of what the network sees, {height} high and {wide} wide'
+            )
     for record in seen.records:
         found = statistics(record)
         print(

@@ -9,6 +9,8 @@ from mmengine.runner import Runner
 from mmdeform_upgrade.analysis.look import predict
 from mmdeform_upgrade.checkpoint import clean_state_dict, refuse_delta, remap_state_dict
 from mmdeform_upgrade.config import read_config
+from mmdeform_upgrade.config.own_run import own_run
+from mmdeform_upgrade.config.settings import settings_of
 from mmdeform_upgrade.config.text import whole_text
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.layers import upgraded_layers
@@ -78,9 +80,14 @@ def main(argv=None):
     if not gone:
         print('every layer is in use: nothing was written')
         return
+    difference = output_difference(model, gone, runs)
     print(
-        f'{len(gone)} of {len(upgraded_layers(model))} layers go back; together they change the output by '
-        f'{output_difference(model, gone, runs):.3g} (relative)'
+        f'{len(gone)} of {len(upgraded_layers(model))} layers go back; '
+        + (
+            'none of them ran'
+            if difference is None
+            else f'together they change the output by {difference:.3g} (relative)'
+        )
     )
     result = reverted_checkpoint(checkpoint, model, verdicts)
     new = reverted_config(cfg, model, verdicts, result['state_dict'])
@@ -88,6 +95,7 @@ def main(argv=None):
         for title, *network in (('before', cfg, checkpoint['state_dict']), ('after', new, result['state_dict'])):
             scores = validate(*network, title)
             print(f'{title}: ' + ', '.join(f'{key} {value:.4f}' for key, value in scores.items()))
+    new.update(own_run(settings_of(new), f'work_dirs/{Path(args.out).stem}'))
     new.load_from = args.out
     result['meta']['cfg'] = new.pretty_text
     write_checkpoint(args.out, result['state_dict'], plain_meta(result['meta']))

@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 from mmengine.runner import find_latest_checkpoint
 
 from ...errors import CheckpointError, TrainingError
-from ...files import written_whole
+from ...files import atomic_write
 from ...readers import read_checkpoint
 from ..loading import lacking_for_resume
 
@@ -41,7 +41,7 @@ class WholeFiles(LocalBackend):
         """
         path = os.path.abspath(filepath)
         try:
-            with written_whole(path) as temporary, open(temporary, 'wb') as file:
+            with atomic_write(path) as temporary, open(temporary, 'wb') as file:
                 file.write(obj)
         except OSError as error:
             room = 'make room, or keep fewer (default_hooks.checkpoint.max_keep_ckpts)'

@@ -91,6 +91,8 @@ class RunGuardHook(Hook):
             if self._batches is None:
                 _warn('no sampler draws the training data: what they draw at random is not repeated by a resume')
             elif self._saved is not None:
+                for augment, size in zip(_resizing(runner), self._saved.get('input_sizes', ()), strict=False):
+                    augment._input_size = size and tuple(size)
                 saved, now = self._saved, _identity(runner)
                 if changed := [f'{k} {saved.get(k)} -> {v}' for k, v in now.items() if saved.get(k) != v]:
                     _warn(f'resumed with another {", ".join(changed)}: training goes on, but not bit for bit')
@@ -122,7 +124,8 @@ class RunGuardHook(Hook):
         """Save no broken weights; record what a resumed run has to have in common with this one."""
         self._look(runner, checkpoint['state_dict'].items(), runner.iter)
         if self.exact_resume:
-            checkpoint['meta'][META_KEY] = _identity(runner)
+            sizes = [augment._input_size for augment in _resizing(runner)]
+            checkpoint['meta'][META_KEY] = {**_identity(runner), 'input_sizes': sizes}
 
     def after_train(self, runner) -> None:
         """Where a run was killed in its last validation, no epoch is left to begin."""
@@ -183,6 +186,12 @@ def _identity(runner) -> dict[str, Any]:
         'world_size': runner.world_size,
         'batch_size': getattr(batches, 'batch_size', None),
     }
+
+
+def _resizing(runner) -> list[Any]:
+    # mmdet's BatchSyncRandomResize (YOLOX) draws a size every few steps, and keeps it in no state dict.
+    augments = getattr(getattr(bare_network(runner), 'data_preprocessor', None), 'batch_augments', None) or ()
+    return [augment for augment in augments if hasattr(augment, '_input_size')]
 
 
 def _warn(text: str) -> None:

@@ -52,7 +52,7 @@ class PlacedBatches:
         batches = iter(self.batches)
         while True:
             with kept_random_state():  # some samplers draw from the process's random numbers
-                _seed_python_and_numpy(_BATCH, *self.place, self.drawn)
+                torch.default_generator.manual_seed(_seed_python_and_numpy(_BATCH, *self.place, self.drawn))
                 batch = next(batches, None)
             if batch is None:
                 return
