@@ -91,7 +91,7 @@ def check_optimizer_state(runner, checkpoint: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: it is of another one.
     """
-    wrapper = getattr(runner, 'optim_wrapper', None)
+    wrapper: Any = getattr(runner, 'optim_wrapper', None)
     saved = checkpoint.get('optimizer')
     optimizer = getattr(wrapper, 'optimizer', None)  # OptimWrapperDict has several
     if not (isinstance(runner, Runner) and runner._resume and isinstance(optimizer, Optimizer) and saved):
