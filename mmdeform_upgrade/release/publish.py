@@ -18,7 +18,7 @@ from ..errors import CheckpointError, ConfigError, listed
 from ..files import write_safetensors
 from ..readers import read_checkpoint
 from .contents import meta_text, plain_meta, refuse_existing, write_checkpoint
-from .rewrite import why_not_stock
+from .rewrite import stock_config
 
 _NO_CONFIG = 'the config in a checkpoint is a program, which is not run; give --config'
 
@@ -96,7 +96,7 @@ def publish(
         'source_sha256': file_sha256(source),
         'weights': 'averaged (EMA)' if ema else 'state_dict',
     }
-    stock, reason = why_not_stock(cfg, release['state_dict']) if cfg else (None, _NO_CONFIG)
+    stock, reason = stock_config(cfg, release['state_dict']) if cfg else (None, _NO_CONFIG)
     os.makedirs(out_dir, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out_dir, prefix='.publish') as folder:
         temporary = os.path.join(folder, 'release.pth')

@@ -108,26 +108,21 @@ def _without_upgrade(component: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def stock_config(cfg: Config) -> Config | None:
+def stock_config(cfg: Config, release: StateDict | None = None) -> tuple[Config | None, str]:
     """The config with which an installation without this package loads an upgrade's checkpoint.
 
     mmdet's and mmseg's ResNets with Bottleneck blocks can make the 3x3 convolutions of whole stages deformable.
 
     Args:
         cfg: config of an upgrade; it is not changed.
+        release: its weights, to compare with.
 
     Returns:
-        Config, or None where the layers, or anything else in the config, need this package
-        (:func:`why_not_stock` says what).
-    """
-    return why_not_stock(cfg)[0]
-
-
-def why_not_stock(cfg: Config, release: StateDict | None = None) -> tuple[Config | None, str]:
-    """The stock config and an empty text, or None and the reason why there is none.
+        The config and an empty text; or None and the reason, where the layers, or anything else in the config, need this
+        package.
 
     Raises:
-        CheckpointError: the network of the config is not that of the ``release``, if one is given.
+        CheckpointError: the network of the config is not that of the ``release``.
     """
     try:  # not on the meta device, where many a network's drop_path cannot be computed
         network = build_network(cfg)
