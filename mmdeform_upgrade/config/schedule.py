@@ -196,10 +196,13 @@ class Scale:
                 f'max_iters: {kind} counts epochs ({lost[0]}={hook[lost[0]]}), of which a training of so many steps '
                 'has none: give epoch_ratio instead, or take it out of the hooks of the baseline'
             )
-        changes: dict[str, Any] = {key: new for key in counted if (new := self(hook[key])) != hook[key]}
-        for key in changes.keys() & set(_BEGINS):
-            if hook[key] < self.before.total:  # a last part that is rounded to nothing would never begin
-                changes[key] = min(changes[key], self.after.total - 1)
+        changes: dict[str, Any] = {}
+        for key in counted:
+            new = self(hook[key])
+            if key in _BEGINS and hook[key] < self.before.total:  # a last part that is rounded to nothing never begins
+                new = min(new, self.after.total - 1)
+            if new != hook[key]:
+                changes[key] = new
         if self.to_iters and kind == 'CheckpointHook' and self.before.counts(hook):
             changes['by_epoch'] = False
         return changes

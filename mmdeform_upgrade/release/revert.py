@@ -78,7 +78,7 @@ def output_difference(model: nn.Module, names: Sequence[str], runs: Sequence[Run
     Of a component that is not called itself, as mmseg's heads, it is the outermost module around a layer that is. None
     where no layer ran.
     """
-    paths = [name.split('.')[:depth] for name in names for depth in range(1, 1 + name.count('.') + 1)]
+    paths = [name.split('.')[:depth] for name in names for depth in range(1, name.count('.') + 2)]
     around = [model.get_submodule(path) for path in dict.fromkeys(map('.'.join, paths))]
     changed = total = 0.0
     for run in runs:

@@ -198,6 +198,8 @@ def test_hooks_that_switch_at_an_epoch_switch_in_proportion():
     assert [h.get('switch_epoch', h.get('begin_epoch')) for h in shorten_schedule(last).custom_hooks] == [4, 4], (
         'of 0 to 4'
     )
+    short = _cfg(2, [], custom_hooks=[dict(type='PipelineSwitchHook', switch_epoch=1)])
+    assert shorten_schedule(short, 0.5).custom_hooks[0].switch_epoch == 0, 'of a single epoch'
 
 
 def test_a_hook_that_schedules_the_rate_is_shortened_with_the_training():

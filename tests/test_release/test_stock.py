@@ -55,11 +55,13 @@ def test_a_release_gives_the_same_in_a_stock_installation(tmp_path):
     cv2.imwrite(picture, torch.randint(256, (96, 128, 3), dtype=torch.uint8).numpy())
     meta = {'dataset_meta': {'classes': ('a', 'b', 'c')}, 'experiment_name': 'retina'}
     torch.save({'state_dict': model.state_dict(), 'meta': meta}, checkpoint)
+    cfg.work_dir = 'work_dirs/mine'
     cfg.dump(tmp_path / 'retina.py')
     release, _, stock = publish(
         str(checkpoint), str(tmp_path / 'zoo'), config=str(tmp_path / 'retina.py'), date='20260101'
     )
     assert 'mmdeform_upgrade' not in Path(stock).read_text() and stock.endswith('-stock.py')
+    assert 'work_dirs/mine' not in Path(stock).read_text()
     image = torch.randn(1, 3, 96, 128)
     torch.save(image, tmp_path / 'image.pt')
     arguments = [stock, release, tmp_path / 'image.pt', tmp_path / 'out.pt', picture]
