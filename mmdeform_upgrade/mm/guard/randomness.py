@@ -20,7 +20,7 @@ _STEP, _SAMPLE, _BATCH = range(3)  # two uses of the same place never share a se
 
 def seed_step(seed: int, rank: int, iteration: int) -> None:
     """Seed Python, NumPy and PyTorch (all devices) for one training step."""
-    torch.manual_seed(_seed_python_and_numpy(_STEP, seed, rank, iteration))
+    torch.manual_seed(_seed_cpu(_STEP, seed, rank, iteration))
 
 
 class Draw(NamedTuple):
@@ -52,7 +52,7 @@ class PlacedBatches:
         batches = iter(self.batches)
         while True:
             with kept_random_state():  # some samplers draw from the process's random numbers
-                torch.default_generator.manual_seed(_seed_python_and_numpy(_BATCH, *self.place, self.drawn))
+                _seed_cpu(_BATCH, *self.place, self.drawn)
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -81,8 +81,7 @@ def fetch_seeded(dataset: Any, draws: Iterable[Any]) -> list[Any]:
 def _sample(dataset: Any, draw: Any) -> Any:
     if not isinstance(draw, Draw):
         return dataset[draw]
-    # torch.manual_seed would queue a call for CUDA, too
-    torch.default_generator.manual_seed(_seed_python_and_numpy(_SAMPLE, *draw.place))
+    _seed_cpu(_SAMPLE, *draw.place)
     return dataset[draw.index]
 
 
@@ -112,9 +111,10 @@ def open_data_anew(runner) -> None:
         loop.dataloader_iterator = type(data)(loop.dataloader)
 
 
-def _seed_python_and_numpy(*place: int) -> int:
-    """Seed both by 63 bits that depend on every number of ``place``; returns these."""
+def _seed_cpu(*place: int) -> int:
+    """Seed Python, NumPy and PyTorch on the CPU by 63 bits that depend on every number of ``place``; returns these."""
     word = int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1))
     random.seed(word)
     np.random.seed(word & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(word)  # torch.manual_seed would queue a call for CUDA, too
     return word
