@@ -3,15 +3,16 @@
 
     python -m benchmarks.camera.foretell --lab work_dirs/camera --out docs/results/camera-signal
 
-For every setting of the lab that has a control and an upgrade from the same baselines: the signal of the targets at each
-baseline on the new pictures, and how large the objects are beside what the network effectively sees, beside the gain of
-the upgrade over the control on the test split.
+For every setting of the lab that has a control and an upgrade from the same baselines: the signal of the targets at
+baselines on the new pictures, and how large the objects are beside what the network effectively sees, beside the gain of
+the upgrade over the control on the test split. ``OUT.json`` keeps the settings of other labs that it has already.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import replace
@@ -98,9 +99,10 @@ def table(points: list[dict[str, Any]]) -> str:
     lines = ['| setting | signal | z | own weights | objects over what is seen | gain over the control, test |']
     lines.append('|---|---|---|---|---|---|')
     for p in sorted(points, key=lambda p: -p['gain']):
+        half = 'one baseline' if p['half'] is None else f'± {p["half"]:.1f}'
         lines.append(
             f'| {p["name"]} | {p["snr"]:.2f} | {p["z"]:.1f} | {p["weights"]:.2f} '
-            f'| {p["extent"]:.0f} px / {p["sees"]:.0f} px = {p["ratio"]:.2f} | {p["gain"]:+.1f} ± {p["half"]:.1f} |'
+            f'| {p["extent"]:.0f} px / {p["sees"]:.0f} px = {p["ratio"]:.2f} | {p["gain"]:+.1f} {half} |'
         )
     if len(points) > 2:
         for name in ('snr', 'z', 'ratio'):
@@ -119,7 +121,7 @@ def draw(points: list[dict[str, Any]], file: Path) -> None:
     for axes, key, label in zip(both, ('snr', 'ratio'), AXES, strict=True):
         for bed in sorted({(p['bed'], p['network']) for p in points}):
             own = [p for p in points if (p['bed'], p['network']) == bed]
-            x, y, half = ([p[k] for p in own] for k in (key, 'gain', 'half'))
+            x, y, half = ([p[k] or 0.0 for p in own] for k in (key, 'gain', 'half'))
             axes.errorbar(x, y, yerr=half, fmt='o', capsize=3, label=', '.join(bed))
         axes.axhline(0, color='0.7', lw=1)
         axes.set(xlabel=label, xscale='log' if key == 'snr' else 'linear')
@@ -135,14 +137,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--lab', type=Path, required=True, help='folder of the runs, with the baselines')
     parser.add_argument('--data', type=Path, default=Path('data'), help='folder of the packed data sets')
     parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
-    parser.add_argument('--out', type=Path, required=True, help='writes OUT.md and OUT.png')
+    parser.add_argument('--weights', type=Path, help='an ImageNet ResNet-50, for the networks that start from it')
+    parser.add_argument('--baselines', type=int, default=6, help='how many of each setting are measured')
+    parser.add_argument('--out', type=Path, required=True, help='writes OUT.md, OUT.png and OUT.json')
     args = parser.parse_args(argv)
-    lab, file = Lab(args.lab, args.data, args.device), args.lab / 'signals.jsonl'
-    known, points = read(file), []
+    lab, file = Lab(args.lab, args.data, args.device, args.weights), args.lab / 'signals.jsonl'
+    known, kept = read(file), args.out.with_suffix('.json')
+    points = {p['name']: p for p in json.loads(kept.read_text(encoding='utf8'))} if kept.is_file() else {}
     for setting, control, upgraded in settings(load([lab.file])):
         bed, network, source, geometry = setting
         run, measured = Run(bed, network, 'upgraded', geometry, Recipe(0, 0), (), source=source), []
-        for seed in sorted(by_seed(control)):
+        for seed in sorted(by_seed(control))[: args.baselines]:
             key = ' '.join((*setting, str(seed)))
             if key not in known and not lab._baseline(run, seed).is_file():
                 continue
@@ -158,12 +163,13 @@ def main(argv: list[str] | None = None) -> None:
             snr, z, weights = (statistics.fmean(values) for values in zip(*signals, strict=True))
             objects, sees = extent(lab, run), statistics.fmean(row['sees'] for row in measured)
             point = dict(bed=bed, network=network, name=f'{bed}, {network}, {geometry}, {upgraded[0]["steps"]} steps')
-            point |= dict(snr=snr, z=z, weights=weights, gain=gain, half=half)
-            points.append(point | dict(extent=objects, sees=sees, ratio=objects / sees))
-    text = table(points)
+            point |= dict(snr=snr, z=z, weights=weights, gain=gain, half=None if math.isnan(half) else half)
+            points[point['name']] = point | dict(extent=objects, sees=sees, ratio=objects / sees)
+    text = table(list(points.values()))
     print(text)
     args.out.with_suffix('.md').write_text(text, encoding='utf8')
-    draw(points, args.out.with_suffix('.png'))
+    kept.write_text(json.dumps(list(points.values()), indent=1) + '\n', encoding='utf8')
+    draw(list(points.values()), args.out.with_suffix('.png'))
 
 
 if __name__ == '__main__':

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,22 +21,21 @@ MEAN, STD = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)  # BGR
 
 
 def config(network: str, classes: int) -> dict:
-    """The mmseg config of ``'r18w32s2'`` (ResNet-18, 32 channels, two stages), ``'r18s4'`` or ``'r50'``.
+    """The mmseg config of ``'r18w32s2'`` (ResNet-18, 32 channels, two stages), ``'r50'`` or ``'r50s3os16'``.
 
-    Stages after the second are dilated, so that every network predicts at an eighth of the picture's size, as mmseg's
-    ``-d8`` configs do; the head is one 1x1 convolution.
+    Stages after the second are dilated, so that networks predict at an eighth of the picture's size, as mmseg's ``-d8``
+    configs do; at a sixteenth with ``os16``. The head is one 1x1 convolution.
     """
-    depth = 50 if network.startswith('r50') else 18
-    width = int(network.partition('w')[2].partition('s')[0]) if 'w' in network else 64
-    stages = int(network.partition('s')[2] or 4)
+    depth, width, stages, sixteenth = re.fullmatch(r'r(18|50)(?:w(\d+))?(?:s(\d))?(os16)?', network).groups()
+    depth, width, stages = int(depth), int(width or 64), int(stages or 4)
     norm = dict(type='BN', requires_grad=True)
     backbone = dict(
         type='ResNet',
         depth=depth,
         base_channels=width,
         num_stages=stages,
-        strides=(1, 2, 1, 1)[:stages],
-        dilations=(1, 1, 2, 4)[:stages],
+        strides=(1, 2, 2 if sixteenth else 1, 1)[:stages],
+        dilations=(1, 1, 1 if sixteenth else 2, 2 if sixteenth else 4)[:stages],
         out_indices=(stages - 1,),
         norm_cfg=norm,
         style='caffe' if depth == 50 else 'pytorch',

@@ -30,13 +30,13 @@ NETWORKS = {
     'shape-boxes': ('fcos-r18w32s2', 'ssd-r18w32s4', 'retina-r18w32s4'),
     'camvid': ('r18w32s2', 'r18w32s3', 'r50s2'),
     'horses': ('r18w32s3',),
-    'msrc': ('r50s2',),
+    'msrc': ('r50s2', 'r50s3os16', 'r50os16'),
     'bccd': ('fcos-r18w32s2', 'ssd-r18w32s4', 'retina-r18w32s4', 'ssd-r50s4', 'fcos-r50s2'),
     'chess': ('fcos-r18w32s2',),
 }
 # Rates of baselines; a pretrained network's by validation with one of its selection's seeds.
 SCRATCH_LR = 2e-3
-PRETRAINED_LRS = {'r50s2': 1e-3, 'ssd-r50s4': 2e-4, 'fcos-r50s2': 1e-3}
+PRETRAINED_LRS = {'r50s2': 1e-3, 'r50s3os16': 1e-3, 'r50os16': 1e-3, 'ssd-r50s4': 2e-4, 'fcos-r50s2': 1e-3}
 # Layers that the arms change, where these are not the last three: mmdet's own choice for ResNet-50, of c3 to c5.
 TARGETS = {'ssd-r50s4': 'last:13'}
 TUNE_STEPS = {'shapes': 500, 'shape-boxes': 300, 'camvid': 375, 'horses': 250, 'msrc': 375, 'bccd': 250, 'chess': 250}
@@ -79,9 +79,10 @@ def baseline(bed: str, network: str, seeds: tuple[int, ...], geometry: str = 'id
 
 
 def tuned_with(bed: str, network: str) -> str:
-    """The network whose selection gives the rates: a detector's or pretrained one's own, or the first segmentor's."""
-    own = testbeds.TESTBEDS[bed].boxes or networks.pretrained(network)
-    return network if own else NETWORKS[bed][0]
+    """The network whose selection gives the rates: a detector's own, or the first segmentor's that starts alike."""
+    if testbeds.TESTBEDS[bed].boxes:
+        return network
+    return next(name for name in NETWORKS[bed] if networks.pretrained(name) == networks.pretrained(network))
 
 
 def selection(bed: str, network: str) -> Iterator[Run]:

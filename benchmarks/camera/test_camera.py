@@ -198,7 +198,11 @@ def test_merged_classes_sum_the_probabilities():
 def test_signals_stand_beside_the_gains(lab, tmp_path, monkeypatch):
     monkeypatch.setattr(foretell, 'BATCHES', 12)
     lab.run([an_arm('upgraded'), an_arm('control')])
+    another = dict(bed='b', network='n', name='of another lab', snr=1, z=1, weights=1, gain=2, half=0.5)
+    (tmp_path / 'signal.json').write_text(json.dumps([another | dict(extent=1, sees=1, ratio=1)]))
     foretell.main(['--lab', str(tmp_path), '--out', str(tmp_path / 'signal')])
+    text = (tmp_path / 'signal.md').read_text()
     gain = lab.rows[an_arm('upgraded').key(0)]['test'] - lab.rows[an_arm('control').key(0)]['test']
-    assert f'| {gain:+.1f} ±' in (tmp_path / 'signal.md').read_text() and (tmp_path / 'signal.png').is_file()
+    assert f'| {gain:+.1f} one baseline |' in text and '| of another lab |' in text and '| +2.0 ± 0.5 |' in text
+    assert (tmp_path / 'signal.png').is_file() and len(json.loads((tmp_path / 'signal.json').read_text())) == 2
     assert len((tmp_path / 'signals.jsonl').read_text().splitlines()) == 1
