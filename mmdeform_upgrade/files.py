@@ -22,7 +22,7 @@ def atomic_write(path: str) -> Iterator[str]:
 
     A process that is killed, or a machine that stops, leaves ``path`` as it was before or as it is afterwards.
     """
-    path = os.path.abspath(os.path.expanduser(os.fspath(path)))
+    path = os.path.realpath(os.path.expanduser(os.fspath(path)))
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
     temporary = os.path.join(folder, f'.{name}.{secrets.token_hex(4)}')

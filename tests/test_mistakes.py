@@ -98,6 +98,10 @@ MISTAKES = {
         "ConfigError: .*no part 'neck2'.*it has backbone, bbox_head, data_preprocessor, neck",
     ),
     'a ratio in percent': ([*UPGRADE, '--epoch-ratio', '25'], r'ConfigError: epoch_ratio=25\.0 is not in \(0, 1\]'),
+    'an output in a file': (
+        [*UPGRADE, '--out', 'empty.pth/up.py'],
+        'ConfigError: .*empty.pth is no folder that can be written to',
+    ),
     'an output that is no Python': ([*UPGRADE, '--out', 'up.yaml'], "'up.yaml': a config file ends in .py"),
     "checkpoint and config in each other's place": (['upgrade.py', 'epoch_8.pth', 'config.py'], SWAPPED),
     'the same for a test': (['test.py', 'epoch_8.pth', 'config.py'], SWAPPED),

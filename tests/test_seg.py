@@ -14,10 +14,11 @@ from mmseg.datasets import BaseSegDataset, PascalVOCDataset
 from mmseg.evaluation import IoUMetric
 
 from benchmarks.datasets import SHAPE_CLASSES, SHAPE_OPTIONS, compose_shapes
-from mmdeform_upgrade.analysis.look import layers_up_to, load_network, look
+from mmdeform_upgrade.analysis.look import layers_up_to, look
 from mmdeform_upgrade.checkpoint import file_sha256
 from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.mm import command_line
+from mmdeform_upgrade.mm.preflight import load_network
 from mmdeform_upgrade.readers import read_checkpoint
 
 from .conftest import ROOT, relative_error, run_tool

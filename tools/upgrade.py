@@ -136,6 +136,11 @@ def checked_outputs(args):
             raise ConfigError(f'{given!r}: a config file ends in .py')
         if paths.count(path) > 1:
             raise ConfigError(f"{given!r} is named twice, or is the baseline's own config; name another file")
+        above = next(folder for folder in Path(path).parents if folder.exists())
+        if not (above.is_dir() and os.access(path if os.path.exists(path) else above, os.W_OK)):
+            raise ConfigError(
+                f'{given!r}: {above} is no folder that can be written to; name another with --out or --control'
+            )
         if os.path.exists(path) and 'mmdeform_upgrade' not in Path(path).read_text(encoding='utf8', errors='replace'):
             raise ConfigError(f'{given!r} is there already, and this tool did not write it; name another file')
     return outputs
@@ -165,7 +170,7 @@ def write_down(args, out, baseline, folder, changes):
     """The config file, without the folder of its run where train.py chooses that anyway."""
     if not baseline.get('work_dir') and folder == run_of(out):
         del changes['work_dir']
-    text = config_text(args.config, out, changed(baseline, changes), changes)
+    text = config_text(args.config, out, baseline, changes)
     os.makedirs(os.path.dirname(os.path.abspath(out)), exist_ok=True)
     if os.path.exists(out) and Path(out).read_text(encoding='utf8') != text:  # perhaps edited since
         kept = next(name for n in itertools.count(1) if not os.path.exists(name := f'{out}.bak{n if n > 1 else ""}'))
@@ -213,12 +218,12 @@ def main(argv=None):
         **tuning,
     )
     upgraded = changed(baseline, changes)
-    plan = plan_upgrade(baseline, upgraded, args.checkpoint)
+    network, plan = plan_upgrade(baseline, upgraded, args.checkpoint)
     print(f'{plan}{describe_outputs(baseline, upgraded)}')
     if args.signal:
         print(measure_signal(baseline, args.checkpoint, **layers, lr=args.offset_lr or OFFSET_LR))
     if args.dry_run:
-        print(describe_cost(baseline, plan.network))
+        print(describe_cost(baseline, network))
         print(f'would write: {", ".join(outputs)}')
         print('dry run: nothing was written\n' + next_commands(outputs[0], upgraded))
         return

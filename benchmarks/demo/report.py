@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
-from mmdeform_upgrade.analysis.look import load_network
 from mmdeform_upgrade.config import read_config
+from mmdeform_upgrade.mm.preflight import load_network
 
 from .. import plots
 from ..page import Page

@@ -12,19 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import clean_state_dict, refuse_lost_offsets, remap_state_dict
-from ..config import read_config
-from ..config.settings import unwrapped_datasets
-from ..errors import ConfigError, naming
+from ..config.settings import type_name, unwrapped_datasets
+from ..errors import ConfigError
 from ..importers.checks import flips_channels
 from ..layers import upgraded_layers
-from ..readers import read_checkpoint
 from .complexity import hooked
 from .offsets import OffsetRecorder, Record
 from .receptive_field import computed_from, offsets_at_zero, receptive_field
 
 Point = tuple[float, float]
-_APIS = {'mmdet': ('init_detector', 'inference_detector'), 'mmseg': ('init_model', 'inference_model')}
+_INFERENCE = {'mmdet': 'inference_detector', 'mmseg': 'inference_model'}  # of each framework's apis
 
 
 @dataclass(frozen=True)
@@ -57,18 +54,14 @@ def look(model: nn.Module, image: str) -> Look:
 def predict(model: nn.Module, image: str) -> Any:
     """The framework's own inference on the file of a picture."""
     families = [c.__module__.split('.')[0] for c in type(model).__mro__]
-    framework = next((family for family in families if family in _APIS), None)
+    framework = next((family for family in families if family in _INFERENCE), None)
     if framework is None:
         raise ConfigError(f'{type(model).__name__} is neither of mmdet nor of mmseg')
     cfg: Any = model.cfg
-    if framework == 'mmseg' and 'test_pipeline' not in cfg:  # where mmseg looks for it
-        cfg.test_pipeline = unwrapped_datasets(cfg.test_dataloader.dataset)[0].pipeline
-    return _api(framework)[1](model, image)
-
-
-def _api(framework: str) -> list[Any]:
-    """How a framework initialises a model, and infers with it."""
-    return [getattr(import_module(f'{framework}.apis'), name) for name in _APIS[framework]]
+    if framework == 'mmseg':  # which looks nowhere else, and takes out annotations only where a string names them
+        pipeline = cfg.get('test_pipeline') or unwrapped_datasets(cfg.test_dataloader.dataset)[0].pipeline
+        cfg.test_pipeline = [part for part in pipeline if type_name(part['type']) != 'LoadAnnotations']
+    return getattr(import_module(f'{framework}.apis'), _INFERENCE[framework])(model, image)
 
 
 def _as_picture(model: Any, input: Tensor) -> np.ndarray:
@@ -179,27 +172,6 @@ def _passes(model: Any, seen: Look, images: Tensor, names: list[str]) -> dict[st
                     f'{names[-1]} cannot be followed back; --layer names one of the backbone or neck'
                 ) from error
     return found
-
-
-def load_network(config: str, checkpoint: str, device: str = 'cpu') -> nn.Module:
-    """A trained network through its framework's own loader, which takes what fits; its checkpoint read safely.
-
-    Raises:
-        ConfigError: the config is neither mmdet's nor mmseg's, or there is no such device.
-        CheckpointError: the checkpoint is an upgrade's and the config is not, or it does not fit the network.
-    """
-    cfg = read_config(config)
-    check_device(device)
-    scope = cfg.get('default_scope')
-    if scope not in _APIS:
-        raise ConfigError(f'{config}: default_scope is {scope!r}, expected mmdet or mmseg')
-    with torch.no_grad():
-        model: nn.Module = _api(scope)[0](cfg, f'baseline://{checkpoint}', device=device)
-    state_dict, network = clean_state_dict(read_checkpoint(checkpoint)['state_dict']), model.state_dict()
-    refuse_lost_offsets(checkpoint, state_dict, network)
-    with naming(checkpoint):
-        remap_state_dict(state_dict, network)
-    return model
 
 
 def check_device(device: str) -> None:

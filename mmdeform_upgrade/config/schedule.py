@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DECAY_AT = (2 / 3, 5 / 6)
 DECAY_FACTOR = 0.1
+VALIDATIONS = 12  # and checkpoints, at most, of a training of so many steps: one of hundreds of epochs has as many
 WARM_UP = 1 / 10  # of a training of so many steps, the most that a warm-up counted in steps takes
 
 _OF_RATES = ('max_epochs', 'total_epochs', 'warmup_epochs', 'warmup_mim_iter', 'warmup_min_iter')  # mmyolo's hooks
@@ -40,7 +41,7 @@ def shorten_schedule(cfg: Config, epoch_ratio: float = 0.25, max_iters: int | No
     Step schedules (``MultiStepLR``, ``StepLR``) decay by 0.1 at 2/3 and 5/6 of the new length: after whole epochs, or
     within one where fewer than five epochs leave no two whole ones. All other schedulers, warm-up included, keep their
     shape in proportion. Validation and checkpoint intervals and hooks that switch at an epoch are scaled alike. With
-    ``max_iters``, a baseline that counts epochs becomes one that counts iterations.
+    ``max_iters``, a baseline that counts epochs becomes one that counts iterations, with twelve validations at most.
 
     Args:
         cfg: any MMEngine config with a ``train_cfg``; it is not changed.
@@ -75,7 +76,7 @@ def schedule_changes(cfg: Mapping[str, Any], epoch_ratio: float = 0.25, max_iter
         own = cfg.get('default_hooks') or {}
         usual: dict[str, dict[str, Any]] = {
             'logger': {'type': 'LoggerHook'},
-            'checkpoint': {'type': 'CheckpointHook', 'interval': scale(1)},
+            'checkpoint': {'type': 'CheckpointHook', 'interval': scale.interval(1)},
         }
         for name, key in (('logger', 'log_metric_by_epoch'), ('checkpoint', 'by_epoch')):
             if name not in own:  # MMEngine's own counts epochs
@@ -163,6 +164,12 @@ class Scale:
     def __call__(self, steps: float) -> int:
         return max(1, _round(steps * self.ratio)) if steps > 0 else int(steps)
 
+    def interval(self, steps: float) -> int:
+        """Steps from one validation or checkpoint to the next."""
+        return (
+            max(self(steps), math.ceil(self.after.total / VALIDATIONS)) if self.to_iters and steps > 0 else self(steps)
+        )
+
     def of_iterations(self, steps: float) -> int:
         """A number of iterations in a training that counted epochs."""
         if self.iterations:
@@ -172,11 +179,12 @@ class Scale:
     def loop(self, train_cfg: Mapping[str, Any]) -> dict[str, Any]:
         """Changes of a ``train_cfg``."""
         changes: dict[str, Any] = {f'max_{self.after.unit}': self.after.total}
-        for key in ('val_interval', 'val_begin'):
-            if is_count(train_cfg.get(key)) or (self.to_iters and key == 'val_interval'):
-                changes[key] = self(train_cfg.get(key, 1))
-        if train_cfg.get('dynamic_intervals'):
-            changes['dynamic_intervals'] = [(self(start), self(step)) for start, step in train_cfg['dynamic_intervals']]
+        if is_count(train_cfg.get('val_interval', None if not self.to_iters else 1)):
+            changes['val_interval'] = self.interval(train_cfg.get('val_interval', 1))
+        if is_count(train_cfg.get('val_begin')):
+            changes['val_begin'] = self(train_cfg['val_begin'])
+        if dynamic := train_cfg.get('dynamic_intervals'):
+            changes['dynamic_intervals'] = [(self(start), self.interval(step)) for start, step in dynamic]
         if not self.to_iters:
             return changes
         if (kind := type_name(train_cfg.get('type', 'EpochBasedTrainLoop'))) != 'EpochBasedTrainLoop':
@@ -198,7 +206,7 @@ class Scale:
             )
         changes: dict[str, Any] = {}
         for key in counted:
-            new = self(hook[key])
+            new = self.interval(hook[key]) if key == 'interval' else self(hook[key])
             if key in _BEGINS and hook[key] < self.before.total:  # a last part that is rounded to nothing never begins
                 new = min(new, self.after.total - 1)
             if new != hook[key]:
@@ -222,11 +230,25 @@ def _schedulers(schedulers: Any, scale: Scale, validations: float) -> Any:
         if kind in ('MultiStepLR', 'StepLR') and scale.before.counts(scheduler):
             shortened += [] if decays else _paper_steps(scheduler, scale)
             decays = True  # of the whole schedule, also where its steps are in several schedulers
-        elif kind.startswith('ReduceOnPlateau'):  # whose steps are validations
-            shortened.append(converted(scheduler, lambda steps: steps and max(1, _round(steps * validations))))
+        elif kind.startswith('ReduceOnPlateau'):
+            shortened.append(_plateau(scheduler, scale, validations))
         elif scaled := _scaled(scheduler, scale):
             shortened.append(scaled)
     return shortened
+
+
+def _plateau(scheduler: dict[str, Any], scale: Scale, validations: float) -> dict[str, Any]:
+    """``patience`` and ``cooldown`` count validations, ``begin`` and ``end`` the training's epochs or iterations."""
+    waits = {key: scheduler[key] for key in ('patience', 'cooldown') if is_count(scheduler.get(key))}
+    scheduler = {key: value for key, value in scheduler.items() if key not in waits}
+    if scale.before.counts(scheduler):
+        if scale.to_iters and scheduler.get('begin'):
+            raise ConfigError(
+                f'max_iters: {type_name(scheduler["type"])} begins after {scheduler["begin"]} epochs, of which a training of '
+                'so many steps has none: give epoch_ratio instead, or take begin out of the param_scheduler of the baseline'
+            )
+        scheduler = converted(scheduler, scale)
+    return {**scheduler, **{key: wait and max(1, _round(wait * validations)) for key, wait in waits.items()}}
 
 
 def _scaled(scheduler: dict[str, Any], scale: Scale) -> dict[str, Any] | None:

@@ -104,8 +104,19 @@ def changed(cfg: Any, changes: Mapping[str, Any]) -> Config:
     from mmengine.config import Config
 
     cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(copy.deepcopy(dict(cfg)))
-    cfg.merge_from_dict(copy.deepcopy(dict(changes)))
+    cfg.merge_from_dict(copy.deepcopy(mergeable(changes, settings_of(cfg))))
     return cfg
+
+
+def mergeable(changes: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Changes whose dicts replace what is no dict, such as ``default_hooks = None``: MMEngine refuses to merge these."""
+    found = {}
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and key in settings and '_delete_' not in value:
+            known = settings[key]
+            value = mergeable(value, known) if isinstance(known, Mapping) else {'_delete_': True, **value}
+        found[key] = value
+    return found
 
 
 def is_number(value: Any) -> bool:

@@ -14,6 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from .settings import changed, mergeable, settings_of
+
 if TYPE_CHECKING:
     from mmengine.config import Config
 
@@ -22,13 +24,14 @@ _REGISTER = (
 )
 
 
-def config_text(base: str, out: str, full: Config, changes: Mapping[str, Any]) -> str:
+def config_text(base: str, out: str, baseline: Config, changes: Mapping[str, Any]) -> str:
     """Text of a config file at ``out``: what changes of ``base``, or all of it where a file cannot inherit from that.
 
-    ``base`` is a file, or ``'mmdet::NAME.py'``; ``full`` is it with the ``changes`` that merge into it.
+    ``base`` is a file, or ``'mmdet::NAME.py'``; ``baseline`` is what it says, and the ``changes`` merge into it.
     """
     from mmengine.config import Config
 
+    full, changes = changed(baseline, changes), mergeable(changes, settings_of(baseline))
     if '::' in base:
         return inheriting_text(base, out, changes) if _is_an_address(base) else whole_text(full)
     if not Config._is_lazy_import(base):
@@ -37,8 +40,8 @@ def config_text(base: str, out: str, full: Config, changes: Mapping[str, Any]) -
     up = steps.count(os.pardir)
     if not all(step.isidentifier() and not iskeyword(step) for step in steps[up:]):
         return whole_text(full)  # an import statement has no name for the baseline
-    names, baseline = _ImportedNames(full.to_dict()), Config.fromfile(base)
-    settings = sorted(names.written(dict(changes)).items())
+    names = _ImportedNames(full.to_dict())
+    settings = sorted(names.written(changes).items())
     body = ''.join(_merged(key, value, baseline.get(key)) for key, value in settings)
     module = '.' * (up + 1) + '.'.join(steps[up:])
     inherits = f'from mmengine.config import read_base\n\nwith read_base():\n    from {module} import *\n\n'
@@ -86,8 +89,11 @@ def _pure_python(inherits: str, names: _ImportedNames, body: str, cfg: Config) -
 
 
 def _merged(key: str, value: Any, known: Any) -> str:
+    merges = isinstance(value, Mapping) and isinstance(known, Mapping)
+    if isinstance(value, Mapping) and not merges:
+        value = {name: setting for name, setting in value.items() if name != '_delete_'}
     text = _pretty({key: value}).rstrip()  # laid out by yapf, or not
-    if isinstance(value, Mapping) and isinstance(known, Mapping):
+    if merges:
         text = f'{key}.merge({text.partition("=")[2].lstrip()})'
     return f'{text}\n'
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -182,25 +183,32 @@ def _fine_tune(
         hooks[name] = {**hooks.get(name, {}), **hook}
     changes.update(schedule, load_from=os.fspath(load_from), **({'default_hooks': hooks} if hooks else {}))
     changes.update(rate_changes(cfg, **rates, schedulers=changes.get('param_scheduler')))
-    for (*path, key), value in beginnings(cfg.get('model') or {}).items():
-        node = changes
-        for name in ('model', *path):
-            node = node.setdefault(name, {})
-        node[key] = value
+    settings = settings_of(cfg.get('model') or {})
+    for (*above, last), value in beginnings(settings).items():
+        node: Any = changes.setdefault('model', {})
+        known: Any = settings
+        for key in above:
+            known = known[key]
+            if isinstance(node, dict) and key not in node:  # a list replaces the inherited one, so it is written whole
+                node[key] = copy.deepcopy(known) if isinstance(known, (list, tuple)) else {}
+            node = node[key]
+        node[last] = value
 
 
-def beginnings(model: Mapping[str, Any]) -> dict[tuple[str, ...], int]:
+def beginnings(settings: Any) -> dict[tuple[str | int, ...], int]:
     """Settings of a model, by path, that have its first epochs or steps train otherwise, as their values when these are
     over: TOOD's ``initial_epoch``, and ``warmup_iters`` of BoxInst's loss and of DropBlock. A trained model is past them.
     """
-    found: dict[tuple[str, ...], int] = {}
-    for key, value in model.items():
-        if isinstance(value, Mapping):
+    found: dict[tuple[str | int, ...], int] = {}
+    if not isinstance(settings, Mapping):
+        settings = dict(enumerate(settings))
+    for key, value in settings.items():
+        if isinstance(value, (Mapping, list, tuple)):
             found.update({(key, *path): past for path, past in beginnings(value).items()})
         elif key in _BEGINNINGS and is_count(value) and value > _BEGINNINGS[key]:
             found[(key,)] = _BEGINNINGS[key]
-    if type_name(model.get('type', '')) == 'BoxInstMaskHead' and 'warmup_iters' not in model:  # 10 000, by itself
-        found[('warmup_iters',)] = _BEGINNINGS['warmup_iters']
+    if type_name(settings.get('type', '')) in ('BoxInstMaskHead', 'DropBlock') and 'warmup_iters' not in settings:
+        found[('warmup_iters',)] = _BEGINNINGS['warmup_iters']  # 10 000 and 2 000, by themselves
     return found
 
 

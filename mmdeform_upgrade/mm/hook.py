@@ -120,9 +120,6 @@ class DeformUpgradeHook(Hook):
             if runner._load_from:
                 refuse_to_overwrite(runner._load_from, runner.work_dir, runner.cfg, checkpoint_hooks(runner))
             _warn_of_a_long_warm_up(runner)
-            for hook in runner.hooks:
-                if 'MeanTeacherHook' in (kind.__name__ for kind in type(hook).__mro__):
-                    hook.before_train = _keep_the_teacher  # mmdet's begins with a copy of the student
         network = whole_state_dict(runner)
         changed = [key for key, value in self._loaded.items() if not torch.equal(network[key], value.to(network[key]))]
         if changed:
@@ -131,6 +128,9 @@ class DeformUpgradeHook(Hook):
                 'the checkpoint as load_from: what runner.load_checkpoint loads, runner.train initialises anew'
             )
         self._loaded = None  # frees the copy
+        for hook in runner.hooks:
+            if 'MeanTeacherHook' in (kind.__name__ for kind in type(hook).__mro__):
+                _keep_the_teacher(hook)
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
         limit = StepLimit(bare_network(runner), optimizer, self.max_step)
         self._limit = None if limit.done else limit
@@ -165,7 +165,10 @@ class DeformUpgradeHook(Hook):
         if self._limit is None:
             return
         run_uncompiled(False)
-        for name, (step, factor) in self._limit.apply().items():
+        lowered = self._limit.apply()
+        if lowered and runner.iter == 1:
+            _shorten_in_averages(runner)
+        for name, (step, factor) in lowered.items():
             runner.logger.info(
                 f'{name}: one step of Adam moves its offsets by {step:.2g} pixels, expected at most {step * factor:.2g} '
                 f"(DeformUpgradeHook(max_step={self.max_step:g}) and the map's size): its rate is {factor:.2g} times that of "
@@ -210,8 +213,33 @@ class DeformUpgradeHook(Hook):
             state[key] = state[key].detach()  # without the mark that FSDP leaves on its tensors, and pickles
 
 
-def _keep_the_teacher(runner) -> None:
-    runner.logger.info('MeanTeacherHook: the teacher is the one that was loaded, and no copy of the student.')
+def _shorten_in_averages(runner) -> None:
+    """After the second iteration: averages of weights began with a copy of the first step, which was too long."""
+    for hook in runner.hooks:
+        average: Any = getattr(hook, 'ema_model', None)
+        if average is not None:
+            layers = zip(
+                upgraded_layers(average.module).values(), upgraded_layers(hook.src_model).values(), strict=True
+            )
+            for averaged, trained in layers:
+                averaged.conv_offset.load_state_dict(trained.conv_offset.state_dict())
+
+
+def _keep_the_teacher(hook: Any) -> None:
+    """Have mmdet's ``MeanTeacherHook`` keep the loaded teacher, and of it to the bit what the student does not train."""
+    update = hook.momentum_update
+
+    def momentum_update(model: Any, momentum: float) -> None:
+        pairs = zip(model.student.parameters(), model.teacher.parameters(), strict=True)
+        frozen = [(teacher, teacher.clone()) for student, teacher in pairs if not student.requires_grad]
+        update(model, momentum)
+        for teacher, value in frozen:  # their mean differs in the last digit even where they are equal
+            teacher.data.copy_(value)
+
+    def before_train(runner) -> None:  # mmdet's begins with a copy of the student
+        runner.logger.info('MeanTeacherHook: the teacher is the one that was loaded, and no copy of the student.')
+
+    hook.before_train, hook.momentum_update = before_train, momentum_update
 
 
 def _fitted(runner, checkpoint: Mapping[str, Any]) -> Imported:

@@ -5,34 +5,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from ..checkpoint import import_baseline
-from ..config import HOOK, describe_schedule
+from ..analysis.look import check_device
+from ..checkpoint import clean_state_dict, import_baseline, refuse_lost_offsets, remap_state_dict
+from ..config import HOOK, describe_schedule, read_config
 from ..config.settings import type_name
 from ..config.upgrade import beginnings
-from ..errors import ConfigError
+from ..errors import ConfigError, naming
 from ..importers import OWN_NAMES
 from ..layers import upgraded_layers
+from ..readers import read_checkpoint
 from ..upgrade import UpgradeReport
 from .loading import local_path, refuse_to_overwrite
 from .rates import building, describe_rates
-
-
-@dataclass(frozen=True)
-class UpgradePlan:
-    """The upgraded network, and what will be done, for a person to check."""
-
-    network: nn.Module
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
 
 
 def build_network(cfg: Config) -> nn.Module:
@@ -50,8 +41,26 @@ def build_network(cfg: Config) -> nn.Module:
         return MODELS.build(copy.deepcopy(cfg.model))
 
 
-def plan_upgrade(before: Config, after: Config, checkpoint: str) -> UpgradePlan:
-    """Build the upgraded network and fit the baseline to it.
+def load_network(config: str, checkpoint: str, device: str = 'cpu') -> nn.Module:
+    """A trained network with its config, as the frameworks' inference wants it; its checkpoint read safely.
+
+    Raises:
+        ConfigError: the network cannot be built, or there is no such device.
+        CheckpointError: the checkpoint is an upgrade's and the config is not, or it does not fit the network.
+    """
+    cfg = read_config(config)
+    check_device(device)
+    model: Any = build_network(cfg)
+    state_dict, network = clean_state_dict(read_checkpoint(checkpoint)['state_dict']), model.state_dict()
+    refuse_lost_offsets(checkpoint, state_dict, network)
+    with naming(checkpoint):
+        model.load_state_dict(remap_state_dict(state_dict, network))
+    model.cfg = cfg
+    return model.to(device).eval()
+
+
+def plan_upgrade(before: Config, after: Config, checkpoint: str) -> tuple[nn.Module, str]:
+    """Build the upgraded network and fit the baseline to it; with what will be done, for a person to check.
 
     Raises:
         UpgradeError: whatever would stop the run: targets, the checkpoint, the schedule.
@@ -69,11 +78,11 @@ def plan_upgrade(before: Config, after: Config, checkpoint: str) -> UpgradePlan:
         f'schedule after:  {describe_schedule(after)}',
         f'rates of the built optimizer: {describe_rates(network, after)}',
         *(
-            f'a trained model is past it: model.{".".join(path)}={past}'
+            f'a trained model is past it: model.{".".join(map(str, path))}={past}'
             for path, past in beginnings(before.model).items()
         ),
     ]
-    return UpgradePlan(network, '\n'.join(lines))
+    return network, '\n'.join(lines)
 
 
 def check_before_training(cfg: Config) -> None:

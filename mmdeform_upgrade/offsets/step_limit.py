@@ -92,28 +92,30 @@ class StepLimit:
         Returns:
             The layers whose rates were lowered: the pixels of a step at the rate that they had, and the factor.
         """
-        if not self._sums:
+        if self.done:
             return {}
-        found, self._sums = self._sums, {}
-        starts, self._starts = self._starts, {}
-        self.close()
-        zero = torch.zeros_like(next(iter(found.values())))
-        sums = torch.stack([found.get(name, zero) for name in self._groups])
+        device = next(iter(self._starts.values()))[0].device
+        zero = torch.zeros(3, device=device)
+        sums = torch.stack([self._sums.get(name, zero) for name in self._groups])
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
+            torch.distributed.all_reduce(sums)  # also of ranks on which no layer has run
+        if not sums[:, 2].any():
+            return {}
+        starts, self._starts, self._sums = self._starts, {}, {}
+        self.close()
         pixels, excess = (sums[:, :2] / sums[:, 2:].clamp(min=1)).sqrt().T.tolist()
-        lowered = {}
+        lowered, scaling = {}, _scaling(self._optimizer)
         for i, group in enumerate(self._optimizer.param_groups):
             own = {name: k for k, (name, of) in enumerate(self._groups.items()) if of == i}
             if not own:
                 continue
             lr, group['limited'] = group['offset_lr'], True  # kept in the optimizer's state, for a resumed run
-            fastest = lr * max(excess[k] for k in own.values())
+            fastest = scaling * lr * max(excess[k] for k in own.values())
             if fastest > 1:
                 group['offset_lr'] = lr / fastest
                 for parameter, start in zip(group['params'], starts[i], strict=True):
                     parameter.lerp_(start, 1 - 1 / fastest)
-                lowered.update({name: (lr * pixels[k], 1 / fastest) for name, k in own.items()})
+                lowered.update({name: (scaling * lr * pixels[k], 1 / fastest) for name, k in own.items()})
         return lowered
 
     @property
@@ -131,6 +133,15 @@ class StepLimit:
 def _to_limit(group: dict[str, Any]) -> bool:
     # A multiple of the weights' rate is the user's own choice.
     return bool(group.get('offsets')) and not (group.get('multiple') or group.get('limited'))
+
+
+def _scaling(optimizer: OffsetOptimizer) -> float:
+    """What ``auto_scale_lr`` has multiplied the rates by since the optimizer was built, at the schedule's peak."""
+    leader = next((group for group in optimizer.param_groups if 'peak_lr' in group), None)
+    if leader is None or 'max_lr' in leader:
+        return 1.0
+    start = leader.get('initial_lr')  # of a scheduler, which may have begun with a part of it
+    return start / leader['peak_lr'] if start else max(1.0, leader['lr'] / leader['peak_lr'])
 
 
 @torch.no_grad()

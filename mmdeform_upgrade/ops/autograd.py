@@ -8,6 +8,7 @@ see one node, FLOP counters one formula. Only the arguments are kept for the bac
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -24,13 +25,19 @@ from .passes import Operands, Wanted
 is_compiling = getattr(torch.compiler, 'is_compiling', bool)  # since torch 2.2
 
 
+_stances: list[Any] = []  # each goes back to the one before
+
+
 def run_uncompiled(on: bool) -> None:
     """Run compiled networks as plain ones from now on, or no longer: they pass over hooks that came after them.
 
-    Before PyTorch 2.6 there is no such switch.
+    Who asks for it ends it; the last one brings back the compiler's stance. Before PyTorch 2.6 there is no such switch.
     """
-    if 'torch._dynamo' in sys.modules and hasattr(torch.compiler, 'set_stance'):
-        torch.compiler.set_stance('force_eager' if on else 'default')
+    if on:
+        known = 'torch._dynamo' in sys.modules and hasattr(torch.compiler, 'set_stance')
+        _stances.append(torch.compiler.set_stance('force_eager') if known else nullcontext())
+    elif _stances:
+        _stances.pop().__exit__(None, None, None)
 
 
 _LIBRARY = torch.library.Library('mmdeform_upgrade', 'DEF')

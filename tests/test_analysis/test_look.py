@@ -16,12 +16,12 @@ from mmdeform_upgrade.analysis.look import (
     Look,
     fields,
     layers_up_to,
-    load_network,
     look,
     object_points,
 )
 from mmdeform_upgrade.analysis.offsets import OffsetRecorder
 from mmdeform_upgrade.errors import CheckpointError, ConfigError
+from mmdeform_upgrade.mm.preflight import load_network
 
 from ..conftest import MMDET_CONFIGS, build, run_tool
 

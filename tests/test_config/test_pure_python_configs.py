@@ -10,11 +10,12 @@ from mmengine.config import Config
 from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.registry import DefaultScope
 
+from mmdeform_upgrade.analysis.look import look
 from mmdeform_upgrade.config import read_config, shorten_schedule, upgrade_changes, upgrade_config
 from mmdeform_upgrade.config.text import config_text, whole_text
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.mm.command_line import set_amp
-from mmdeform_upgrade.mm.preflight import build_network
+from mmdeform_upgrade.mm.preflight import build_network, load_network
 from mmdeform_upgrade.release.rewrite import with_layers
 
 from ..conftest import run_tool
@@ -59,12 +60,12 @@ def _written(path, out, **settings):
     cfg = Config.fromfile(path)
     settings = dict(load_from='x.pth', **settings)
     full = upgrade_config(cfg, **settings)
-    out.write_text(config_text(str(path), str(out), full, upgrade_changes(cfg, **settings)))
+    out.write_text(config_text(str(path), str(out), cfg, upgrade_changes(cfg, **settings)))
     return full
 
 
 @pytest.mark.parametrize('kind', [pytest.param('det', marks=pytest.mark.slow), 'seg', 'mixed'])
-def test_the_written_upgrade_and_control_train_and_test(pure, kind, tmp_path):
+def test_the_written_upgrade_and_control_train_test_and_show(pure, kind, shapes, tmp_path):
     config, work = pure[kind], tmp_path / 'work'
     up, control = config.with_name('up.py'), config.with_name('control.py')
     run_tool('upgrade.py', config, config.with_suffix('.pth'), '--out', up, '--control', control, '--max-iters', 2)
@@ -73,6 +74,8 @@ def test_the_written_upgrade_and_control_train_and_test(pure, kind, tmp_path):
     assert 'the upgrade scores, as the baseline does' in logs[up]
     if kind == 'mixed':
         assert all('the function is the one that was named' in log for log in logs.values())
+    trained = str(work / 'up' / 'iter_2.pth')
+    assert look(load_network(str(up), trained), str(next((shapes / 'VOC2007/JPEGImages').glob('*.jpg')))).records
     if kind == 'det':
         tested = run_tool('test.py', up, work / 'up' / 'iter_2.pth', '--work-dir', tmp_path / 'test').stdout
         assert 'pascal_voc/mAP' in tested
@@ -100,6 +103,15 @@ def test_a_written_config_is_short_and_says_the_same(pure):
     assert 'from .faster_rcnn_r18_fpn_1x import *' in out.read_text() and len(out.read_text().splitlines()) < 80
     assert _same(Config.fromfile(out), full)
     assert str(build_network(with_layers(Config.fromfile(out), {}))) == str(build_network(Config.fromfile(pure['det'])))
+
+
+def test_a_setting_that_is_none_is_replaced(pure):
+    leaf = pure['seg'].with_name('of_none.py')
+    inherits = 'from mmengine.config import read_base\n\nwith read_base():\n    from .fcn_r18_d8 import *\n\n'
+    leaf.write_text(inherits + 'custom_imports = None\nlog_processor = None\ndefault_hooks = None\n')
+    full = _written(leaf, out := leaf.with_name('of_none_up.py'))
+    assert _same(Config.fromfile(out), full) and '_delete_' not in out.read_text()
+    assert full.custom_imports.imports == ['mmdeform_upgrade']
 
 
 @pytest.mark.parametrize('folder', ['sub', 'some-project', '.'])
@@ -159,7 +171,7 @@ def test_a_baseline_is_read_from_what_mmengine_dumped_of_it(pure, tmp_path):
     assert str(build_network(cfg)) == str(build_network(Config.fromfile(pure['det'])))
     settings = dict(load_from='x.pth', targets='last:2')
     full = upgrade_config(cfg, **settings)
-    out.write_text(config_text(str(dumped), str(out), full, upgrade_changes(cfg, **settings)))
+    out.write_text(config_text(str(dumped), str(out), cfg, upgrade_changes(cfg, **settings)))
     assert str(build_network(read_config(str(out)))) == str(build_network(full))
     assert callable(full.model.test_cfg.rcnn.nms.type) and "type='mmcv.ops.nms'" in full.pretty_text
 

@@ -171,11 +171,12 @@ def test_warm_up_always_reaches_the_full_rate(steps, left, kind):
 
 @pytest.mark.parametrize('interval,patience,expected', [(1, 10, 3), (8, 10, 10), (1, 2, 1)])
 def test_a_plateaus_patience_counts_the_validations_that_are_left(interval, patience, expected):
-    plateau = dict(type='ReduceOnPlateauLR', monitor='loss', patience=patience, cooldown=patience, begin=0, end=64)
+    plateau = dict(type='ReduceOnPlateauLR', monitor='loss', patience=patience, cooldown=patience, begin=8, end=64)
     cfg = _cfg(64, [plateau])
     cfg.train_cfg.val_interval = interval
     (short,) = shorten_schedule(cfg).param_scheduler
     assert (short.patience, short.cooldown) == (expected, expected)
+    assert (short.begin, short.end) == (2, 16), 'of epochs, however often they are validated'
 
 
 def test_hooks_that_switch_at_an_epoch_switch_in_proportion():

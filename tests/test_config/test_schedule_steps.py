@@ -63,6 +63,20 @@ def test_epochs_become_steps_with_all_that_counts_them():
     assert short.log_processor.by_epoch is False and short.custom_hooks[0].begin_iter == 3
 
 
+def test_a_short_training_does_not_validate_as_often_as_a_long_one():
+    cfg = _cfg(240, [], default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=10)))
+    short = shorten_schedule(cfg, max_iters=400)
+    assert (short.train_cfg.val_interval, short.default_hooks.checkpoint.interval) == (34, 34)
+    assert shorten_schedule(cfg, max_iters=4).train_cfg.val_interval == 1
+    assert shorten_schedule(cfg).train_cfg.val_interval == 1
+
+
+def test_a_plateau_that_waits_for_an_epoch_is_refused_in_steps():
+    plateau = dict(type='ReduceOnPlateauLR', monitor='loss', begin=10)
+    with pytest.raises(ConfigError, match='ReduceOnPlateauLR begins after 10 epochs.*give epoch_ratio'):
+        shorten_schedule(_cfg(24, [plateau]), max_iters=400)
+
+
 def test_a_length_in_steps_may_be_longer_than_the_baselines():
     cfg = _cfg(100, [dict(type='PolyLR', by_epoch=False, begin=0, end=100)], 'iters')
     longer = shorten_schedule(cfg, max_iters=250)

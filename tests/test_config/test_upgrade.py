@@ -5,7 +5,7 @@ from mmengine.config import Config
 
 from mmdeform_upgrade import find_targets, shorten_schedule, upgrade_config
 from mmdeform_upgrade.config import control_changes, upgrade_changes
-from mmdeform_upgrade.config.text import inheriting_text
+from mmdeform_upgrade.config.text import config_text, inheriting_text
 from mmdeform_upgrade.errors import ConfigError, TargetError
 from mmdeform_upgrade.layers import upgraded_layers
 
@@ -258,6 +258,30 @@ def test_the_beginning_of_a_training_is_not_trained_again(changes):
     model = changes(cfg, load_from='x.pth')['model']
     assert model['train_cfg'] == dict(initial_epoch=0) and cfg.model.train_cfg.initial_epoch == 4
     assert model['neck'] == dict(drop=dict(warmup_iters=1)) and model['mask_head'] == dict(warmup_iters=1)
+
+
+def test_the_beginning_of_a_training_is_found_in_lists():
+    """A ResNet's plugins, of which DropBlock waits 2 000 steps by itself, and several heads."""
+    cfg = Config.fromfile(MMDET_CONFIGS / 'tood' / 'tood_r50_fpn_1x_coco.py')
+    plugin = dict(cfg=dict(type='DropBlock', drop_prob=0.1, block_size=3), position='after_conv2')
+    cfg.model.backbone.plugins = [dict(plugin, stages=(False, True)), plugin]
+    cfg.model.heads = [dict(type='A', initial_epoch=4), dict(type='B', kept=(1, 2))]
+    changed = upgrade_config(cfg, load_from='x.pth').model
+    assert [part.cfg.warmup_iters for part in changed.backbone.plugins] == [1, 1]
+    assert changed.backbone.plugins[0].stages == (False, True) and changed.backbone.plugins[1].cfg.block_size == 3
+    assert changed.heads == [dict(type='A', initial_epoch=0), dict(type='B', kept=(1, 2))]
+    assert 'warmup_iters' not in cfg.model.backbone.plugins[0].cfg and cfg.model.heads[0].initial_epoch == 4
+
+
+def test_a_setting_that_is_none_is_replaced(tmp_path):
+    base, out = tmp_path / 'base.py', tmp_path / 'up.py'
+    inherited = MMDET_CONFIGS / 'retinanet' / 'retinanet_r18_fpn_1x_coco.py'
+    base.write_text(f"_base_ = ['{inherited}']\ncustom_imports = None\nlog_processor = None\ndefault_hooks = None\n")
+    cfg, settings = Config.fromfile(base), dict(load_from='x.pth', max_iters=400)
+    full = upgrade_config(cfg, **settings)
+    out.write_text(config_text(str(base), str(out), cfg, upgrade_changes(cfg, **settings)))
+    assert Config.fromfile(out).to_dict() == full.to_dict()
+    assert full.log_processor == dict(by_epoch=False) and full.default_hooks.checkpoint.by_epoch is False
 
 
 @pytest.mark.parametrize('scope,expected', [(None, 'mmdet.ResNet'), ('mmdet', 'ResNet')])

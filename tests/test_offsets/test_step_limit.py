@@ -103,6 +103,49 @@ def test_the_steps_before_the_measurement_are_shortened_as_the_rate_is(learned):
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in others.items())
 
 
+@pytest.mark.parametrize('warmup', [None, 0.1])
+@pytest.mark.parametrize('ratio', [8, 0.25])
+def test_the_limit_is_of_the_rate_that_the_batch_size_has_scaled(ratio, warmup):
+    """As MMEngine's ``auto_scale_lr`` does between building the optimizer and its schedulers."""
+    rates = []
+    for scale in (1, ratio):
+        model = _network(scale=1000.0)
+        optimizer = _optimizer(model)
+        for group in optimizer.param_groups:
+            group['lr'] *= scale
+        if warmup:
+            LinearLR(optimizer, warmup, total_iters=100)
+        limit = StepLimit(model, optimizer, pixels=1e-4)
+        _step(model, optimizer)
+        _step(model, optimizer)
+        assert set(limit.apply()) == {'2', '4'}
+        rates.append(_rates(optimizer))
+    if ratio > 1 or warmup:
+        assert rates[0] == pytest.approx(rates[1], rel=0.05)
+    else:  # lowered by hand, for all that is known
+        assert rates[0] == pytest.approx([rate / ratio for rate in rates[1]], rel=0.05)
+
+
+def _only_one_measures(rank, folder):
+    torch.distributed.init_process_group('gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2)
+    model = _network(scale=1000.0)
+    optimizer = _optimizer(model)
+    limit = StepLimit(model, optimizer)
+    _step(model, optimizer)
+    if rank == 1:
+        model(PICTURES)
+    limit.apply()
+    torch.save((limit.done, _rates(optimizer)), f'{folder}/{rank}.pth')
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_agree_though_no_layer_has_run_in_one_of_them(tmp_path):
+    """As behind a branch that not every picture takes."""
+    torch.multiprocessing.spawn(_only_one_measures, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f'{rank}.pth', weights_only=True) for rank in (0, 1))
+    assert first == second and first[0] and min(first[1]) < 0.002
+
+
 def test_rates_within_the_limit_are_left_alone_to_the_bit():
     trained = []
     for limited in (True, False):

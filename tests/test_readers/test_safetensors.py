@@ -181,3 +181,11 @@ def test_a_file_that_does_not_fit_is_an_error_of_the_system_and_leaves_nothing(t
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_stays_one_and_its_file_is_written(tmp_path):
+    (tmp_path / 'real').write_bytes(b'old')
+    (tmp_path / 'link').symlink_to('real')
+    write_safetensors(str(tmp_path / 'link'), {'a': torch.ones(2)})
+    assert (tmp_path / 'link').is_symlink() and (tmp_path / 'real').read_bytes() != b'old'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['link', 'real']

@@ -98,6 +98,22 @@ def test_the_average_is_what_its_definition_says(averaged):
         torch.testing.assert_close(means[-1][name], _average(hook, [value[name] for value in values]))
 
 
+@pytest.mark.parametrize('kind', ['ExponentialMovingAverage', 'StochasticWeightAverage'])
+def test_an_average_does_not_keep_the_step_that_was_too_long(short_cfg, kind):
+    """It begins with a copy of the first step, which is measured in the second and then shortened."""
+    adam = dict(constructor='OffsetOptimizerConstructor', offset_optimizer=dict(type='Adam', lr=0.002))
+    hooks = [dict(type='EMAHook', ema_type=kind), dict(type='DeformUpgradeHook', max_step=1e-4)]
+    values, means = [], []
+    runner = build_runner(
+        short_cfg, custom_hooks=hooks, **{f'optim_wrapper.{key}': value for key, value in adam.items()}
+    )
+    runner.register_hook(_Steps(values, means), 'LOWEST')
+    runner.train()
+    for name, value in values[1].items():
+        assert value.abs().max() < values[0][name].abs().max() / 2, 'shortened'
+        torch.testing.assert_close(means[1][name], value)
+
+
 def test_validation_uses_the_average_and_gives_the_source_back(short_cfg):
     hook = dict(type='EMAHook', momentum=0.5)
     runner = build_runner(short_cfg, [hook])

@@ -159,8 +159,8 @@ def test_addresses_with_one_file_name_are_different_files_each_downloaded_once(s
 def test_plan_training_and_inspection_take_an_address(served, tmp_path, capsys):
     address = f'{served[0]}/one/epoch_1.pth'
     cfg = tiny_config(tmp_path / 'work', address, **{'train_cfg.max_epochs': 1})
-    plan = plan_upgrade(tiny_config(tmp_path / 'work'), cfg, address)
-    assert '4 tensors fit, 2 offset tensors start at zero' in str(plan)
+    _, plan = plan_upgrade(tiny_config(tmp_path / 'work'), cfg, address)
+    assert '4 tensors fit, 2 offset tensors start at zero' in plan
     _runner(cfg).train()
     assert read_checkpoint(tmp_path / 'work' / 'epoch_1.pth')['meta']['deform_upgrade']['baseline'] == 'epoch_1.pth'
     assert call_tool('upgrade.py', '--inspect', address) == (0, '')

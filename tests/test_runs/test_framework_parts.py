@@ -225,6 +225,11 @@ def test_a_validation_loop_that_returns_nothing_is_scored(tmp_path):
         scores[name] = provenance['before_training']
     assert scores['with'] == scores['without'] and scores['with'].keys() == {'teacher/tiny/error', 'student/tiny/error'}
     assert len(set(scores['with'].values())) == 2
+    cfg.model.update(type='TrainOffsets', base_type='TinySemi')
+    _run(cfg, tmp_path / 'offsets', custom_hooks=[*cfg.custom_hooks, dict(type='mmdet.MeanTeacherHook')])
+    trained, start = read_checkpoint(tmp_path / 'offsets' / 'epoch_1.pth')['state_dict'], network.state_dict()
+    assert all(torch.equal(trained[name], value) for name, value in start.items()), 'also of the teacher'
+    assert all(trained[f'{part}.backbone.second.conv_offset.weight'].any() for part in ('teacher', 'student'))
 
 
 def test_every_part_of_the_frameworks_is_tried_or_has_its_reason():

@@ -9,6 +9,7 @@ from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval
 from torch._dynamo.utils import counters
 
 from mmdeform_upgrade.layers import upgraded_layers
+from mmdeform_upgrade.ops.autograd import run_uncompiled
 
 from ..conftest import relative_error
 from .conftest import build_runner, offsets, train
@@ -115,6 +116,17 @@ def test_a_compiled_run_has_the_losses_of_the_plain_one(segmentor_cfg):
     for name, value in offsets(compiled.model.state_dict()).items():
         assert value.abs().sum() > 0
         assert relative_error(value, plain.model.state_dict()[name]) < 1e-3, name
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, 'set_stance'), reason='since PyTorch 2.6')
+def test_the_compilers_own_stance_comes_back_when_nobody_has_to_run_uncompiled():
+    torch._dynamo.reset()
+    found = []
+    with torch.compiler.set_stance('eager_on_recompile'):
+        for on in (True, True, False, False):
+            run_uncompiled(on)
+            found.append(torch._dynamo.eval_frame._stance.stance)
+    assert found == ['force_eager'] * 3 + ['eager_on_recompile']
 
 
 def test_the_upgraded_layer_compiles_without_a_graph_break(trained_segmentor):

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import torch
 
-from mmdeform_upgrade.analysis.look import fields, layers_up_to, load_network, look, object_points
+from mmdeform_upgrade.analysis.look import fields, layers_up_to, look, object_points
 from mmdeform_upgrade.analysis.offsets import sampling_points, statistics
 from mmdeform_upgrade.analysis.receptive_field import width
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.mm import command_line
+from mmdeform_upgrade.mm.preflight import load_network
 
 
 def point(text):

@@ -6,8 +6,8 @@ python tools/deployment/export_onnx.py CONFIG CHECKPOINT OUT.onnx --size 512 512
 
 import argparse
 
-from mmdeform_upgrade.analysis.look import load_network
 from mmdeform_upgrade.mm import command_line
+from mmdeform_upgrade.mm.preflight import load_network
 from mmdeform_upgrade.release.contents import refuse_existing
 from mmdeform_upgrade.release.onnx import OPSETS, PARTS, export_onnx
 
