@@ -119,10 +119,19 @@ def draw(points: list[dict[str, Any]], file: Path) -> None:
 
     figure, both = plt.subplots(1, 2, figsize=(9, 4.4), dpi=120, sharey=True, layout='constrained')
     for axes, key, label in zip(both, ('snr', 'ratio'), AXES, strict=True):
-        for bed in sorted({(p['bed'], p['network']) for p in points}):
+        for i, bed in enumerate(sorted({(p['bed'], p['network']) for p in points})):
             own = [p for p in points if (p['bed'], p['network']) == bed]
             x, y, half = ([p[k] or 0.0 for p in own] for k in (key, 'gain', 'half'))
-            axes.errorbar(x, y, yerr=half, fmt='o', capsize=3, label=', '.join(bed))
+            axes.errorbar(
+                x,
+                y,
+                yerr=half,
+                fmt='o',
+                capsize=3,
+                color=f'C{i % 10}',
+                mfc=None if i < 10 else 'w',
+                label=', '.join(bed),
+            )
         axes.axhline(0, color='0.7', lw=1)
         axes.set(xlabel=label, xscale='log' if key == 'snr' else 'linear')
         axes.grid(alpha=0.3)

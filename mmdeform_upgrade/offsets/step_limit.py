@@ -64,11 +64,15 @@ class StepLimit:
         for name, layer in upgraded_layers(model).items():
             branch = next(m for m in layer.conv_offset.modules() if isinstance(m, OffsetBranch))  # FSDP may wrap it
             if id(branch.weight) in of:
-                self._groups[name] = of[id(branch.weight)]
-                start = branch.weight.detach().clone() if branch.weight.any() else None
+                self._groups[name] = i = of[id(branch.weight)]
+                zero = optimizer.param_groups[i].get('from_zero', False)  # of a run that was cut before the measurement
+                start = branch.weight.detach().clone() if branch.weight.any() and not zero else None
                 self._handles.append(branch.register_forward_hook(partial(self._measure, name, start)))
         for i in set(self._groups.values()):
-            self._starts[i] = [p.detach().clone() for p in optimizer.param_groups[i]['params']]
+            group = optimizer.param_groups[i]
+            group.setdefault('from_zero', not any(bool(p.any()) for p in group['params']))
+            copy = torch.zeros_like if group['from_zero'] else torch.clone
+            self._starts[i] = [copy(p.detach()) for p in group['params']]
 
     def _measure(self, name: str, start: Tensor | None, branch: OffsetBranch, args: Any, _: Tensor) -> None:
         if is_compiling() or not branch.training:

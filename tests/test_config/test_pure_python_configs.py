@@ -70,6 +70,7 @@ def test_the_written_upgrade_and_control_train_test_and_show(pure, kind, shapes,
     up, control = config.with_name('up.py'), config.with_name('control.py')
     run_tool('upgrade.py', config, config.with_suffix('.pth'), '--out', up, '--control', control, '--max-iters', 2)
     assert Config.fromfile(control).train_cfg == Config.fromfile(up).train_cfg
+    assert Config.fromfile(control).randomness == Config.fromfile(up).randomness == dict(seed=0)
     logs = {path: run_tool('train.py', path, '--work-dir', work / path.stem).stdout for path in (up, control)}
     assert 'the upgrade scores, as the baseline does' in logs[up]
     if kind == 'mixed':

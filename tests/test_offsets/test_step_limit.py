@@ -1,5 +1,7 @@
 """How far one step moves the offsets, and the limit to it, in plain PyTorch."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -185,6 +187,25 @@ def test_a_resumed_optimizer_is_limited_once(steps):
     _step(model, resumed)
     _step(model, resumed)
     assert bool(again.apply()) == (steps == 1)
+
+
+def test_a_run_that_was_cut_before_the_measurement_measures_the_same():
+    model = _network(scale=1000.0)
+    optimizer = _optimizer(model)
+    limit = StepLimit(model, optimizer)
+    _step(model, optimizer)
+    limit.apply()
+    cut = _network()
+    cut.load_state_dict(model.state_dict())
+    resumed = _optimizer(cut)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    again = StepLimit(cut, resumed)
+    for network, stepper, its_limit in ((model, optimizer, limit), (cut, resumed, again)):
+        _step(network, stepper)
+        assert its_limit.apply()
+        _step(network, stepper)
+    assert _rates(resumed) == _rates(optimizer)
+    assert all(torch.equal(value, cut.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def test_offsets_that_start_as_they_were_learned_are_measured_by_their_change():

@@ -49,6 +49,13 @@ def test_weights_that_are_no_numbers_stop_the_run_and_are_never_saved(tiny, valu
     assert all(tensor.isfinite().all() for tensor in state.values())
 
 
+def test_a_checkpoint_by_iterations_names_its_own(tiny):
+    tiny.default_hooks.checkpoint.update(by_epoch=False, interval=2)
+    tiny.custom_hooks[1].finite_interval = 50
+    with pytest.raises(TrainingError, match=r'iteration 10: weights are not finite.*iter_8.pth'):
+        run(tiny, dict(type='SetWeights', name=f'{LAYER}.conv_offset.bias', value=math.nan))
+
+
 def test_a_loss_that_is_not_finite_is_a_warning_while_the_weights_are(tiny):
     """As where the loss scale of mixed precision is too large, and the step is left out."""
     tiny.custom_hooks[1].finite_interval = 6

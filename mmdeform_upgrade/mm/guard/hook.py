@@ -122,7 +122,8 @@ class RunGuardHook(Hook):
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
         """Save no broken weights; record what a resumed run has to have in common with this one."""
-        self._look(runner, checkpoint['state_dict'].items(), runner.iter)
+        done = checkpoint['meta'].get('iter', runner.iter)
+        self._look(runner, checkpoint['state_dict'].items(), done)
         if self.exact_resume:
             sizes = [augment._input_size for augment in _resizing(runner)]
             checkpoint['meta'][META_KEY] = {**_identity(runner), 'input_sizes': sizes}
