@@ -21,9 +21,9 @@ from mmengine.runner import Runner
 from benchmarks.datasets import compose_shapes
 from mmdeform_upgrade import find_targets, load_baseline, upgrade_config
 from mmdeform_upgrade.analysis import plots
-from mmdeform_upgrade.analysis.look import fields, load_network, look, object_points
+from mmdeform_upgrade.analysis.look import fields, look, object_points
 from mmdeform_upgrade.analysis.offsets import sampling_points, statistics
-from mmdeform_upgrade.mm.preflight import build_network, plan_upgrade
+from mmdeform_upgrade.mm.preflight import build_network, load_network, plan_upgrade
 from mmdeform_upgrade.release import inspect_checkpoint, publish
 from mmdeform_upgrade.release.revert import judge, output_difference, reverted_checkpoint, reverted_config
 
@@ -79,7 +79,8 @@ upgraded.optim_wrapper.paramwise_cfg = dict(custom_keys={'conv_offset': dict(lr_
 upgraded.custom_hooks.append(dict(type='OffsetLoggerHook', interval=10))
 upgraded.dump(OUT / 'upgraded.py')
 print({key: upgraded.model.backbone[key] for key in ('type', 'base_type', 'targets')})
-print(plan_upgrade(baseline, upgraded, baseline_file))
+_, plan = plan_upgrade(baseline, upgraded, baseline_file)
+print(plan)
 
 # %% [markdown]
 # ## 4. The same outputs

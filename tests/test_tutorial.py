@@ -32,7 +32,7 @@ def test_the_tutorial_runs_from_baseline_to_release_and_back(tmp_path, monkeypat
         exec(compile(cell, 'docs/tutorial.py', 'exec'), found)
     text = capsys.readouterr().out
     assert 'a baseline, nothing in it is upgraded' in text
-    assert '148 tensors fit, 16 offset tensors start at zero' in text
+    assert '\ncheckpoint: 148 tensors fit, 16 offset tensors start at zero\nschedule before: ' in text
     assert 'offset tensors are new; all 3 maps of the backbone are equal' in text
     ((_, score),) = read_curve(out / 'baseline', 'pascal_voc/mAP')
     assert found['provenance']['before_training']['pascal_voc/mAP'] == score

@@ -71,8 +71,8 @@ class StepLimit:
         for i in set(self._groups.values()):
             group = optimizer.param_groups[i]
             group.setdefault('from_zero', not any(bool(p.any()) for p in group['params']))
-            copy = torch.zeros_like if group['from_zero'] else torch.clone
-            self._starts[i] = [copy(p.detach()) for p in group['params']]
+            starts = [p.detach().clone() for p in group['params']]
+            self._starts[i] = [torch.zeros_like(p) for p in starts] if group['from_zero'] else starts
 
     def _measure(self, name: str, start: Tensor | None, branch: OffsetBranch, args: Any, _: Tensor) -> None:
         if is_compiling() or not branch.training:
