@@ -202,7 +202,8 @@ def main(argv=None):
     baseline = read_config(args.config)
     folders = own_folders(args, baseline, outputs)
     # Under the guard a seed decides which batches a run sees: upgrade and control share one.
-    seeded = {} if not args.control or (baseline.get('randomness') or {}).get('seed') is not None else {'seed': 0}
+    has_seed = (baseline.get('randomness') or {}).get('seed') is not None
+    shared = {'randomness': {'seed': 0}} if args.control and not has_seed else {}
     tuning = dict(epoch_ratio=args.epoch_ratio, max_iters=args.max_iters, lr_mult=args.lr_mult, guard=not args.no_guard)
     layers = dict(
         targets=args.targets[0] if len(args.targets) == 1 else args.targets, exclude=args.exclude, part=args.part
@@ -219,7 +220,7 @@ def main(argv=None):
         work_dir=folders[0],
         **tuning,
     )
-    changes |= {'randomness': seeded} if seeded else {}
+    changes |= shared
     upgraded = changed(baseline, changes)
     network, plan = plan_upgrade(baseline, upgraded, args.checkpoint)
     print(f'{plan}{describe_outputs(baseline, upgraded)}')
@@ -235,7 +236,7 @@ def main(argv=None):
         # Without the hook, whatever MMEngine itself would not read, or read in part, is read by the scheme alone.
         load_from = SCHEME + args.checkpoint.removeprefix(SCHEME)
         changes = control_changes(baseline, load_from=load_from, work_dir=folders[1], **tuning)
-        changes |= {'randomness': seeded} if seeded else {}
+        changes |= shared
         write_down(args, args.control, baseline, folders[1], changes)
     print(next_commands(outputs[0], upgraded))
 

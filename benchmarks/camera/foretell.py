@@ -174,11 +174,12 @@ def main(argv: list[str] | None = None) -> None:
             point = dict(bed=bed, network=network, name=f'{bed}, {network}, {geometry}, {upgraded[0]["steps"]} steps')
             point |= dict(snr=snr, z=z, weights=weights, gain=gain, half=None if math.isnan(half) else half)
             points[point['name']] = point | dict(extent=objects, sees=sees, ratio=objects / sees)
-    text = table(list(points.values()))
+    found = list(points.values())
+    text = table(found)
     print(text)
     args.out.with_suffix('.md').write_text(text, encoding='utf8')
-    kept.write_text(json.dumps(list(points.values()), indent=1) + '\n', encoding='utf8')
-    draw(list(points.values()), args.out.with_suffix('.png'))
+    kept.write_text(json.dumps(found, indent=1) + '\n', encoding='utf8')
+    draw(found, args.out.with_suffix('.png'))
 
 
 if __name__ == '__main__':

@@ -34,7 +34,7 @@ NETWORKS = {
     'bccd': ('fcos-r18w32s2', 'ssd-r18w32s4', 'retina-r18w32s4', 'ssd-r50s4', 'fcos-r50s2'),
     'chess': ('fcos-r18w32s2',),
 }
-# Rates of baselines; a pretrained network's by validation with one of its selection's seeds.
+# Rates of baselines; a pretrained network's by validation with one of its selection's seeds (os16: those of r50s2).
 SCRATCH_LR = 2e-3
 PRETRAINED_LRS = {'r50s2': 1e-3, 'r50s3os16': 1e-3, 'r50os16': 1e-3, 'ssd-r50s4': 2e-4, 'fcos-r50s2': 1e-3}
 # Layers that the arms change, where these are not the last three: mmdet's own choice for ResNet-50, of c3 to c5.

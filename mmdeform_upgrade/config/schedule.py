@@ -166,9 +166,9 @@ class Scale:
 
     def interval(self, steps: float) -> int:
         """Steps from one validation or checkpoint to the next."""
-        return (
-            max(self(steps), math.ceil(self.after.total / VALIDATIONS)) if self.to_iters and steps > 0 else self(steps)
-        )
+        if not self.to_iters or steps <= 0:
+            return self(steps)
+        return max(self(steps), math.ceil(self.after.total / VALIDATIONS))
 
     def of_iterations(self, steps: float) -> int:
         """A number of iterations in a training that counted epochs."""
@@ -179,8 +179,9 @@ class Scale:
     def loop(self, train_cfg: Mapping[str, Any]) -> dict[str, Any]:
         """Changes of a ``train_cfg``."""
         changes: dict[str, Any] = {f'max_{self.after.unit}': self.after.total}
-        if is_count(train_cfg.get('val_interval', None if not self.to_iters else 1)):
-            changes['val_interval'] = self.interval(train_cfg.get('val_interval', 1))
+        interval = train_cfg.get('val_interval', 1 if self.to_iters else None)
+        if is_count(interval):
+            changes['val_interval'] = self.interval(interval)
         if is_count(train_cfg.get('val_begin')):
             changes['val_begin'] = self(train_cfg['val_begin'])
         if dynamic := train_cfg.get('dynamic_intervals'):

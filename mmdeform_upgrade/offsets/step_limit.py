@@ -70,9 +70,8 @@ class StepLimit:
                 self._handles.append(branch.register_forward_hook(partial(self._measure, name, start)))
         for i in set(self._groups.values()):
             group = optimizer.param_groups[i]
-            group.setdefault('from_zero', not any(bool(p.any()) for p in group['params']))
-            starts = [p.detach().clone() for p in group['params']]
-            self._starts[i] = [torch.zeros_like(p) for p in starts] if group['from_zero'] else starts
+            zero = group.setdefault('from_zero', not any(bool(p.any()) for p in group['params']))
+            self._starts[i] = [torch.zeros_like(p) if zero else p.detach().clone() for p in group['params']]
 
     def _measure(self, name: str, start: Tensor | None, branch: OffsetBranch, args: Any, _: Tensor) -> None:
         if is_compiling() or not branch.training:
