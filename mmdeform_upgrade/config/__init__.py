@@ -1,7 +1,8 @@
 # Copyright (c) mmdeform_upgrade contributors. Apache-2.0.
 """Config to config, and to the text of a file: pure functions, none of which needs a runner."""
 
-from .schedule import Length, describe_schedule, shorten_schedule
+from .lengths import Length
+from .schedule import describe_schedule, shorten_schedule
 from .settings import find_config, read_config
 from .upgrade import (
     BUILDER,

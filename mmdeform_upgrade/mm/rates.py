@@ -17,8 +17,10 @@ from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from torch import nn
 
+from ..config.lengths import Length
 from ..config.rates import check_offset_rates
-from ..config.schedule import Length, converted, schedule_changes
+from ..config.schedule import schedule_changes
+from ..config.schedulers import converted
 from ..config.settings import last_iteration, listed_schedulers, scheduled_iterations, type_name
 from ..errors import ConfigError, UpgradeError
 from ..offsets import OffsetOptimizer, split_offsets
