@@ -26,6 +26,8 @@ def folder(tiny_config, tmp_path_factory):
         cfg.dump('config.py')
         state = build_network(cfg).state_dict()
         torch.save({'meta': {}, 'state_dict': state}, 'epoch_8.pth')
+        offsets = {f'backbone.layer4.1.conv2.conv_offset.{kind}': torch.ones(18, *shape) for kind, shape in OFFSETS}
+        torch.save({'meta': {}, 'state_dict': {**state, **offsets}}, 'upgraded.pth')
         torch.save({'state_dict': torch.nn.Conv2d(3, 3, 3).state_dict()}, 'other.pth')
         torch.save(
             {'state_dict': {name: value[:1] if 'cls' in name else value for name, value in state.items()}},
@@ -60,6 +62,7 @@ def write(cfg, name, **changes):
     changed.dump(name)
 
 
+OFFSETS = (('weight', (64, 3, 3)), ('bias', ()))
 UPGRADE = ['upgrade.py', 'config.py', 'epoch_8.pth']
 TRAIN = ['train.py', 'upgraded.py', '--work-dir', 'work', '--cfg-options']
 REFUSED = ['train.py', 'upgraded.py', '--work-dir', 'never', '--cfg-options']  # before there is a work directory
@@ -92,6 +95,16 @@ MISTAKES = {
     'a config that is upgraded already': (
         ['upgrade.py', 'upgraded.py', 'epoch_8.pth'],
         "ConfigError: model.backbone is upgraded already .*'last:1'.*start from the config of the baseline",
+    ),
+    "an upgrade's checkpoint for the baseline's": (
+        ['upgrade.py', 'config.py', 'upgraded.pth', '--control', 'control.py'],
+        r'CheckpointError: upgraded.pth is the checkpoint of an upgrade, which has these offsets already: '
+        r'backbone.layer4.1.conv2.conv_offset.weight, .*: give the checkpoint of the baseline',
+    ),
+    'nothing to train on': ([*REFUSED, 'train_dataloader=None'], 'ConfigError: the config has no train_dataloader'),
+    'nothing to test on': (
+        ['test.py', 'config.py', 'epoch_8.pth', '--work-dir', 'never', '--cfg-options', 'test_evaluator=None'],
+        'ConfigError: the config has no test_evaluator, without which there is nothing to test',
     ),
     'a wrong part': (
         [*UPGRADE, '--part', 'neck2'],

@@ -22,6 +22,7 @@ def main(argv=None):
     parser.add_argument('--tta', action='store_true', help='test-time augmentation, as set in the config')
     args = parser.parse_args(argv)
     cfg = command_line.load_config(args)
+    command_line.check_loop(cfg, 'test')
     cfg.load_from, cfg.resume = SCHEME + local_path(args.checkpoint), False
     # A runner leaves its config in the work directory: a test's beside the one of the training.
     object.__setattr__(cfg, '_filename', f'{Path(args.config).stem}-test.py')

@@ -17,6 +17,7 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     cfg = command_line.load_config(args)
+    command_line.check_loop(cfg, 'train')
     if args.amp:
         command_line.set_amp(cfg)
     if args.auto_scale_lr:

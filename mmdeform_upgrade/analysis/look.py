@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config.settings import type_name, unwrapped_datasets
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..importers.checks import flips_channels
 from ..layers import upgraded_layers
 from .complexity import hooked
@@ -44,7 +44,12 @@ def look(model: nn.Module, image: str) -> Look:
     if not upgraded_layers(model):
         raise ConfigError('the network has no ZeroOffsetDCN: give the config and the checkpoint of an upgrade')
     seen: list[Tensor] = []
-    backbone: nn.Module = model.backbone  # type: ignore[assignment]
+    backbone: Any = getattr(model, 'backbone', None)
+    if backbone is None:
+        raise ConfigError(
+            f'{type(model).__name__} has no backbone of its own: give the config and the checkpoint of one detector or '
+            'segmentor (of a teacher and a student, of one of them)'
+        )
     keep = backbone.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
     with hooked([keep]), OffsetRecorder(model) as recorder:
         prediction = predict(model, image)
@@ -52,16 +57,28 @@ def look(model: nn.Module, image: str) -> Look:
 
 
 def predict(model: nn.Module, image: str) -> Any:
-    """The framework's own inference on the file of a picture."""
+    """The framework's own inference on the file of a picture.
+
+    Raises:
+        ConfigError: the model is of another framework, or its config has no test_dataloader.
+        DataError: the file cannot be read as a picture.
+    """
     families = [c.__module__.split('.')[0] for c in type(model).__mro__]
     framework = next((family for family in families if family in _INFERENCE), None)
     if framework is None:
         raise ConfigError(f'{type(model).__name__} is neither of mmdet nor of mmseg')
     cfg: Any = model.cfg
+    if not (cfg.get('test_dataloader') or (framework == 'mmseg' and cfg.get('test_pipeline'))):
+        raise ConfigError('the config has no test_dataloader, whose pipeline loads pictures: set it')
     if framework == 'mmseg':  # which looks nowhere else, and takes out annotations only where a string names them
         pipeline = cfg.get('test_pipeline') or unwrapped_datasets(cfg.test_dataloader.dataset)[0].pipeline
         cfg.test_pipeline = [part for part in pipeline if type_name(part['type']) != 'LoadAnnotations']
-    return getattr(import_module(f'{framework}.apis'), _INFERENCE[framework])(model, image)
+    try:
+        return getattr(import_module(f'{framework}.apis'), _INFERENCE[framework])(model, image)
+    except AssertionError as error:
+        if 'failed to load image' not in str(error):
+            raise
+        raise DataError(f'{image} cannot be read as a picture') from error
 
 
 def _as_picture(model: Any, input: Tensor) -> np.ndarray:

@@ -15,6 +15,10 @@ from .rules import FOLD, Format, Imported, KeyMap, Rule, Source, names_with
 _PREFIXES = ('', 'backbone.', 'backbone.bottom_up.')
 _BACKBONE = r'(?:backbone\.(?:bottom_up\.)?)?'
 _EPS = 1e-5
+_UNCHECKED = (
+    "data_preprocessor's mean, std and bgr_to_rgb, and backbone.style, with INPUT.FORMAT, MODEL.PIXEL_MEAN, "
+    "MODEL.PIXEL_STD and RESNETS.STRIDE_IN_1X1 of its config (by default BGR, [103.53, 116.28, 123.675], 1, style='caffe')"
+)
 
 _RESNET = (
     Rule(rf'{_BACKBONE}stem\.conv1\.weight', 'backbone.conv1.weight'),
@@ -66,12 +70,13 @@ def _fpn(source: Source) -> tuple[Rule, ...]:
 def _detectron2(source: Source) -> KeyMap:
     rules = (*_RESNET, *_fpn(source), *(_RETINA if 'head.cls_score.weight' in source else _RCNN))
     needed = {**checks.roi_align(aligned=True, sampling_ratio=0), **_of_heads(source)}
-    if {'pixel_mean', 'pixel_std'} <= source.keys():  # in older files; of unit scale are MSRA's networks of Caffe
+    known = {'pixel_mean', 'pixel_std'} <= source.keys()  # in older files; of unit scale are MSRA's networks of Caffe
+    if known:
         mean, std = (source[f'pixel_{name}'].flatten().tolist() for name in ('mean', 'std'))
         needed |= checks.preprocessing(mean, std, mean[0] > mean[-1])
         if all(abs(value - 1) < 1e-3 for value in std):
             needed['backbone.style'] = 'caffe'
-    return KeyMap(rules, needed, complete=_add_statistics)
+    return KeyMap(rules, needed, complete=_add_statistics, unchecked='' if known else _UNCHECKED)
 
 
 def _of_heads(source: Source) -> checks.Needed:
@@ -142,11 +147,13 @@ def _caffe2(source: Source) -> KeyMap:
     needed = _of_heads(source)
     detector = 'roi_heads.box_predictor.cls_score.bias' in source
     rows, columns = source['res2.0.conv2.weight'].shape[:2]
-    if rows == columns:  # no grouped convolutions, so not ResNeXt
+    plain = rows == columns  # no grouped convolutions, so not ResNeXt
+    if plain:
         needed |= {'backbone.style': 'caffe', **checks.preprocessing([103.53, 116.28, 123.675], [1.0] * 3, False)}
     if detector:
         needed |= checks.roi_align(aligned=False, sampling_ratio=2)
-    return KeyMap((*[_UNUSED] * detector, *_CAFFE2, *_RESNET, *_fpn(source), *_RCNN), needed, complete=_add_statistics)
+    rules = (*[_UNUSED] * detector, *_CAFFE2, *_RESNET, *_fpn(source), *_RCNN)
+    return KeyMap(rules, needed, complete=_add_statistics, unchecked='' if plain else _UNCHECKED)
 
 
 DETECTRON2 = Format(

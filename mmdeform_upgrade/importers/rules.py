@@ -34,6 +34,7 @@ class Imported:
     dropped: dict[str, str] = field(default_factory=dict)  # source to why it has no place of its own
     needed: Needed = field(default_factory=dict)  # settings that the network must have (anchors, eps, colours)
     classes: tuple[str, ...] = ()  # in the order of the outputs, where the file leaves no doubt about them
+    unchecked: str = ''  # settings that matter and of which the file says nothing
     added: tuple[str, ...] = ()  # offset keys that the baseline lacked; zeros were put there for an upgraded network
 
     def problems(self, model: nn.Module) -> list[str]:
@@ -54,6 +55,8 @@ class Imported:
             for reason in dict.fromkeys(reasons.values()):
                 names = [name for name in reasons if reasons[name] == reason]
                 lines.append(f'  {len(names)} {title}, {reason}: {listed(names, 3)}')
+        if self.unchecked:
+            lines.append(f'  not in the file, so compare yourself: {self.unchecked}')
         return '\n'.join(lines)
 
 
@@ -115,6 +118,7 @@ class KeyMap:
     rules: Sequence[Rule]  # the first that matches a name counts
     needed: Needed = field(default_factory=dict)  # settings that the network must have
     classes: tuple[str, ...] = ()  # where they are known
+    unchecked: str = ''  # see Imported
     complete: Callable[[Imported], None] = lambda imported: None  # adds what the file need not hold
 
 
@@ -149,7 +153,7 @@ class Format:
             key_map = self.key_map({spelled[name]: tensor for name, tensor in source.items()})
         except (LookupError, RuntimeError) as error:
             raise CheckpointError(f'it looks like {self.name}, but for its outputs or anchors: {error}') from error
-        result = Imported(self.name, {}, needed=key_map.needed, classes=key_map.classes)
+        result = Imported(self.name, {}, needed=key_map.needed, classes=key_map.classes, unchecked=key_map.unchecked)
         problems: list[str] = []
         found: dict[str, tuple[Rule, Match[str]]] = {}
         for name in source:

@@ -78,6 +78,16 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def check_loop(cfg: Config, loop: str) -> None:
+    """Refuse a config that lacks what one of a runner's loops needs (``'train'``, ``'val'``, ``'test'``)."""
+    needed = (f'{loop}_dataloader', f'{loop}_cfg', 'optim_wrapper' if loop == 'train' else f'{loop}_evaluator')
+    if missing := [key for key in needed if cfg.get(key) is None]:
+        words = {'train': 'train', 'val': 'validate', 'test': 'test'}
+        raise ConfigError(
+            f'the config has no {", ".join(missing)}, without which there is nothing to {words[loop]}: set them'
+        )
+
+
 def _take_gpu() -> None:
     """What MMEngine's launcher does first in each process, whatever the backend is."""
     try:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -23,7 +22,7 @@ from ..layers import merging_method, upgraded_layers
 from ..offsets.step_limit import MAX_STEP, StepLimit
 from ..ops.autograd import run_uncompiled
 from .loading import check_optimizer_state, lacking_for_resume, local_path, read_checkpoints_safely, refuse_to_overwrite
-from .run import bare_network, checkpoint_hooks, kept_random_state, whole_state_dict
+from .run import bare_network, checkpoint_hooks, kept_random_state, numbers_in, whole_state_dict
 
 META_KEY = 'deform_upgrade'
 _LEFT = 0.5  # share of a layer's taps from which on it is said that they leave the map
@@ -145,8 +144,7 @@ class DeformUpgradeHook(Hook):
         with kept_random_state():
             runner.val_loop.run()
         runner.param_schedulers = schedulers
-        numbers = {key: value for key, value in self._scores.items() if isinstance(value, (int, float, np.number))}
-        self.provenance['before_training'] = scores = {key: float(value) for key, value in numbers.items()}
+        self.provenance['before_training'] = scores = numbers_in(self._scores)
         runner.logger.info(
             'Before its first step the upgrade scores, as the baseline does: '
             + (

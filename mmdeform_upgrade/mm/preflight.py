@@ -13,11 +13,18 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from ..analysis.look import check_device
-from ..checkpoint import clean_state_dict, import_baseline, refuse_lost_offsets, remap_state_dict
+from ..checkpoint import (
+    clean_state_dict,
+    import_baseline,
+    is_offset_key,
+    refuse_delta,
+    refuse_lost_offsets,
+    remap_state_dict,
+)
 from ..config import HOOK, describe_schedule, read_config
 from ..config.settings import type_name
 from ..config.upgrade import beginnings
-from ..errors import ConfigError, naming
+from ..errors import CheckpointError, ConfigError, listed, naming
 from ..importers import OWN_NAMES
 from ..layers import upgraded_layers
 from ..readers import read_checkpoint
@@ -51,7 +58,10 @@ def load_network(config: str, checkpoint: str, device: str = 'cpu') -> nn.Module
     cfg = read_config(config)
     check_device(device)
     model: Any = build_network(cfg)
-    state_dict, network = clean_state_dict(read_checkpoint(checkpoint)['state_dict']), model.state_dict()
+    whole = read_checkpoint(checkpoint)
+    with naming(checkpoint):
+        refuse_delta(whole)
+    state_dict, network = clean_state_dict(whole['state_dict']), model.state_dict()
     refuse_lost_offsets(checkpoint, state_dict, network)
     with naming(checkpoint):
         model.load_state_dict(remap_state_dict(state_dict, network))
@@ -68,6 +78,13 @@ def plan_upgrade(before: Config, after: Config, checkpoint: str) -> tuple[nn.Mod
     network = build_network(after)
     imported = import_baseline(local_path(checkpoint), network)
     added = len(imported.added)
+    if trained := [key for key in imported.state_dict if is_offset_key(key) and key not in imported.added]:
+        own = build_network(before).state_dict()
+        if new := [key for key in trained if key not in own]:
+            raise CheckpointError(
+                f'{checkpoint} is the checkpoint of an upgrade, which has these offsets already: {listed(new, 2)}: give the '
+                'checkpoint of the baseline; to train the upgrade on, set load_from in its own config'
+            )
     aside = all(name.startswith('auxiliary_head') for name in upgraded_layers(network))
     lines = [
         str(UpgradeReport.of(network)),

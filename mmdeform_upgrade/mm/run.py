@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,11 @@ def whole_state_dict(runner) -> dict[str, Tensor]:
             with FullyShardedDataParallel.state_dict_type(model, StateDictType.FULL_STATE_DICT, whole):
                 return model.state_dict()
     return bare_network(runner).state_dict()
+
+
+def numbers_in(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The scores among what an evaluator gives, which may also be texts and arrays."""
+    return {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float, np.number))}
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

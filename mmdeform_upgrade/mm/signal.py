@@ -141,7 +141,11 @@ def measure_signal(
     first = list(islice(stream, min(_PEEKED, batches)))
     network.to(device)
     prepared = [_prepared(network, batch) for batch in first]
-    extents = _extents(prepared, getattr(loader.dataset, 'metainfo', {}).get('classes') or ())
+    classes = getattr(loader.dataset, 'metainfo', {}).get('classes') or ()
+    while not (objects := _annotated(prepared, classes)) and len(first) < batches:  # most pictures may show none
+        first.append(next(stream))
+        prepared.append(_prepared(network, first[-1]))
+    extents = _extents(objects, len(first))
     every = upgradable_names(dict(component.named_modules()))
     layers = {name: module for name, module in component.named_modules() if name in names}
     network.eval()
@@ -221,7 +225,14 @@ def _endless(loader: Any) -> Iterator[Any]:
     for epoch in range(2**31):
         if hasattr(loader.sampler, 'set_epoch'):
             loader.sampler.set_epoch(epoch)
-        yield from loader
+        batch = None
+        for batch in loader:
+            yield batch
+        if batch is None:
+            raise DataError(
+                'the training set gives no batch: with drop_last, as iterative loops have it, it needs at least as many '
+                'pictures as train_dataloader.batch_size'
+            )
 
 
 def _prepared(network: Any, batch: Any) -> Any:
@@ -240,12 +251,15 @@ def _loss(network: Any, batch: Any) -> Tensor:
     return network.parse_losses(losses)[0]
 
 
-def _extents(batches: list[Any], classes: Sequence[str]) -> tuple[float, float, float]:
+def _annotated(batches: list[Any], classes: Sequence[str]) -> list[tuple[float, float]]:
     unlabelled = {255, 0} if classes and classes[0] == 'background' else {255}
-    found = [item for batch in batches for sample in batch['data_samples'] for item in _objects(sample, unlabelled)]
+    return [item for batch in batches for sample in batch['data_samples'] for item in _objects(sample, unlabelled)]
+
+
+def _extents(found: list[tuple[float, float]], batches: int) -> tuple[float, float, float]:
     if not found:
         raise DataError(
-            f'{len(batches)} batches of the training set have no label that counts: boxes or classes are all ignored. '
+            f'{batches} batches of the training set have no label that counts: boxes or classes are all ignored. '
             'Look at the annotations, the classes (metainfo) and the pipeline of train_dataloader'
         )
     return quartiles(found)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..checkpoint import DELTA, clean_state_dict, file_sha256, import_checkpoint, is_delta, is_offset_key
@@ -32,6 +34,7 @@ class OffsetLayer:
 
     def __str__(self) -> str:
         moved = f'moved, largest offset parameter {self.largest:.4g}' if self.largest else 'exactly zero'
+        moved = moved if math.isfinite(self.largest) else 'not finite: the training that saved them diverged'
         return f'{self.name}: deform_groups {self.deform_groups or "unknown (not of DCNv1)"}, offsets {moved}'
 
 
@@ -113,8 +116,10 @@ def _offset_layers(state_dict: Mapping[str, Tensor]) -> tuple[OffsetLayer, ...]:
         name = key.rpartition('conv_offset.')[0].rstrip('.')
         known = layers.get(name, OffsetLayer(name, None, 0.0))
         taps = 2 * tensor[0, 0].numel() if tensor.dim() == 4 else 0  # of a weight (2GK, C, kh, kw)
-        groups = len(tensor) // taps if taps and len(tensor) % taps == 0 else known.deform_groups
-        layers[name] = OffsetLayer(name, groups, max(known.largest, float(tensor.abs().max())))
+        groups = len(tensor) // taps if taps and len(tensor) % taps == 0 else 0
+        fits = groups and tensor.shape[1] % groups == 0  # not of DCNv2, or of other layers called so
+        largest = torch.stack([torch.tensor(known.largest), tensor.detach().float().abs().max().cpu()]).max()  # or NaN
+        layers[name] = OffsetLayer(name, groups if fits else known.deform_groups, float(largest))
     return tuple(layers.values())
 
 

@@ -47,7 +47,7 @@ def export_onnx(
 ) -> list[str]:
     """Write a network or its backbone as an ONNX file, checked by ONNX itself.
 
-    The file's input is ``input``, normalised pictures (N, 3, H, W) as the data preprocessor makes them; its outputs are
+    The file's input is ``input``, normalised pictures (N, C, H, W) as the data preprocessor makes them; its outputs are
     the raw maps of each level: ``cls_score_i`` and ``bbox_pred_i`` of SSD, ``pred_map_i`` of YOLOv3, ``feature_i`` of a
     backbone. Decoding and non-maximum suppression are not in it. ``model`` is left as it is.
 
@@ -73,7 +73,7 @@ def export_onnx(
     if revert_zero and upgraded_layers(module):
         revert_(module)
     device = next((p.device for p in module.parameters()), torch.device('cpu'))
-    pictures = torch.zeros(2 if dynamic_batch else 1, 3, *size, device=device)
+    pictures = torch.zeros(2 if dynamic_batch else 1, _channels(module), *size, device=device)
     with torch.no_grad():
         with _refused(
             f'the network does not run on float32 pictures of {tuple(pictures.shape)}: give a size that it was made for, '
@@ -86,6 +86,13 @@ def export_onnx(
     with atomic_write(str(path)) as temporary:
         Path(temporary).write_bytes(proto.SerializeToString())
     return names
+
+
+def _channels(module: nn.Module) -> int:
+    """Of the pictures, as the first convolution says."""
+    first = next((layer for layer in module.modules() if isinstance(layer, nn.Conv2d)), None)
+    focus = any(type(layer).__name__ == 'Focus' for layer in module.modules())  # YOLOX's, of every other row and column
+    return 3 if first is None else first.in_channels // (4 if focus else 1)
 
 
 def _exported(module: nn.Module, pictures: Tensor, names: list[str], opset: int, dynamic_batch: bool) -> Any:
@@ -105,7 +112,7 @@ def _exported(module: nn.Module, pictures: Tensor, names: list[str], opset: int,
 
 
 class _FlatMaps(nn.Module):
-    """Stages in a row, from pictures (N, 3, H, W) to a flat tuple of maps."""
+    """Stages in a row, from pictures (N, C, H, W) to a flat tuple of maps."""
 
     def __init__(self, *stages: nn.Module):
         super().__init__()

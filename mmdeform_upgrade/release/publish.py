@@ -35,7 +35,7 @@ def published_checkpoint(
         config_text: takes the place of the config in ``meta``.
 
     Raises:
-        CheckpointError: there are no averaged weights, or what is there is no checkpoint.
+        CheckpointError: there are no averaged weights, what is there is no checkpoint, or it holds NaN.
     """
     meta = checkpoint.get('meta') or {}
     refuse_delta(checkpoint)
@@ -51,6 +51,11 @@ def published_checkpoint(
             if odd := sorted(averaged.keys() ^ state_dict.keys()):
                 raise CheckpointError(f'--ema: state_dict and ema_state_dict differ in their names: {listed(odd)}')
             state_dict = {key: averaged[key] for key in state_dict}
+    if broken := [key for key, value in state_dict.items() if value.is_floating_point() and value.isnan().any()]:
+        raise CheckpointError(
+            f'{len(broken)} of its tensors hold NaN ({listed(broken, 5)}): the training that saved it diverged; publish a '
+            'checkpoint from before that'
+        )
     kept = plain_meta(meta)
     if config_text is not None:
         kept['cfg'] = config_text

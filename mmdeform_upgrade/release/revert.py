@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from ..analysis.complexity import hooked
@@ -21,6 +23,7 @@ from ..checkpoint import StateDict, clean_state_dict
 from ..errors import CheckpointError, listed
 from ..layers import ZeroOffsetDCN, names_in_state_dict, upgraded_layers
 from ..mm.hook import META_KEY
+from ..mm.run import numbers_in
 from .onnx import flat_tensors
 from .rewrite import differing, with_layers
 
@@ -128,10 +131,8 @@ def reverted_config(cfg: Config, model: nn.Module, verdicts: Sequence[LayerVerdi
     return result
 
 
-def validate(cfg: Config, state_dict: Mapping[str, Tensor], title: str) -> dict[str, float]:
+def validate(cfg: Config, state_dict: Mapping[str, Tensor], title: str) -> Mapping[str, float]:
     """The validation of a config on given weights; it leaves nothing behind."""
-    from mmengine.runner import Runner
-
     cfg = copy.deepcopy(cfg)
     hooks = with_layers(cfg, {}).get('custom_hooks')  # those that any network has use for
     with tempfile.TemporaryDirectory() as folder:
@@ -141,7 +142,18 @@ def validate(cfg: Config, state_dict: Mapping[str, Tensor], title: str) -> dict[
         cfg.visualizer = None  # one of a name exists once a process, with the first run's folder
         runner = Runner.from_cfg(cfg)
         runner.model.load_state_dict(state_dict)
-        return {key: float(value) for key, value in runner.val().items()}
+        runner.register_hook(kept := _KeepScores())
+        runner.val()
+        return kept.scores
+
+
+class _KeepScores(Hook):
+    """Not every validation loop returns them."""
+
+    scores: Mapping[str, float] = {}
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, Any] | None = None) -> None:
+        self.scores = numbers_in(metrics or {})
 
 
 @torch.no_grad()
@@ -156,17 +168,17 @@ def _lengths(layers: Mapping[str, ZeroOffsetDCN], runs: Sequence[Run]) -> dict[s
 
 
 def _outputs(modules: Iterable[nn.Module], run: Run) -> list[tuple[nn.Module, Tensor]]:
-    """What modules return in a run, in order, but for calls from within another of them."""
+    """The tensors that modules return in a run, in order, but for calls from within another of them that returns some."""
     kept: list[tuple[nn.Module, Tensor]] = []
-    running: list[nn.Module] = []
+    before: list[int] = []  # how many were kept, of each module that is running
 
     def enter(module: nn.Module, args: Any) -> None:
-        running.append(module)
+        before.append(len(kept))
 
     def keep(module: nn.Module, args: Any, output: Any) -> None:
-        running.pop()
-        if not running:
-            kept.extend((module, tensor.detach().clone()) for tensor in flat_tensors(output))
+        first = before.pop()
+        if tensors := flat_tensors(output):  # not the samples that a teacher returns
+            kept[first:] = [(module, tensor.detach().clone()) for tensor in tensors]
 
     hooks = [(module.register_forward_pre_hook(enter), module.register_forward_hook(keep)) for module in modules]
     with hooked(chain.from_iterable(hooks)):

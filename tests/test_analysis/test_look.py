@@ -1,5 +1,8 @@
 """The pictures of where an upgrade looks, through the real inference of mmdet."""
 
+import re
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import mmcv
@@ -210,6 +213,28 @@ def test_a_point_outside_of_the_picture_is_refused(upgraded):
     result = run_tool('analysis_tools/show_offsets.py', image, config, checkpoint, '--points', '48,200', check=False)
     assert result.returncode == 2
     assert '48,200 (Y,X) is outside of what the network sees, 96 high and 96 wide' in result.stderr
+
+
+@pytest.mark.parametrize(
+    'out,message', [('picture.png', 'is a file to read'), ('x.svg', r'expected a name that ends in \.png')]
+)
+def test_the_picture_is_not_overwritten_and_a_figure_is_a_png(out, message, upgraded, tmp_path):
+    config, checkpoint, image = upgraded
+    shutil.copy(image, tmp_path / 'picture.png')
+    arguments = (tmp_path / 'picture.png', config, checkpoint, '--out', tmp_path / out)
+    result = run_tool('analysis_tools/show_offsets.py', *arguments, check=False)
+    assert result.returncode == 2 and re.search(message, result.stderr)
+    assert (tmp_path / 'picture.png').read_bytes() == Path(image).read_bytes() and not (tmp_path / 'x.svg').exists()
+
+
+def test_a_network_without_a_backbone_of_its_own_is_refused():
+    with pytest.raises(ConfigError, match='ModuleDict has no backbone of its own: .*of a teacher and a student'):
+        look(upgrade_in(nn.ModuleDict({'teacher': nn.Conv2d(3, 3, 3)})), 'picture.png')
+
+
+def upgrade_in(model):
+    upgrade_(model, 'last:1')
+    return model
 
 
 def test_a_file_that_is_not_there_is_named(upgraded):

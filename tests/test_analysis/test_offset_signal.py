@@ -116,13 +116,53 @@ class IgnoreEverything:
 def test_labels_that_are_all_ignored_are_refused_before_the_work(baseline, capsys):
     cfg = copy.deepcopy(baseline[0])
     cfg.train_dataloader.dataset.pipeline.insert(-1, dict(type='IgnoreEverything'))
-    with pytest.raises(DataError, match='4 batches of the training set have no label that counts'):
+    with pytest.raises(DataError, match='32 batches of the training set have no label that counts'):
         measure_signal(cfg, baseline[1])
     assert 'batch/s' not in capsys.readouterr().err
     cfg = copy.deepcopy(baseline[0])
     cfg.train_dataloader.dataset.metainfo = dict(classes=('submarine',))
     with pytest.raises(DataError, match='the training set has no picture with labels of the classes'):
         measure_signal(cfg, baseline[1])
+
+
+def test_pictures_without_objects_are_looked_past(baseline):
+    cfg = copy.deepcopy(baseline[0])
+    dataset = cfg.train_dataloader.dataset
+    cfg.train_dataloader.update(batch_size=1, sampler=dict(type='DefaultSampler', shuffle=False))
+    dataset.pipeline.insert(-1, dict(type='EmptyAtFirst', count=6))
+    report = measure_signal(cfg, baseline[1], targets='last:1', batches=12)
+    assert report.extents[1] > 10 and EmptyAtFirst.seen >= 12
+
+
+@TRANSFORMS.register_module()
+class EmptyAtFirst:
+    seen = 0
+
+    def __init__(self, count):
+        self.count = count
+
+    def __call__(self, results):
+        EmptyAtFirst.seen += 1
+        if EmptyAtFirst.seen <= self.count:
+            results['gt_bboxes'] = results['gt_bboxes'][:0]
+            for key in ('gt_bboxes_labels', 'gt_ignore_flags'):
+                results[key] = results[key][:0]
+        return results
+
+
+def test_a_training_set_without_a_whole_batch_is_refused(baseline):
+    cfg = copy.deepcopy(baseline[0])
+    cfg.train_dataloader.update(batch_size=64, drop_last=True)
+    with pytest.raises(DataError, match='the training set gives no batch: with drop_last'):
+        measure_signal(cfg, baseline[1])
+
+
+def test_files_of_others_are_not_overwritten(baseline, tmp_path):
+    (tmp_path / 'mine.json').write_text('{}')
+    arguments = (baseline[0].filename, baseline[1], '--out', tmp_path / 'mine')
+    result = run_tool('analysis_tools/offset_signal.py', *arguments, check=False)
+    assert result.returncode == 2 and 'mine.json' in result.stderr and '--force' in result.stderr
+    assert (tmp_path / 'mine.json').read_text() == '{}'
 
 
 def test_settings_that_make_no_sense_are_refused(baseline, tiny_upgrade):

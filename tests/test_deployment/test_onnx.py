@@ -12,6 +12,7 @@ from torch import nn
 
 import mmdeform_upgrade.release.onnx as module_under_test
 from mmdeform_upgrade import UpgradeError, ZeroOffsetDCN, deform_conv2d, upgrade_
+from mmdeform_upgrade.checkpoint import DELTA
 from mmdeform_upgrade.errors import ExportError
 from mmdeform_upgrade.release.onnx import export_onnx
 
@@ -166,6 +167,18 @@ def test_a_backbone_with_offsets_computes_the_same_for_any_batch(resnet, tmp_pat
         check(run(tmp_path / 'x.onnx', input), net(input))
 
 
+def test_pictures_of_another_number_of_channels_are_exported(tmp_path):
+    from mmdet.models import CSPDarknet, ResNet
+
+    for net, channels in ((ResNet(18, base_channels=8, in_channels=1), 1), (CSPDarknet(widen_factor=0.125), 3)):
+        net.eval()
+        upgrade_(net, 'last:1')
+        scatter_(net)
+        export_onnx(net, tmp_path / 'x.onnx', size=(64, 64), part='backbone')
+        input = torch.randn(1, channels, 64, 64)
+        check(run(tmp_path / 'x.onnx', input), net(input))
+
+
 def test_zero_offsets_stay_deformable_unless_reverted(resnet, tmp_path):
     net = copy.deepcopy(resnet)
     input = torch.randn(1, 3, 64, 64)
@@ -196,6 +209,11 @@ def test_the_tool_exports_a_whole_ssd(tiny_upgrade, tmp_path):
     names = [output.name for output in onnx.load(out).graph.output]
     assert names == [f'{kind}_{i}' for kind in ('cls_score', 'bbox_pred') for i in range(4)]
     assert ', '.join(names) in text and kinds(out).count('DeformConv') == 3
+    torch.save({'metadata': {'kind': DELTA}, 'state_dict': model.state_dict()}, tmp_path / 'delta.pth')
+    refused = run_tool(
+        'deployment/export_onnx.py', tiny_upgrade, tmp_path / 'delta.pth', tmp_path / 'y.onnx', check=False
+    )
+    assert refused.returncode == 2 and 'delta.pth: it is a delta' in refused.stderr
     input = torch.randn(2, 3, 96, 96)
     scores, boxes = model.eval()._forward(input)
     check(run(out, input), [*scores, *boxes])

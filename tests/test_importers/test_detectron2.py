@@ -39,6 +39,14 @@ def _anchors(state):
     return state
 
 
+def test_what_newer_files_do_not_say_is_left_to_the_user():
+    state = detectron2_names.rcnn(mask=False)
+    older = import_state_dict(detectron2_names.msra_pixels(foreign.random_of(state)))
+    newer = import_state_dict(foreign.random_of({key: shape for key, shape in state.items() if 'pixel' not in key}))
+    assert "compare yourself: data_preprocessor's mean, std and bgr_to_rgb, and backbone.style" in str(newer)
+    assert 'compare yourself' not in str(older)
+
+
 @pytest.mark.parametrize('mask', [True, False])
 def test_rcnn_loads_strictly_and_changes_nothing(stock, mask):
     source = _anchors(detectron2_names.msra_pixels(foreign.random_of(detectron2_names.rcnn(mask=mask))))

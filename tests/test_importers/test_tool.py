@@ -113,6 +113,8 @@ def test_names_that_no_importer_knows_are_not_written(main, tiny_retinanet, trai
 
 
 def test_errors_are_one_message(tmp_path):
+    result = run_tool('model_converters/import_baseline.py', 'a.pth', tmp_path / 'out.safetensors', check=False)
+    assert result.returncode == 2 and 'expected a name that ends in .pth' in result.stderr
     (tmp_path / 'page.pth').write_text('<html>')
     result = run_tool('model_converters/import_baseline.py', tmp_path / 'page.pth', tmp_path / 'out.pth', check=False)
     assert result.returncode == 2 and result.stderr.strip().endswith(

@@ -144,6 +144,13 @@ def test_inspect_says_which_layers_moved_and_what_else_is_in_the_file(files, rel
             {'conv.conv_offset.weight': torch.ones(27, 2, 3, 3), 'conv.conv_offset.bias': torch.ones(27)},
             ['a network with 1 deformable layers', 'deform_groups unknown', 'provenance: not recorded'],
         ),
+        (  # DCNv2 of four groups, and a training that diverged
+            {
+                'conv.conv_offset.weight': torch.ones(108, 256, 3, 3),
+                'conv.conv_offset.bias': torch.full((108,), torch.nan),
+            },
+            ['deform_groups unknown', 'offsets not finite'],
+        ),
     ],
 )
 def test_inspect_says_only_what_is_so(tmp_path, checkpoint, lines):
@@ -171,4 +178,9 @@ def test_a_refused_publish_writes_nothing(files, tmp_path):
         publish(files.checkpoint, str(tmp_path / 'zoo'), date='today')
     with pytest.raises(CheckpointError, match='lacks offsets of these.*checkpoint of an upgrade has them all'):
         publish(files.baseline, str(tmp_path / 'zoo'), config=files.config)
+    diverged, path = read_checkpoint(files.checkpoint), Path(files.checkpoint).with_name('nan.pth')
+    diverged['state_dict']['backbone.conv1.weight'][0] = torch.nan
+    torch.save(diverged, path)
+    with pytest.raises(CheckpointError, match=r'1 of its tensors hold NaN \(backbone.conv1.weight\)'):
+        publish(str(path), str(tmp_path / 'zoo'))
     assert list(tmp_path.iterdir()) == []

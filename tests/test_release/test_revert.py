@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmdeform_upgrade.errors import CheckpointError, ConfigError, UpgradeError
+from mmdeform_upgrade.errors import CheckpointError, ConfigError, DataError, UpgradeError
 from mmdeform_upgrade.layers import upgraded_layers
 from mmdeform_upgrade.release import make_delta
 from mmdeform_upgrade.release.revert import judge, output_difference, reverted_checkpoint, reverted_config
@@ -74,6 +74,25 @@ def test_of_a_head_that_is_not_called_itself_the_cost_is_that_of_what_is(network
         and cost > 0.1
     )
     assert output_difference(model, ['idle.0'], [lambda: head.forward(image)]) is None
+
+
+@torch.no_grad()
+def test_within_what_returns_samples_the_cost_is_that_of_what_returns_tensors(network):
+    """A teacher is called, and returns predictions; its backbone is called in it."""
+
+    class Teacher(torch.nn.Module):
+        def __init__(self, detector):
+            super().__init__()
+            self.detector = detector
+
+        def forward(self, image):
+            self.detector.backbone(image)
+            return ['a sample']
+
+    model, image = torch.nn.ModuleDict({'teacher': Teacher(network[1])}), torch.randn(1, 3, 96, 96)
+    names = [f'teacher.detector.{name}' for name in NAMES]
+    cost = output_difference(model, names, [lambda: model['teacher'](image)])
+    assert cost == output_difference(network[1], NAMES, [lambda: network[1].backbone(image)]) and cost > 1e-4
 
 
 def test_without_data_only_exact_zeros_go_back(network):
@@ -173,6 +192,34 @@ def test_pictures_of_a_folder_are_judged_instead_of_the_validation_set(files, pi
     loaded = torch.load(out, weights_only=True)
     assert not any('1.conv1.conv_offset' in key or '0.conv2.conv_offset' in key for key in loaded['state_dict'])
     assert Config.fromfile(tmp_path / 'back.py').load_from == str(out)
+
+
+@pytest.mark.parametrize(
+    'setting,options,message',
+    [
+        ('val_dataloader', [], 'the config has no val_dataloader: give pictures to look at with --images'),
+        (
+            'val_evaluator',
+            ['--validate'],
+            'the config has no val_evaluator, without which there is nothing to validate',
+        ),
+        ('test_dataloader', ['--images'], 'the config has no test_dataloader, whose pipeline loads pictures'),
+    ],
+)
+def test_a_setting_that_is_needed_is_named(setting, options, message, files, pictures, tmp_path):
+    cfg = Config.fromfile(files.config)
+    cfg[setting] = None
+    cfg.dump(tmp_path / 'c.py')
+    options = [word for option in options for word in ([option, pictures] if option == '--images' else [option])]
+    with pytest.raises(ConfigError, match=message):
+        _revert(tmp_path / 'c.py', files.checkpoint, tmp_path / 'b.pth', *options)
+    assert not (tmp_path / 'b.pth').exists()
+
+
+def test_a_damaged_picture_is_named(files, pictures, tmp_path):
+    (pictures / '0.jpg').write_text('no picture')
+    with pytest.raises(DataError, match=r'0\.jpg cannot be read as a picture'):
+        _revert(files.config, files.checkpoint, tmp_path / 'b.pth', '--images', pictures)
 
 
 def test_a_delta_is_named(files, tmp_path):

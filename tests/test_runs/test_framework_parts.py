@@ -28,6 +28,7 @@ from mmengine.registry import (
 from mmengine.runner import Runner
 
 from mmdeform_upgrade.readers import read_checkpoint
+from mmdeform_upgrade.release.revert import validate
 
 from ..faults.tiny import save_tiny_baseline, tiny_config
 from .conftest import _number
@@ -225,6 +226,8 @@ def test_a_validation_loop_that_returns_nothing_is_scored(tmp_path):
         scores[name] = provenance['before_training']
     assert scores['with'] == scores['without'] and scores['with'].keys() == {'teacher/tiny/error', 'student/tiny/error'}
     assert len(set(scores['with'].values())) == 2
+    upgraded = read_checkpoint(tmp_path / 'without' / 'epoch_1.pth')['state_dict']
+    assert validate(cfg, upgraded, 'reverting').keys() == scores['with'].keys()
     cfg.model.update(type='TrainOffsets', base_type='TinySemi')
     _run(cfg, tmp_path / 'offsets', custom_hooks=[*cfg.custom_hooks, dict(type='mmdet.MeanTeacherHook')])
     trained, start = read_checkpoint(tmp_path / 'offsets' / 'epoch_1.pth')['state_dict'], network.state_dict()

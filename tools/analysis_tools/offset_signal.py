@@ -14,6 +14,7 @@ from mmdeform_upgrade.config import read_config
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.mm.signal import measure_signal
 from mmdeform_upgrade.offsets.optimizer import OFFSET_LR
+from mmdeform_upgrade.release.contents import refuse_existing
 
 
 def parse_args(argv):
@@ -27,11 +28,15 @@ def parse_args(argv):
     parser.add_argument('--offset-lr', type=float, default=OFFSET_LR, help="rate of the offsets' Adam (default: 0.002)")
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--out', type=Path, help='where to write OUT.json and OUT.png')
+    parser.add_argument('--force', action='store_true', help='overwrite these')
     return parser.parse_args(argv)
 
 
 def main(argv=None):
     args = parse_args(argv)
+    json_file, picture = (Path(f'{args.out}{ending}') for ending in ('.json', '.png'))
+    if args.out:
+        refuse_existing([str(json_file), str(picture)], args.force, [args.config, args.checkpoint])
     report = measure_signal(
         read_config(args.config),
         args.checkpoint,
@@ -46,7 +51,6 @@ def main(argv=None):
     if args.out:
         from mmdeform_upgrade.analysis import plots
 
-        json_file, picture = (Path(f'{args.out}{ending}') for ending in ('.json', '.png'))
         args.out.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(report.as_dict(), indent=1) + '\n')
         plots.draw_signal(report.layers, picture, title=f'{args.config}, {args.batches} batches')

@@ -18,6 +18,7 @@ from mmdeform_upgrade.analysis.receptive_field import width
 from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.mm.preflight import load_network
+from mmdeform_upgrade.release.contents import refuse_existing
 
 
 def point(text):
@@ -69,6 +70,9 @@ def main(argv=None):
     args = parse_args(argv)
     if not os.path.isfile(args.image):
         raise ConfigError(f'there is no file {args.image!r}')
+    if args.out.suffix.lower() != '.png':
+        raise ConfigError(f'--out {str(args.out)!r}: expected a name that ends in .png')
+    refuse_existing([str(args.out)], True, [args.image, args.config, args.checkpoint])
     model = load_network(args.config, args.checkpoint, args.device)
     seen = look(model, args.image)
     height, wide = seen.picture.shape[:2]

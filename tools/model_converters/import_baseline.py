@@ -6,7 +6,7 @@ import os
 
 from mmdeform_upgrade.checkpoint import file_sha256, import_baseline
 from mmdeform_upgrade.config import read_config
-from mmdeform_upgrade.errors import CheckpointError
+from mmdeform_upgrade.errors import CheckpointError, ConfigError
 from mmdeform_upgrade.importers import OWN_NAMES
 from mmdeform_upgrade.mm import command_line
 from mmdeform_upgrade.mm.loading import local_path, meta_of
@@ -18,7 +18,7 @@ from mmdeform_upgrade.release.contents import refuse_existing, write_checkpoint
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('src', help='the foreign checkpoint; docs/formats.md lists what is known')
-    parser.add_argument('dst', help='checkpoint to write')
+    parser.add_argument('dst', help='checkpoint to write, ending in .pth')
     parser.add_argument('--config', help='also check that the network of this config is the one that was trained')
     parser.add_argument('--force', action='store_true', help='overwrite DST')
     return parser.parse_args(argv)
@@ -28,6 +28,8 @@ def main(argv=None):
     args = parse_args(argv)
     args.src = local_path(args.src)
     refuse_existing([args.dst], args.force, [args.src])
+    if not args.dst.endswith('.pth'):
+        raise ConfigError(f'{args.dst!r}: expected a name that ends in .pth')
     network = build_network(read_config(args.config)) if args.config else None
     imported = import_baseline(args.src, network)
     if network is None and imported.format == OWN_NAMES:

@@ -66,6 +66,10 @@ def main(argv=None):
     args = parse_args(argv)
     check(args)
     cfg = read_config(args.config)
+    if args.validate:
+        command_line.check_loop(cfg, 'val')
+    if not (args.images or cfg.get('val_dataloader')):
+        raise ConfigError('the config has no val_dataloader: give pictures to look at with --images')
     checkpoint = read_checkpoint(args.checkpoint)
     refuse_delta(checkpoint)
     model = build_network(cfg)
