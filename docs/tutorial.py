@@ -75,7 +75,7 @@ print('in:layer3 and 4', find_targets(plain.backbone, ['in:layer3', 'in:layer4']
 upgraded = upgrade_config(baseline, load_from=baseline_file, targets=['in:layer3', 'in:layer4'])
 upgraded.work_dir = str(OUT / 'upgraded')
 upgraded.visualizer.name = 'upgraded'  # one of a name exists once a process, with the first run's folder
-upgraded.optim_wrapper.paramwise_cfg = dict(custom_keys={'conv_offset': dict(lr_mult=1.0)})  # the offsets' own rate
+upgraded.optim_wrapper.offset_optimizer.lr = 2e-3  # the offsets' own rate
 upgraded.custom_hooks.append(dict(type='OffsetLoggerHook', interval=10))
 upgraded.dump(OUT / 'upgraded.py')
 print({key: upgraded.model.backbone[key] for key in ('type', 'base_type', 'targets')})

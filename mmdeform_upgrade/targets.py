@@ -169,7 +169,8 @@ def _matches(modules: Mapping[str, nn.Module], targets: str | Iterable[str], arg
         elif not convs:
             unknown.append(f'{target!r} names no module. {_meant(modules, target)}'.rstrip('. '))
     if unknown:
-        raise TargetError(f'{argument}: {"; ".join(unknown)}. {_candidates(modules)}')
+        problems = '; '.join(unknown)
+        raise TargetError(f'{argument}: {problems}{"" if problems.endswith("?") else "."} {_candidates(modules)}')
     return found
 
 

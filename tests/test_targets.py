@@ -182,7 +182,7 @@ def test_a_block_that_is_called_a_convolution_is_none():
         ('bn', (), 'match no convolution'),
         (['layer2.1.conv3'], (), r"'layer2.1.conv3' names no module. Did you mean 'layer2\.1\.conv2'"),
         (['layer2'], (), "'layer2' is a Sequential, not a convolution"),
-        (['stem'], ['stam'], r"exclude: 'stam' names no module"),
+        (['stem'], ['stam'], r"exclude: 'stam' names no module. Did you mean 'stem'\? "),
         ([], (), 'match no convolution'),
         (['stem'], ['stem'], 'match no convolution after 1 excluded'),
         (3, (), 'neither a string nor a sequence of names'),

@@ -64,7 +64,7 @@ def parse_args(argv):
         default=['last:3'],
         help='last:N, one regular expression, or several names (default: last:3)',
     )
-    parser.add_argument('--exclude', nargs='+', default=[], help='names to leave alone')
+    parser.add_argument('--exclude', nargs='+', default=[], help='what to leave alone, as --targets')
     parser.add_argument('--part', default='backbone', help='component of the model to upgrade (default: backbone)')
     parser.add_argument('--deform-groups', type=int, default=1, help='groups of channels that share offsets')
     length = parser.add_mutually_exclusive_group()
@@ -206,7 +206,9 @@ def main(argv=None):
     shared = {'randomness': {'seed': 0}} if args.control and not has_seed else {}
     tuning = dict(epoch_ratio=args.epoch_ratio, max_iters=args.max_iters, lr_mult=args.lr_mult, guard=not args.no_guard)
     layers = dict(
-        targets=args.targets[0] if len(args.targets) == 1 else args.targets, exclude=args.exclude, part=args.part
+        targets=command_line.one_or_several(args.targets),
+        exclude=command_line.one_or_several(args.exclude),
+        part=args.part,
     )
     changes = upgrade_changes(
         baseline,

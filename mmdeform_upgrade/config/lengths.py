@@ -110,6 +110,8 @@ class Scale:
             return {}
         kind = type_name(hook.get('type', ''))
         counted = [key for key in _HOOK_KEYS[self.before.unit] if is_count(hook.get(key))]
+        of_epochs = self.before.unit == 'epochs'
+        iterations = [key for key in _HOOK_KEYS['iters'] if of_epochs and is_count(hook.get(key))]
         if kind in ('CheckpointHook', 'EvalHook') and self.before.counts(hook):
             counted += [key for key in ('interval', 'save_begin') if is_count(hook.get(key))]
         if self.to_iters and (lost := [key for key in counted if key in _HOOK_KEYS['epochs'] and hook[key] > 0]):
@@ -122,6 +124,10 @@ class Scale:
             new = self.interval(hook[key]) if key == 'interval' else self(hook[key])
             if key in _BEGINS and hook[key] < self.before.total:  # a last part that is rounded to nothing never begins
                 new = min(new, self.after.total - 1)
+            if new != hook[key]:
+                changes[key] = new
+        for key in iterations:
+            new = min(self.of_iterations(hook[key]), self.after.total - 1) if self.to_iters else self(hook[key])
             if new != hook[key]:
                 changes[key] = new
         if self.to_iters and kind == 'CheckpointHook' and self.before.counts(hook):

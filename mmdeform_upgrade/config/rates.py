@@ -84,6 +84,15 @@ def check_offset_rates(cfg: Mapping[str, Any]) -> None:
         )
 
 
+def idle_rules(wrapper: Mapping[str, Any]) -> list[str]:
+    """Rules of ``paramwise_cfg`` for the offsets' rate that an optimizer of their own does not follow."""
+    if 'type' not in (wrapper.get('offset_optimizer') or {}):
+        return []
+    paramwise = wrapper.get('paramwise_cfg') or {}
+    keys = [f'custom_keys.{key}' for key in paramwise.get('custom_keys') or {} if 'conv_offset' in key]
+    return keys + [_OF_OFFSETS] * (_OF_OFFSETS in paramwise)
+
+
 def _offset_changes(
     wrapper: Mapping[str, Any], lr_mult: float | None, kind: str | None, lr: float | None
 ) -> dict[str, Any]:

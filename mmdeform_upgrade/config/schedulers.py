@@ -26,7 +26,7 @@ def shorten_schedulers(schedulers: Any, scale: Scale, validations: float) -> Any
     decays = False
     for scheduler in map(dict, listed_schedulers(schedulers)):
         kind = type_name(scheduler['type'])
-        if kind in ('MultiStepLR', 'StepLR') and scale.before.counts(scheduler):
+        if kind in ('MultiStepLR', 'StepLR') and (scale.before.counts(scheduler) or scale.to_iters):
             shortened += [] if decays else _paper_steps(scheduler, scale)
             decays = True  # of the whole schedule, also where its steps are in several schedulers
         elif kind.startswith('ReduceOnPlateau'):
@@ -63,8 +63,19 @@ def _scaled(scheduler: dict[str, Any], scale: Scale) -> dict[str, Any] | None:
     if full_cycle:
         scheduler['T_max'] = scheduler['end'] - (scheduler.get('begin') or 0)
     if type_name(scheduler['type']).startswith('Exponential') and scheduler.get('gamma') is not None:
-        scheduler['gamma'] = scheduler['gamma'] ** (1 / scale.ratio)
+        scheduler['gamma'] = scheduler['gamma'] ** (1 / _ratio(scale, in_iterations))
     return _by_iteration(scheduler) if scale.to_iters else scheduler
+
+
+def _ratio(scale: Scale, in_iterations: bool) -> float:
+    if not in_iterations:
+        return scale.ratio
+    if not scale.iterations:
+        raise ConfigError(
+            'max_iters: an exponential scheduler counts iterations, and none of the param_scheduler says how many the '
+            'training has: give epoch_ratio instead, or its end'
+        )
+    return scale.after.total / scale.iterations
 
 
 def converted(scheduler: dict[str, Any], convert: Any) -> dict[str, Any]:
@@ -86,7 +97,10 @@ def _paper_steps(scheduler: dict[str, Any], scale: Scale) -> list[dict[str, Any]
     total = scale.after.total
     steps = sorted({round_half_up(total * part) for part in DECAY_AT})
     kept = {key: value for key, value in scheduler.items() if key not in ('milestones', 'step_size')}
-    scheduler = {**converted(kept, scale), 'gamma': DECAY_FACTOR}
+    scheduler = {
+        **converted(kept, scale if scale.before.counts(scheduler) else scale.of_iterations),
+        'gamma': DECAY_FACTOR,
+    }
     if is_count(scheduler.get('end')):  # who doubles the epochs often leaves the end, behind which no rate changes
         scheduler['end'] = max(scheduler['end'], total)
     if type_name(scheduler['type']) == 'StepLR':

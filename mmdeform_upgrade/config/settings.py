@@ -142,12 +142,12 @@ def listed_schedulers(schedulers: Any) -> list[Mapping[str, Any]]:
 
 def last_iteration(schedulers: Sequence[Mapping[str, Any]]) -> int:
     """The last iteration that is named by those of a config's schedulers that count them; 0 where there are none."""
-    marks = [
-        mark
-        for given in schedulers
-        if not given.get('by_epoch', True)
-        for mark in (given.get('end'), given.get('total_steps'), *(given.get('milestones') or ()))
-    ]
+    marks: list[Any] = []
+    for given in schedulers:
+        if not given.get('by_epoch', True):
+            marks += [given.get('end'), given.get('total_steps'), *(given.get('milestones') or ())]
+            lengths: Any = (given.get('T_max'), sum(given.get('periods') or ()))  # of cosines, from where they begin
+            marks += [(given.get('begin') or 0) + length for length in lengths if is_count(length)]
     return int(max(filter(is_count, marks), default=0))
 
 
@@ -159,9 +159,10 @@ def warms_up(scheduler: Mapping[str, Any]) -> bool:
 
 
 def scheduled_iterations(schedulers: Sequence[Mapping[str, Any]]) -> int:
-    """The iterations of a training by its schedulers; 0 where those that count iterations are warm-ups only."""
-    warm_ups = any(given.get('by_epoch', True) for given in schedulers) or all(map(warms_up, schedulers))
-    return 0 if warm_ups else last_iteration(schedulers)
+    """The iterations of a training by its schedulers; 0 where they do not say, as warm-ups alone do not."""
+    if any(given.get('by_epoch', True) for given in schedulers):
+        return 0
+    return last_iteration([given for given in schedulers if not warms_up(given)])
 
 
 def unwrapped_datasets(dataset: Any) -> list[Any]:

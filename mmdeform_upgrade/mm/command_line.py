@@ -166,6 +166,11 @@ def set_tta(cfg: Config) -> None:
         dataset.pipeline = cfg.tta_pipeline
 
 
+def one_or_several(words: list[str]) -> str | list[str]:
+    """Targets as they were typed: one alone may be any of their forms."""
+    return words[0] if len(words) == 1 else words
+
+
 def pickle_file(path: str) -> str:
     """An argument that names a pickle file."""
     if not path.endswith(('.pkl', '.pickle')):

@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 from torch import nn
 
-from ..errors import ConfigError
+from ..config.rates import idle_rules
+from ..errors import ConfigError, listed
 from ..layers import OffsetBranch
 from ..offsets.optimizer import OFFSET_LR, OffsetOptimizer, offsets_by_layer, split_offsets
+
+_OF_LAYERWISE_DECAY = {'decay_rate', 'layer_decay_rate', 'num_layers'}
 
 
 class OffsetOptimizerConstructor:
@@ -29,7 +34,7 @@ class OffsetOptimizerConstructor:
         paramwise_cfg: goes to that constructor, whose rules then do not see the offsets.
 
     Raises:
-        ConfigError: there is no rate to multiply; when called: the network has no offsets that train.
+        ConfigError: there is no rate to multiply, or settings of a constructor that is not named; when called: the network has no offsets that train.
     """
 
     def __init__(self, optim_wrapper_cfg: dict[str, Any], paramwise_cfg: dict[str, Any] | None = None) -> None:
@@ -37,8 +42,22 @@ class OffsetOptimizerConstructor:
         optimizer = self._wrapper.pop('optimizer')
         given = self._wrapper.pop('offset_optimizer', {})
         self._offsets = _offset_settings(given, optimizer, paramwise_cfg or {})
+        if idle := idle_rules({**optim_wrapper_cfg, 'paramwise_cfg': paramwise_cfg}):
+            print_log(
+                f'paramwise_cfg.{listed(idle)} does not change the rate of the offsets, which have an optimizer of their '
+                'own: set optim_wrapper.offset_optimizer.lr',
+                logger='current',
+                level=logging.WARNING,
+            )
         self._multiple = not {'type', 'lr'} & given.keys()
-        base = self._wrapper.pop('base_constructor', 'DefaultOptimWrapperConstructor')
+        base = self._wrapper.pop('base_constructor', None)
+        if base is None and (lost := _OF_LAYERWISE_DECAY & (paramwise_cfg or {}).keys()):
+            raise ConfigError(
+                f'optim_wrapper.paramwise_cfg has {listed(sorted(lost))}, of a constructor that decays rates by layer, and '
+                'no base_constructor: name the constructor of the baseline there (DefaultOptimWrapperConstructor, if it had '
+                'none)'
+            )
+        base = base or 'DefaultOptimWrapperConstructor'
         self._base = OPTIM_WRAPPER_CONSTRUCTORS.build(
             dict(
                 type=base,

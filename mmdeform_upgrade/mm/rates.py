@@ -18,11 +18,11 @@ from mmengine.registry import OPTIMIZERS, PARAM_SCHEDULERS
 from torch import nn
 
 from ..config.lengths import Length
-from ..config.rates import check_offset_rates
+from ..config.rates import check_offset_rates, idle_rules
 from ..config.schedule import schedule_changes
 from ..config.schedulers import converted
 from ..config.settings import last_iteration, listed_schedulers, scheduled_iterations, type_name
-from ..errors import ConfigError, UpgradeError
+from ..errors import ConfigError, UpgradeError, listed
 from ..offsets import OffsetOptimizer, split_offsets
 
 _OF_THE_OPTIMIZER = ('constructor', 'base_constructor', 'optimizer', 'offset_optimizer', 'paramwise_cfg')
@@ -53,6 +53,8 @@ def describe_rates(network: nn.Module, cfg: Mapping[str, Any]) -> str:
     note = '' if hook == 'ParamSchedulerHook' else f'; {hook} changes these rates during training'
     if (scaling := cfg.get('auto_scale_lr') or {}).get('enable'):
         note += f'; auto_scale_lr multiplies these by the pictures of a step / {scaling.get("base_batch_size")}'
+    if idle := idle_rules(cfg.get('optim_wrapper') or {}):
+        note += f'; paramwise_cfg.{listed(idle)} does not change the rate of the offsets, offset_optimizer.lr does'
     columns = {kind: [i for i, key in enumerate(groups) if kind in key[1:]] for kind in (False, True)}
     return f'{name} {_span(history, columns[False])}; offsets: {own} {_span(history, columns[True])}{note}'
 

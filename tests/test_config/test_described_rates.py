@@ -7,6 +7,7 @@ from mmengine.config import Config
 from mmengine.registry import OPTIM_WRAPPERS, OPTIMIZERS
 
 from mmdeform_upgrade import shorten_schedule
+from mmdeform_upgrade.errors import ConfigError
 from mmdeform_upgrade.mm.rates import describe_rates
 
 from .optimizers import ADAM, LR, Network, groups
@@ -34,6 +35,7 @@ WARM_UP = dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=
         ([WARM_UP, dict(type='PolyLR', by_epoch=False, begin=2000, end=50000, power=0.9, eta_min=1e-4)], 0.0001),
         ([dict(type='CosineAnnealingLR', by_epoch=False, end=50000, T_max=50000, eta_min=0.002)], 0.002),
         ([WARM_UP, dict(type='MultiStepLR', by_epoch=False, end=50000, milestones=[30000, 40000])], 0.001),
+        ([WARM_UP, dict(type='CosineAnnealingLR', by_epoch=False, begin=2000, T_max=48000, eta_min=0.002)], 0.002),
     ],
 )
 @pytest.mark.parametrize('shorter', [dict(epoch_ratio=1.0), dict(epoch_ratio=0.5), dict(max_iters=400)])
@@ -103,6 +105,30 @@ def test_the_plan_says_what_else_changes_the_rates():
     assert describe_rates(Network(), cfg).endswith('; YOLOv5ParamSchedulerHook changes these rates during training')
     cfg.auto_scale_lr = dict(enable=True, base_batch_size=16)
     assert describe_rates(Network(), cfg).endswith('; auto_scale_lr multiplies these by the pictures of a step / 16')
+
+
+@pytest.mark.parametrize(
+    'rules',
+    [dict(dcn_offset_lr_mult=0.1), dict(custom_keys={'conv_offset': dict(lr_mult=0.1), 'body': dict(lr_mult=1)})],
+)
+def test_rules_that_the_offsets_do_not_follow_are_named(rules, monkeypatch):
+    logged = []
+    monkeypatch.setattr('mmdeform_upgrade.mm.offset_optimizer.print_log', lambda text, **kwargs: logged.append(text))
+    wrapper = dict(ADAM, optimizer=LR, paramwise_cfg=rules)
+    said = describe_rates(Network(), Config(dict(optim_wrapper=wrapper, train_cfg=dict(max_epochs=4))))
+    name = next(iter(rules)) + '.conv_offset' * ('custom_keys' in rules)
+    assert said.endswith(f'; paramwise_cfg.{name} does not change the rate of the offsets, offset_optimizer.lr does')
+    assert len(logged) == 1 and f'paramwise_cfg.{name} does not change the rate of the offsets' in logged[0]
+    same = dict(wrapper, offset_optimizer=dict())
+    assert 'does not change' not in describe_rates(
+        Network(), Config(dict(optim_wrapper=same, train_cfg=dict(max_epochs=4)))
+    )
+
+
+def test_a_decay_by_layers_is_not_lost_without_a_word():
+    wrapper = dict(ADAM, optimizer=LR, paramwise_cfg=dict(decay_rate=0.5, decay_type='layer_wise', num_layers=12))
+    with pytest.raises(ConfigError, match='has decay_rate, num_layers.*and no base_constructor: name the constructor'):
+        describe_rates(Network(), Config(dict(optim_wrapper=wrapper, train_cfg=dict(max_epochs=4))))
 
 
 def test_a_schedule_by_iterations_of_a_small_data_set_can_be_read():

@@ -63,6 +63,38 @@ def test_epochs_become_steps_with_all_that_counts_them():
     assert short.log_processor.by_epoch is False and short.custom_hooks[0].begin_iter == 3
 
 
+WARM_UP = dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000)
+
+
+@pytest.mark.parametrize(
+    'scheduler,expected',
+    [
+        (dict(type='CosineAnnealingLR', T_max=90000), dict(T_max=500)),
+        (dict(type='CosineAnnealingLR', T_max=89000, begin=1000), dict(T_max=494, begin=6)),
+        (dict(type='CosineRestartLR', periods=[30000, 60000]), dict(periods=[167, 333])),
+        (dict(type='MultiStepLR', milestones=[60000, 80000]), dict(milestones=[333, 417])),
+        (dict(type='StepLR', step_size=30000), dict(milestones=[333, 417])),
+        (dict(type='ExponentialLR', gamma=0.999, end=90000), dict(gamma=pytest.approx(0.999**180), end=500)),
+    ],
+)
+def test_schedulers_of_iterations_tell_how_many_a_training_of_epochs_has(scheduler, expected):
+    warm, short = shorten_schedule(_cfg(12, [WARM_UP, dict(scheduler, by_epoch=False)]), max_iters=500).param_scheduler
+    assert {key: short[key] for key in expected} == expected
+    assert warm.end == (50 if scheduler['type'] == 'StepLR' else 6), 'a tenth, where nothing tells'
+
+
+def test_an_exponential_fall_by_an_unknown_number_of_iterations_is_refused():
+    fall = dict(type='ExponentialLR', gamma=0.999, by_epoch=False)
+    with pytest.raises(ConfigError, match='none of the param_scheduler says how many.*give epoch_ratio'):
+        shorten_schedule(_cfg(12, [WARM_UP, fall]), max_iters=500)
+
+
+@pytest.mark.parametrize('length,expected', [({}, 25), (dict(max_iters=8), 1), (dict(max_iters=500), 50)])
+def test_hooks_that_wait_for_an_iteration_wait_for_less_in_a_training_of_epochs(length, expected):
+    cfg = _cfg(12, [], custom_hooks=[dict(type='EMAHook', begin_iter=100)])
+    assert shorten_schedule(cfg, **length).custom_hooks[0].begin_iter == expected
+
+
 def test_a_short_training_does_not_validate_as_often_as_a_long_one():
     cfg = _cfg(240, [], default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=10)))
     short = shorten_schedule(cfg, max_iters=400)

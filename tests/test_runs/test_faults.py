@@ -94,6 +94,17 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over_with_a_warning(whole_run,
     assert re.search(f'resume: .*{reason}.* Resuming from the newest checkpoint that is whole: .*epoch_2.pth', text)
 
 
+def test_checkpoints_in_another_folder_are_found_there(whole_run):
+    elsewhere = whole_run.with_name('elsewhere') / whole_run.name
+    elsewhere.mkdir(parents=True)
+    for path in whole_run.glob('epoch_*.pth'):
+        path.rename(elsewhere / path.name)
+    (whole_run / 'last_checkpoint').write_text(str(elsewhere / 'epoch_3.pth'))
+    assert find_resumable(str(whole_run)) == str(elsewhere / 'epoch_3.pth')
+    _cut(elsewhere / 'epoch_3.pth')
+    assert find_resumable(str(whole_run)) == str(elsewhere / 'epoch_2.pth')
+
+
 def test_a_folder_that_was_moved_is_gone_on_in(whole_run):
     moved = whole_run.rename(whole_run.with_name('moved'))
     assert find_resumable(str(moved)) == str(moved / 'epoch_3.pth')

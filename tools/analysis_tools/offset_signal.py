@@ -22,7 +22,7 @@ def parse_args(argv):
     parser.add_argument('config', help="the baseline's config")
     parser.add_argument('checkpoint', help='the trained baseline')
     parser.add_argument('--targets', nargs='+', help='layers to measure (default: all spatial convolutions that train)')
-    parser.add_argument('--exclude', nargs='+', default=[], help='names to leave alone')
+    parser.add_argument('--exclude', nargs='+', default=[], help='what to leave alone, as --targets')
     parser.add_argument('--part', default='backbone', help='component of the model (default: backbone)')
     parser.add_argument('--batches', type=int, default=32, help='training batches (default: 32)')
     parser.add_argument('--offset-lr', type=float, default=OFFSET_LR, help="rate of the offsets' Adam (default: 0.002)")
@@ -40,8 +40,8 @@ def main(argv=None):
     report = measure_signal(
         read_config(args.config),
         args.checkpoint,
-        targets=args.targets[0] if args.targets and len(args.targets) == 1 else args.targets,
-        exclude=args.exclude,
+        targets=command_line.one_or_several(args.targets or []) or None,
+        exclude=command_line.one_or_several(args.exclude),
         part=args.part,
         batches=args.batches,
         lr=args.offset_lr,

@@ -73,9 +73,13 @@ def find_resumable(work_dir: str) -> str | None:
     named = (find_latest_checkpoint(work_dir) or '').strip('\0 \n')  # a run that was killed may leave zeros in it
     if '://' in named or os.path.isdir(named):
         return named  # storage of other kinds, which has its own readers
+    folders = dict.fromkeys(
+        map(os.path.abspath, (work_dir, os.path.dirname(named) or work_dir))
+    )  # CheckpointHook's out_dir
     saved = [
         path
-        for path in glob.glob(os.path.join(glob.escape(os.path.abspath(work_dir)), '*.pth'))
+        for folder in folders
+        for path in glob.glob(os.path.join(glob.escape(folder), '*.pth'))
         if re.fullmatch(r'(?:epoch|iter)_\d+\.pth', os.path.basename(path))
     ]
     saved.sort(key=os.path.getmtime, reverse=True)  # not by number: an older run may have gone further
