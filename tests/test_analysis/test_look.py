@@ -81,7 +81,25 @@ def test_the_tool_draws_and_says_the_statistics(upgraded, tmp_path):
         '1.conv2',
     ).stdout
     assert 'backbone.layer4.1.conv2: mean' in text and 'outside the map' in text
-    assert mmcv.imread(str(out)).shape[1] > 1000
+    height, wide, _ = mmcv.imread(str(out)).shape
+    assert wide > 1000
+    # Two positions in rows, one layer back: taller and narrower.
+    run_tool(
+        'analysis_tools/show_offsets.py',
+        image,
+        config,
+        checkpoint,
+        '--out',
+        out,
+        '--count',
+        2,
+        '--depth',
+        1,
+        '--group',
+        0,
+    )
+    rows, columns, _ = mmcv.imread(str(out)).shape
+    assert rows > 1.5 * height and columns < 0.8 * wide
 
 
 def test_another_layer_is_followed_back_and_has_its_own_field(upgraded):
