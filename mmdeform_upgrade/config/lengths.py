@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,14 @@ class Scale:
             return self(steps)
         return max(self(steps), math.ceil(self.after.total / VALIDATIONS))
 
+    def in_iterations(self, scheduler: Mapping[str, Any]) -> bool:
+        """Whether a scheduler counted iterations in a training of epochs that becomes one of iterations."""
+        return self.to_iters and not self.before.counts(scheduler)
+
+    def of(self, scheduler: Mapping[str, Any]) -> Callable[[float], int]:
+        """What converts the numbers of a scheduler."""
+        return self.of_iterations if self.in_iterations(scheduler) else self
+
     def of_iterations(self, steps: float) -> int:
         """A number of iterations in a training that counted epochs."""
         if self.iterations:
@@ -110,8 +118,6 @@ class Scale:
             return {}
         kind = type_name(hook.get('type', ''))
         counted = [key for key in _HOOK_KEYS[self.before.unit] if is_count(hook.get(key))]
-        of_epochs = self.before.unit == 'epochs'
-        iterations = [key for key in _HOOK_KEYS['iters'] if of_epochs and is_count(hook.get(key))]
         if kind in ('CheckpointHook', 'EvalHook') and self.before.counts(hook):
             counted += [key for key in ('interval', 'save_begin') if is_count(hook.get(key))]
         if self.to_iters and (lost := [key for key in counted if key in _HOOK_KEYS['epochs'] and hook[key] > 0]):
@@ -124,12 +130,12 @@ class Scale:
             new = self.interval(hook[key]) if key == 'interval' else self(hook[key])
             if key in _BEGINS and hook[key] < self.before.total:  # a last part that is rounded to nothing never begins
                 new = min(new, self.after.total - 1)
-            if new != hook[key]:
+            changes[key] = new
+        for key in _HOOK_KEYS['iters'] if self.before.unit == 'epochs' else ():
+            if is_count(hook.get(key)):
+                new = min(self.of_iterations(hook[key]), self.after.total - 1) if self.to_iters else self(hook[key])
                 changes[key] = new
-        for key in iterations:
-            new = min(self.of_iterations(hook[key]), self.after.total - 1) if self.to_iters else self(hook[key])
-            if new != hook[key]:
-                changes[key] = new
+        changes = {key: new for key, new in changes.items() if new != hook[key]}
         if self.to_iters and kind == 'CheckpointHook' and self.before.counts(hook):
             changes['by_epoch'] = False
         return changes

@@ -88,7 +88,10 @@ def idle_rules(wrapper: Mapping[str, Any]) -> list[str]:
     """Rules of ``paramwise_cfg`` for the offsets' rate that an optimizer of their own does not follow."""
     if 'type' not in (wrapper.get('offset_optimizer') or {}):
         return []
-    paramwise = wrapper.get('paramwise_cfg') or {}
+    return _rules_of_offsets(wrapper.get('paramwise_cfg') or {})
+
+
+def _rules_of_offsets(paramwise: Mapping[str, Any]) -> list[str]:
     keys = [f'custom_keys.{key}' for key in paramwise.get('custom_keys') or {} if 'conv_offset' in key]
     return keys + [_OF_OFFSETS] * (_OF_OFFSETS in paramwise)
 
@@ -105,8 +108,7 @@ def _offset_changes(
     if kind is None:
         if upgraded and lr is lr_mult is None:
             return {}
-        keys = paramwise.get('custom_keys') or {}
-        said = lr_mult is not None or _OF_OFFSETS in paramwise or any('conv_offset' in key for key in keys)
+        said = lr_mult is not None or _rules_of_offsets(paramwise)
         kind = 'same' if lr is None and (said or 'optimizer' not in wrapper) else OFFSET_OPTIMIZER
     if kind not in ('same', 'adam'):
         raise ConfigError(f"offset_optimizer={kind!r}: expected 'same' or 'adam'")

@@ -53,8 +53,7 @@ def _plateau(scheduler: dict[str, Any], scale: Scale, validations: float) -> dic
 def _scaled(scheduler: dict[str, Any], scale: Scale) -> dict[str, Any] | None:
     begin, end = scheduler.get('begin') or 0, scheduler.get('end', math.inf)
     full_cycle = scheduler.get('T_max') == end - begin
-    in_iterations = scale.to_iters and not scale.before.counts(scheduler)
-    scheduler = converted(scheduler, scale.of_iterations if in_iterations else scale)
+    scheduler = converted(scheduler, scale.of(scheduler))
     # MMEngine's schedulers change the rate between their first and last step. One of a single step never gets that
     # far: a warm-up would leave the rate at its start factor for the whole training.
     least = 1 if scheduler.get('convert_to_iter_based') else 2
@@ -63,12 +62,12 @@ def _scaled(scheduler: dict[str, Any], scale: Scale) -> dict[str, Any] | None:
     if full_cycle:
         scheduler['T_max'] = scheduler['end'] - (scheduler.get('begin') or 0)
     if type_name(scheduler['type']).startswith('Exponential') and scheduler.get('gamma') is not None:
-        scheduler['gamma'] = scheduler['gamma'] ** (1 / _ratio(scale, in_iterations))
+        scheduler['gamma'] = scheduler['gamma'] ** (1 / _ratio(scale, scheduler))
     return _by_iteration(scheduler) if scale.to_iters else scheduler
 
 
-def _ratio(scale: Scale, in_iterations: bool) -> float:
-    if not in_iterations:
+def _ratio(scale: Scale, scheduler: Mapping[str, Any]) -> float:
+    if not scale.in_iterations(scheduler):
         return scale.ratio
     if not scale.iterations:
         raise ConfigError(
@@ -97,10 +96,7 @@ def _paper_steps(scheduler: dict[str, Any], scale: Scale) -> list[dict[str, Any]
     total = scale.after.total
     steps = sorted({round_half_up(total * part) for part in DECAY_AT})
     kept = {key: value for key, value in scheduler.items() if key not in ('milestones', 'step_size')}
-    scheduler = {
-        **converted(kept, scale if scale.before.counts(scheduler) else scale.of_iterations),
-        'gamma': DECAY_FACTOR,
-    }
+    scheduler = {**converted(kept, scale.of(scheduler)), 'gamma': DECAY_FACTOR}
     if is_count(scheduler.get('end')):  # who doubles the epochs often leaves the end, behind which no rate changes
         scheduler['end'] = max(scheduler['end'], total)
     if type_name(scheduler['type']) == 'StepLR':

@@ -82,10 +82,8 @@ def check_loop(cfg: Config, loop: str) -> None:
     """Refuse a config that lacks what one of a runner's loops needs (``'train'``, ``'val'``, ``'test'``)."""
     needed = (f'{loop}_dataloader', f'{loop}_cfg', 'optim_wrapper' if loop == 'train' else f'{loop}_evaluator')
     if missing := [key for key in needed if cfg.get(key) is None]:
-        words = {'train': 'train', 'val': 'validate', 'test': 'test'}
-        raise ConfigError(
-            f'the config has no {", ".join(missing)}, without which there is nothing to {words[loop]}: set them'
-        )
+        verb = 'validate' if loop == 'val' else loop
+        raise ConfigError(f'the config has no {", ".join(missing)}, without which there is nothing to {verb}: set them')
 
 
 def _take_gpu() -> None:

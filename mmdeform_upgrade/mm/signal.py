@@ -142,9 +142,10 @@ def measure_signal(
     network.to(device)
     prepared = [_prepared(network, batch) for batch in first]
     classes = getattr(loader.dataset, 'metainfo', {}).get('classes') or ()
-    while not (objects := _annotated(prepared, classes)) and len(first) < batches:  # most pictures may show none
+    objects = _annotated(prepared, classes)
+    while not objects and len(first) < batches:  # most pictures may show none
         first.append(next(stream))
-        prepared.append(_prepared(network, first[-1]))
+        objects = _annotated([_prepared(network, first[-1])], classes)
     extents = _extents(objects, len(first))
     every = upgradable_names(dict(component.named_modules()))
     layers = {name: module for name, module in component.named_modules() if name in names}

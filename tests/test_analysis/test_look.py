@@ -67,37 +67,13 @@ def test_the_fields_differ_once_offsets_have_moved(upgraded):
 
 def test_the_tool_draws_and_says_the_statistics(upgraded, tmp_path):
     config, checkpoint, image = upgraded
-    out = tmp_path / 'offsets.png'
-    text = run_tool(
-        'analysis_tools/show_offsets.py',
-        image,
-        config,
-        checkpoint,
-        '--out',
-        out,
-        '--points',
-        '48,48',
-        '--layer',
-        '1.conv2',
-    ).stdout
+    show = ('analysis_tools/show_offsets.py', image, config, checkpoint, '--out', out := tmp_path / 'offsets.png')
+    text = run_tool(*show, '--points', '48,48', '--layer', '1.conv2').stdout
     assert 'backbone.layer4.1.conv2: mean' in text and 'outside the map' in text
     height, wide, _ = mmcv.imread(str(out)).shape
     assert wide > 1000
     # Two positions in rows, one layer back: taller and narrower.
-    run_tool(
-        'analysis_tools/show_offsets.py',
-        image,
-        config,
-        checkpoint,
-        '--out',
-        out,
-        '--count',
-        2,
-        '--depth',
-        1,
-        '--group',
-        0,
-    )
+    run_tool(*show, '--count', 2, '--depth', 1, '--group', 0)
     rows, columns, _ = mmcv.imread(str(out)).shape
     assert rows > 1.5 * height and columns < 0.8 * wide
 

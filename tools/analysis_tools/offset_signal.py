@@ -21,7 +21,9 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help="the baseline's config")
     parser.add_argument('checkpoint', help='the trained baseline')
-    parser.add_argument('--targets', nargs='+', help='layers to measure (default: all spatial convolutions that train)')
+    parser.add_argument(
+        '--targets', nargs='+', default=[], help='layers to measure (default: all spatial convolutions that train)'
+    )
     parser.add_argument('--exclude', nargs='+', default=[], help='what to leave alone, as --targets')
     parser.add_argument('--part', default='backbone', help='component of the model (default: backbone)')
     parser.add_argument('--batches', type=int, default=32, help='training batches (default: 32)')
@@ -40,7 +42,7 @@ def main(argv=None):
     report = measure_signal(
         read_config(args.config),
         args.checkpoint,
-        targets=command_line.one_or_several(args.targets or []) or None,
+        targets=command_line.one_or_several(args.targets),
         exclude=command_line.one_or_several(args.exclude),
         part=args.part,
         batches=args.batches,
